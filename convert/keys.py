@@ -1,0 +1,143 @@
+"""Which torch tensors make which of our parameters: one rule table per network, and its check.
+
+Our modules are named after diffusers' state dict, so that a name is translated by the few rewrites
+below. Every source format is first renamed to diffusers' names (`ldm.py`, `normalise`).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Rules = Sequence[tuple[str, str]]
+
+UNET: Rules = (
+    (r"\.block\.", ".transformer_blocks.0."),
+    (r"\.ff\.geglu\.proj\.", ".ff.net.0.proj."),
+    (r"\.ff\.out\.", ".ff.net.2."),
+    (r"\.to_out\.", ".to_out.0."),
+    (r"\.(down|up)sampler\.", r".\1samplers.0."),
+    (r"^position_net\.linears\.2\.", "position_net.linears.4."),  # the odd ones are SiLUs
+    (r"^position_net\.linears\.1\.", "position_net.linears.2."),
+)
+VAE: Rules = (
+    (r"\.attention\.", ".attentions.0."),
+    (r"\.to_out\.", ".to_out.0."),
+    (r"\.(down|up)sampler\.", r".\1samplers.0."),
+)
+TEXT: Rules = (
+    (r"^(token|position)_embedding\.", r"embeddings.\1_embedding."),
+    (r"^layers\.", "encoder.layers."),
+)
+RULES: dict[str, Rules] = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
+
+PACKED = {  # one of ours, side by side from several of theirs
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+}
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# In old files and in no model: the positions 0..76.
+IGNORED = re.compile(r"(^|\.)embeddings\.position_ids$")
+
+
+class KeyMismatch(ValueError):
+    """The tensors of a source and the parameters of its config are not a bijection."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One of our parameters, the tensors that make it, and its shape."""
+
+    path: str  # "unet/conv_in/kernel"
+    sources: tuple[str, ...]  # names in the network's diffusers state dict
+    shape: tuple[int, ...]
+
+    def source_shapes(self) -> set[tuple[int, ...]]:
+        """The shapes that each of the sources may have."""
+        if not self.shape:
+            return {()}
+        *inner, fan_out = self.shape
+        fan_out //= len(self.sources)
+        if not self.path.endswith("/kernel"):
+            return {(*inner, fan_out)}
+        if len(inner) == 3:  # OIHW behind HWIO
+            return {(fan_out, inner[2], inner[0], inner[1])}
+        return {(fan_out, inner[0]), (fan_out, inner[0], 1, 1)}
+
+    def build(self, tensors: Sequence[np.ndarray]) -> np.ndarray:
+        """Our parameter from its tensors: outputs last, channels last, packed ones side by side."""
+        if self.path.endswith("/kernel"):
+            if len(self.shape) == 4:
+                tensors = [t.transpose(2, 3, 1, 0) for t in tensors]
+            else:  # linear, or a 1x1 convolution
+                tensors = [t.reshape(t.shape[:2]).T for t in tensors]
+        return np.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
+
+
+def torch_names(path: str) -> tuple[str, ...]:
+    """The diffusers names behind one of our paths, without the network's name."""
+    network, *parts = path.split("/")
+    parts[-1] = LEAVES.get(parts[-1], parts[-1])
+    name = ".".join(parts)
+    for pattern, replacement in RULES[network]:
+        name = re.sub(pattern, replacement, name)
+    for packed, singles in PACKED.items():
+        if f".{packed}." in name:
+            return tuple(name.replace(f".{packed}.", f".{single}.") for single in singles)
+    return (name,)
+
+
+def normalise(network: str, name: str) -> str:
+    """Today's diffusers name of a tensor: without the text encoder's prefixes and old VAE names."""
+    if network == "text_encoder":
+        return re.sub(r"^(transformer\.)?(text_model\.)?", "", name)
+    if network == "vae":
+        return re.sub(
+            r"(attentions\.0\.)(query|key|value|proj_attn)\.",
+            lambda m: m[1] + OLD_VAE_ATTENTION[m[2]] + ".",
+            name,
+        )
+    return name
+
+
+def match(
+    shapes: dict[str, tuple[int, ...]], tensors: dict[str, dict[str, tuple[int, ...]]]
+) -> list[Leaf]:
+    """A leaf for each of our parameters, in the order of `shapes`.
+
+    shapes: ours by path. tensors: theirs, per network, by normalised name. Raises KeyMismatch that
+    lists every parameter without a tensor (-), tensor without a parameter (+) and wrong shape (!).
+    """
+    leaves = [Leaf(path, torch_names(path), shape) for path, shape in shapes.items()]
+    problems, used = [], set()
+    for leaf in leaves:
+        network = leaf.path.split("/")[0]
+        allowed = leaf.source_shapes()
+        for name in leaf.sources:
+            used.add((network, name))
+            found = tensors[network].get(name)
+            if found is None:
+                problems.append(f"- {network}: {name} is missing (for {leaf.path})")
+            elif found not in allowed:
+                wanted = " or ".join(map(str, sorted(allowed, key=len)))
+                problems.append(f"! {network}: {name} has shape {found}, the config asks for {wanted}")
+    problems += [f"+ {n}: {name} has no place in the model" for n, name in _unused(tensors, used)]
+    if problems:
+        raise KeyMismatch(
+            f"{len(problems)} tensors do not fit the model that the config describes:\n  "
+            + "\n  ".join(problems)
+        )
+    return leaves
+
+
+def _unused(
+    tensors: dict[str, dict[str, tuple[int, ...]]], used: set[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    for network, names in tensors.items():
+        for name in names:
+            if (network, name) not in used and not IGNORED.search(name):
+                yield network, name

@@ -1,0 +1,123 @@
+"""The names of the original (LDM / CompVis) layout, as diffusers names: one table from the config.
+
+Used for the original GLIGEN pickle, for its adapter-only files, and for single-file SD1.x.
+"""
+
+import functools
+
+from reground_jax.config import ModelConfig, UNetConfig, VAEConfig
+
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+VAE_ATTENTION = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
+
+
+@functools.cache
+def unet_prefixes(config: UNetConfig) -> dict[str, str]:
+    """LDM prefix to diffusers prefix, for every module of the U-Net."""
+    table = {
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "input_blocks.0.0": "conv_in",
+        "out.0": "conv_norm_out",
+        "out.2": "conv_out",
+        "middle_block.1": "mid_block.attentions.0",
+        "position_net": "position_net",
+    }
+
+    def resnet(ldm: str, diffusers: str) -> None:
+        table.update({f"{ldm}.{ours}": f"{diffusers}.{theirs}" for ours, theirs in RESNET.items()})
+
+    resnet("middle_block.0", "mid_block.resnets.0")
+    resnet("middle_block.2", "mid_block.resnets.1")
+
+    levels, index = len(config.block_channels), 1
+    for level in range(levels):
+        for layer in range(config.layers_per_block[level]):
+            resnet(f"input_blocks.{index}.0", f"down_blocks.{level}.resnets.{layer}")
+            if config.down_attention[level]:
+                table[f"input_blocks.{index}.1"] = f"down_blocks.{level}.attentions.{layer}"
+            index += 1
+        if level < levels - 1:
+            table[f"input_blocks.{index}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+            index += 1
+
+    index = 0
+    for up, level in enumerate(reversed(range(levels))):
+        attention = config.up_attention[up]
+        for layer in range(config.layers_per_block[level] + 1):
+            resnet(f"output_blocks.{index}.0", f"up_blocks.{up}.resnets.{layer}")
+            if attention:
+                table[f"output_blocks.{index}.1"] = f"up_blocks.{up}.attentions.{layer}"
+            index += 1
+        if level > 0:  # shares the last entry of its level, after the attention where there is one
+            table[f"output_blocks.{index - 1}.{2 if attention else 1}.conv"] = (
+                f"up_blocks.{up}.upsamplers.0.conv"
+            )
+    return table
+
+
+@functools.cache
+def vae_prefixes(config: VAEConfig) -> dict[str, str]:
+    """LDM prefix to diffusers prefix, for every module of the autoencoder."""
+    levels = len(config.block_channels)
+    table = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+    for half in ("encoder", "decoder"):
+        table |= {
+            f"{half}.conv_in": f"{half}.conv_in",
+            f"{half}.conv_out": f"{half}.conv_out",
+            f"{half}.norm_out": f"{half}.conv_norm_out",
+            f"{half}.mid.block_1": f"{half}.mid_block.resnets.0",
+            f"{half}.mid.block_2": f"{half}.mid_block.resnets.1",
+        }
+        table |= {
+            f"{half}.mid.attn_1.{theirs}": f"{half}.mid_block.attentions.0.{ours}"
+            for theirs, ours in VAE_ATTENTION.items()
+        }
+    for level in range(levels):
+        up = levels - 1 - level  # decoder.up counts from the highest resolution
+        table |= {
+            f"encoder.down.{level}.downsample.conv": f"encoder.down_blocks.{level}.downsamplers.0.conv",
+            f"decoder.up.{level}.upsample.conv": f"decoder.up_blocks.{up}.upsamplers.0.conv",
+        }
+        for half, ldm, diffusers, extra in (
+            ("encoder", f"down.{level}", f"down_blocks.{level}", 0),
+            ("decoder", f"up.{level}", f"up_blocks.{up}", 1),
+        ):
+            for layer in range(config.layers_per_block + extra):
+                ldm_resnet = f"{half}.{ldm}.block.{layer}"
+                resnet = f"{half}.{diffusers}.resnets.{layer}"
+                table[ldm_resnet] = resnet
+                table[f"{ldm_resnet}.nin_shortcut"] = f"{resnet}.conv_shortcut"
+    return table
+
+
+def diffusers_name(name: str, prefixes: dict[str, str]) -> str:
+    """`name` with its longest known prefix translated; unchanged where no prefix is known."""
+    head = name
+    while "." in head:
+        head = head.rsplit(".", 1)[0]
+        if head in prefixes:
+            return prefixes[head] + name[len(head) :]
+    return name
+
+
+def rename(network: str, name: str, config: ModelConfig) -> str:
+    """The diffusers name of an original tensor name (without the file's own network prefix)."""
+    if network == "unet":
+        return diffusers_name(name, unet_prefixes(config.unet))
+    if network == "vae":
+        return diffusers_name(name, vae_prefixes(config.vae))
+    return name

@@ -1,0 +1,113 @@
+"""The safetensors format: 8 bytes of header length, a JSON header, then raw arrays back to back.
+
+Read here rather than by the safetensors package, whose NumPy side knows no bfloat16 and maps the
+whole file into memory. Format: https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .stored import StoredArray
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+def read_header(path: str | Path) -> dict[str, StoredArray]:
+    """Where each array of the file lies, by name, in file order; reads the header alone.
+
+    Raises ValueError, in one sentence with the file and the bytes expected and found, where the
+    file is truncated or its header is no description of the bytes that follow.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    length, header = _header(path, size)
+    start = 8 + length
+    arrays = {}
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: _begin(path, *item)):
+        arrays[name] = _array(path, name, entry, start, expected_begin=end)
+        end = entry["data_offsets"][1]
+    if start + end != size:
+        state = "truncated" if size < start + end else "longer than its header says"
+        raise ValueError(
+            f"{path} is {state}: {start + end} bytes expected, {size} found; "
+            "copy or download it again"
+        )
+    return arrays
+
+
+def _header(path: Path, size: int) -> tuple[int, dict[str, Any]]:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > LONGEST_HEADER:
+            raise ValueError(
+                f"{path} ({size} bytes) is no safetensors file: its first 8 bytes should be the "
+                f"length of its header, at most {LONGEST_HEADER} bytes; copy or download it again"
+            )
+        text = file.read(length)
+    if len(text) < length:
+        raise ValueError(
+            f"{path} is truncated: its header alone needs {8 + length} bytes, {size} found; "
+            "copy or download it again"
+        )
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise ValueError(_corrupt(path, f"not JSON: {error}")) from error
+    if not isinstance(header, dict):
+        raise ValueError(_corrupt(path, f"a {type(header).__name__}, not a dict"))
+    header.pop("__metadata__", None)
+    return length, header
+
+
+def _begin(path: Path, name: str, entry: Any) -> tuple[int, int]:
+    """Sort key: begin, end of the array's bytes. Checks the entry's form on the way."""
+    try:
+        begin, end = entry["data_offsets"]
+        numbers = [begin, end, *entry["shape"]]
+        if all(type(n) is int and n >= 0 for n in numbers) and isinstance(entry["dtype"], str):
+            return begin, end
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(_corrupt(path, f"{name} is described as {entry!r}"))
+
+
+def _array(path: Path, name: str, entry: Any, start: int, expected_begin: int) -> StoredArray:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(
+            f"{path}: {name} has dtype {entry['dtype']}, which is not read here; "
+            f"save it as one of {', '.join(DTYPES)}"
+        )
+    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    needed = math.prod(shape) * dtype.itemsize
+    if begin != expected_begin or end - begin != needed:
+        raise ValueError(
+            _corrupt(
+                path,
+                f"{name} of {needed} bytes, which should begin at {expected_begin}, "
+                f"is said to lie at {begin}..{end}",
+            )
+        )
+    return StoredArray(path, start + begin, dtype, shape)
+
+
+def _corrupt(path: Path, reason: str) -> str:
+    return f"{path} has a corrupt safetensors header ({reason}); copy or download it again"

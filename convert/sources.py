@@ -1,0 +1,283 @@
+"""Where a checkpoint's arrays come from: files, folders and the Hub behind one lazy interface."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from . import hub
+from .pickles import load_torch, plain
+from .safetensors import read_header
+from .stored import StoredArray
+
+Kind = Literal["ours", "diffusers", "original", "ldm", "adapter"]
+
+ORIGINAL_PARTS = ("model", "text_encoder", "autoencoder", "diffusion")
+# A folder's weights, by preference: full precision before fp16, safetensors before pickles, one
+# file before shards.
+STEMS = {
+    "safetensors": ("diffusion_pytorch_model", "model"),
+    "bin": ("diffusion_pytorch_model", "pytorch_model"),
+}
+FORMAT = "reground-jax"  # config.json of a model directory of ours says {"format": FORMAT, ...}
+
+
+class TensorFile:
+    """Named arrays, none of them read yet: from one file, from shards, or from part of a pickle."""
+
+    def __init__(self, arrays: Mapping[str, StoredArray], name: str) -> None:
+        """`name` says in messages where the arrays are from."""
+        if stray := [key for key, value in arrays.items() if not isinstance(value, StoredArray)]:
+            kind = type(arrays[stray[0]]).__name__
+            raise ValueError(
+                f"{name}: {stray[0]!r} is a {kind}, but a state dict holds arrays only"
+            )
+        self._arrays = dict(arrays)
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"TensorFile({self.name}, {len(self._arrays)} arrays, {self.nbytes} bytes)"
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def keys(self) -> list[str]:
+        """All names, in the order of the file."""
+        return list(self._arrays)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._arrays[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """NumPy dtype; bfloat16 is that of ml_dtypes."""
+        return self._arrays[name].dtype
+
+    def read(self, name: str) -> np.ndarray:
+        """The array, read from the file now; nothing is kept. Raises ValueError if truncated."""
+        return self._arrays[name].read()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays together, views of shared storage counted each."""
+        return sum(array.size * array.dtype.itemsize for array in self._arrays.values())
+
+
+def open_tensors(path: str | Path) -> TensorFile:
+    """The arrays of one file: `.safetensors`, `*.index.json` with its shards, or a torch pickle.
+
+    A pickle holds a flat state dict, or that under the one key "state_dict". Raises ValueError
+    (see `safetensors.read_header`, `pickles.load_torch`) for a file that cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; check the path")
+    if path.suffix == ".safetensors":
+        return TensorFile(read_header(path), str(path))
+    if path.suffix == ".json":
+        return _open_shards(path)
+    content = load_torch(path)
+    if isinstance(content, dict) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; a dict of arrays was expected")
+    return TensorFile(content, str(path))
+
+
+def _open_shards(index: Path) -> TensorFile:
+    try:
+        where = json.loads(index.read_text())["weight_map"]
+        shards = {name: open_tensors(index.parent / Path(name).name) for name in where.values()}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{index} is no index of shards ({error!r}): a weight_map from array to file was expected"
+        ) from error
+    if lost := [(key, shard) for key, shard in where.items() if key not in shards[shard]]:
+        key, shard = lost[0]
+        raise ValueError(
+            f"{index} says that {key} is in {shard}, which does not have it (and {len(lost) - 1} "
+            "more); download all files of the folder again"
+        )
+    return TensorFile({key: shards[shard]._arrays[key] for key, shard in where.items()}, str(index))
+
+
+def open_folder(folder: str | Path, variant: str | None = None) -> TensorFile:
+    """The weights of one sub-folder of a diffusers model (`unet`, `vae`, `text_encoder`).
+
+    See `pick_weights` for which file that is. Raises ValueError that lists what was looked for.
+    """
+    folder = Path(folder)
+    present = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    picked = pick_weights(present, variant)
+    if picked is None:
+        raise ValueError(
+            f"{folder} has no weights: looked for {', '.join(weight_names(variant))}; "
+            f"it has {', '.join(sorted(present)) or 'nothing'}"
+        )
+    return open_tensors(folder / picked)
+
+
+def pick_weights(names: Iterable[str], variant: str | None = None) -> str | None:
+    """The first of `weight_names(variant)` that is among the file names; None if none is."""
+    present = set(names)
+    return next((name for name in weight_names(variant) if name in present), None)
+
+
+def weight_names(variant: str | None = None) -> list[str]:
+    """File names that weights can have, best first. A variant ("fp16") asks for that one alone;
+    None prefers the plain files, and takes fp16 where there are no others.
+    """
+    names = []
+    for form in (variant,) if variant else (None, "fp16"):
+        dot = f".{form}" if form else ""
+        for ending, stems in STEMS.items():
+            names += [f"{stem}{dot}.{ending}" for stem in stems]
+            names += [f"{stem}.{ending}.index{dot}.json" for stem in stems]
+            if form:  # how diffusers named the index before 0.32
+                names += [f"{stem}{dot}.{ending}.index.json" for stem in stems]
+    return names
+
+
+def open_original(path: str | Path) -> tuple[dict[str, TensorFile], dict[str, Any]]:
+    """An original GLIGEN checkpoint: its four state dicts by ORIGINAL_PARTS, and its config.
+
+    The config is plain dicts and lists; see `original_configs.translate`. Raises ValueError if the
+    file is another kind of pickle.
+    """
+    content = load_torch(path)
+    wanted = (*ORIGINAL_PARTS, "config_dict")
+    if not isinstance(content, dict) or (missing := [key for key in wanted if key not in content]):
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{path} is no original GLIGEN checkpoint: it should be a dict of {', '.join(wanted)}, "
+            f"but {'lacks ' + ', '.join(missing) if isinstance(content, dict) else f'is {found}'}"
+        )
+    parts = {part: TensorFile(content[part], f"{path}[{part}]") for part in ORIGINAL_PARTS}
+    return parts, plain(content["config_dict"])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine, and its form.
+
+    "ours": a model directory of this package. "diffusers": a folder of components. "original": the
+    original code's pickle. "ldm": one file of Stable Diffusion 1.x in CompVis's key layout.
+    "adapter": fusers and position net alone, by the original names.
+    """
+
+    kind: Kind
+    path: Path
+
+
+def resolve(source: str | Path, variant: str | None = None) -> Source:
+    """An existing folder or file, else a Hub id (`owner/name`, `owner/name/file`, `...@revision`),
+    of which the needed files alone are downloaded.
+
+    Raises ValueError for a path or id that is not there, or that holds no checkpoint of a known kind.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return detect(path)
+    if hub.parse(str(source)) is None:
+        raise ValueError(
+            f"{source!s} does not exist; give an existing folder or file, or a Hub id (owner/name)"
+        )
+    return detect(hub.download(str(source), lambda names: hub_files(names, variant)))
+
+
+def resolve_tokenizer(source: str | Path) -> Path:
+    """The same for a tokenizer: an existing folder or merges file, else a Hub id."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if hub.parse(str(source)) is None:
+        raise ValueError(
+            f"tokenizer {source!s} does not exist; give a folder with tokenizer.json, or with "
+            "vocab.json and merges.txt, a merges file (bpe_simple_vocab_16e6.txt.gz), or a Hub id"
+        )
+    return hub.download(str(source), hub.tokenizer_files)
+
+
+def hub_files(names: list[str], variant: str | None = None) -> list[str]:
+    """Which files of a repository a conversion needs, out of all its files."""
+    if "unet/config.json" not in names:
+        return [_only_weights([name for name in names if "/" not in name])]
+    wanted = [name for name in names if name == "model_index.json"]
+    wanted += [name for name in names if name.split("/")[0] in ("scheduler", "tokenizer")]
+    for part in ("unet", "vae", "text_encoder"):
+        inside = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
+        chosen = [name for name in inside if name == "config.json"]
+        if picked := pick_weights(inside, variant):
+            chosen.append(picked)
+            if picked.endswith(".json"):
+                ending = "safetensors" if ".safetensors." in picked else "bin"
+                chosen += [name for name in inside if "-of-" in name and name.endswith(ending)]
+        wanted += [f"{part}/{name}" for name in chosen]
+    return wanted
+
+
+def _only_weights(names: list[str]) -> str:
+    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".ckpt"))]
+    if len(weights) != 1:
+        raise ValueError(
+            "neither a diffusers model (no unet/config.json) nor a single weight file, but "
+            f"{', '.join(sorted(weights)) or 'no weights at all'}; name the file itself"
+        )
+    return weights[0]
+
+
+def detect(path: str | Path) -> Source:
+    """What kind of checkpoint an existing path is. Reads headers and configs, no arrays.
+
+    A folder with one weight file in it counts as that file. Raises ValueError if of no known kind.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _detect_folder(path)
+    if path.suffix not in (".safetensors", ".json"):
+        content = load_torch(path)
+        if isinstance(content, dict) and "model" in content:
+            open_original(path)
+            return Source("original", path)
+    keys = open_tensors(path).keys()
+    if keys and all(".fuser." in key or key.startswith("position_net.") for key in keys):
+        return Source("adapter", path)
+    if any(key.startswith("model.diffusion_model.") for key in keys):
+        return Source("ldm", path)
+    shown = ", ".join(keys[:3]) or "nothing"
+    raise ValueError(
+        f"{path} is no checkpoint of a known kind: it has {len(keys)} arrays ({shown}, ...); "
+        "known are the original GLIGEN pickle, a Stable Diffusion 1.x single file "
+        "(model.diffusion_model.*), a GLIGEN adapter (*.fuser.*, position_net.*) and the folder of "
+        "a diffusers model"
+    )
+
+
+def _detect_folder(path: Path) -> Source:
+    config = path / "config.json"
+    fields = json.loads(config.read_text()) if config.is_file() else {}
+    if fields.get("format") == FORMAT:
+        return Source("ours", path)
+    if "_class_name" in fields or "architectures" in fields:
+        name = fields.get("_class_name") or fields["architectures"]
+        raise ValueError(
+            f"{path} is one component of a model ({name}); give the folder above it, which has "
+            "unet, vae, text_encoder and scheduler in it"
+        )
+    if (path / "unet").is_dir() or (path / "model_index.json").is_file():
+        parts = [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]
+        parts.append("scheduler/scheduler_config.json")
+        if missing := [part for part in parts if not (path / part).is_file()]:
+            raise ValueError(
+                f"{path} is an incomplete diffusers model: it lacks {', '.join(missing)}"
+            )
+        return Source("diffusers", path)
+    try:
+        return detect(path / _only_weights([entry.name for entry in path.iterdir()]))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

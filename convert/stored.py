@@ -1,0 +1,89 @@
+"""An array that still lies in its file: where it is, and how to read it.
+
+Both source formats end here: a safetensors file and a torch zip are, past their headers, raw bytes
+at known offsets. Arrays are read one at a time with plain reads. A memory map would save a copy,
+but its touched pages count as resident memory of the process until it is closed.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """`shape` elements of `dtype`, the first one `offset` bytes into the file at `path`.
+
+    `strides` counts elements, not bytes, as torch does; None means row-major and contiguous.
+    """
+
+    path: Path
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+
+    def __setstate__(self, state: object) -> None:
+        """Refuses: a pickle's BUILD instruction could point the array at any file."""
+        raise ValueError("a StoredArray cannot be given a state")
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def span(self) -> int:
+        """How many consecutive elements of the file the array reaches over."""
+        if self.strides is None:
+            return self.size
+        return reach(self.shape, self.strides)
+
+    def read(self) -> np.ndarray:
+        """The array, of `shape` and `dtype`, row-major, in memory of its own.
+
+        Raises ValueError if the file ends before the array does.
+        """
+        expected = self.span * self.dtype.itemsize
+        buffer = np.empty(expected, np.uint8)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.offset)
+            found = read_fully(file, memoryview(buffer))
+        if found != expected:
+            raise ValueError(
+                f"{self.path} is truncated: an array of shape {self.shape} needs {expected} bytes "
+                f"at offset {self.offset}, but only {found} are left; copy or download it again"
+            )
+        flat = buffer.view(self.dtype)
+        if self.strides is None:
+            return flat.reshape(self.shape)
+        strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, strides).copy()
+
+
+def reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last one of a strided array, both included."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides of `shape`, in elements."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def read_fully(file, into: memoryview) -> int:
+    """Fills `into` from an unbuffered file; returns how many bytes there were.
+
+    One `readinto` may return less than asked: Linux stops at 2 GiB.
+    """
+    done = 0
+    while done < len(into):
+        count = file.readinto(into[done:])
+        if not count:
+            break
+        done += count
+    return done

@@ -1,0 +1,333 @@
+"""Pictures of layouts: boxes over an image, a layout alone, and the papers' comparison figure.
+
+Everything returns an RGB `PIL.Image`. A phrase has one colour, in its boxes, its labels and the
+caption, so that three boxes of "a clock" look alike. The font is the one inside Pillow.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from reground_jax.layout import Layout
+
+Picture = UInt8[np.ndarray, "H W 3"] | Image.Image
+Rectangle = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
+Words = list[tuple[str, str]]  # each word with its colour
+
+# White text on each of them, and each of them on white paper, has a contrast of 4.5 (WCAG AA).
+PALETTE = (
+    "#cf222e", "#0969da", "#1a7f37", "#8250df", "#a85200",
+    "#0b7285", "#bf3989", "#5c6a00", "#7a4b32", "#3d4d5c",
+)  # fmt: skip
+PAPER, PANEL, EDGE, INK, MUTED = "#ffffff", "#f5f4f0", "#d5d3cb", "#1f2328", "#656d76"
+TINT = 38  # opacity 0..255 of a box on a layout panel: overlapping boxes stay distinct
+
+SMALLEST = 512  # pixels of the longer side below which labels are hard to read
+SUBTITLES = {
+    "layout": "boxes and phrases",
+    "no_grounding": "Stable Diffusion",
+    "sequential": "GLIGEN",
+    "parallel": "ReGround",
+}
+
+
+def draw_boxes(image: Picture, layout: Layout) -> Image.Image:
+    """The image with the layout's boxes and labels; one smaller than 512 px is enlarged first."""
+    picture = _resized(_picture(image), at_least=SMALLEST)
+    _paint(picture, layout, tint=0)
+    return picture
+
+
+def draw_layout(layout: Layout, *, width: int = 512, height: int = 512) -> Image.Image:
+    """The layout alone on a plain panel of this size in pixels."""
+    picture = Image.new("RGB", (width, height), PANEL)
+    ImageDraw.Draw(picture).rectangle((0, 0, width - 1, height - 1), outline=EDGE)
+    _paint(picture, layout, tint=TINT)
+    return picture
+
+
+def comparison_grid(
+    layouts: Sequence[Layout],
+    columns: Mapping[str, Sequence[Picture]],
+    *,
+    row_labels: Sequence[str] = (),
+) -> Image.Image:
+    """The papers' figure: a row per layout (or per seed of one layout), a column per wiring.
+
+    layouts     one per row; the first column, "layout", is drawn from them
+    columns     header -> one image per row, all of the same size
+    row_labels  such as "seed 0", written beside the rows; none, or one per row
+
+    The prompt stands below the rows that share it, its phrases in the colours of their boxes.
+    Raises ValueError if the numbers or sizes of the images do not agree.
+    """
+    _check_grid(layouts, columns, row_labels)
+    pictures = {
+        header: [_resized(_picture(image), at_least=SMALLEST) for image in images]
+        for header, images in columns.items()
+    }
+    sizes = {picture.size for images in pictures.values() for picture in images}
+    if len(sizes) > 1:
+        raise ValueError(f"images have sizes {sorted(sizes)}: a grid needs them all of one size")
+    width, height = sizes.pop() if sizes else (SMALLEST, SMALLEST)
+    panels = [draw_layout(layout, width=width, height=height) for layout in layouts]
+    pictures = {"layout": panels} | pictures
+
+    unit = max(width, height) // 32  # 16 for 512 px: every distance and font size follows it
+    parts = [("", _header_row(list(pictures), width, unit))]
+    for row, layout in enumerate(layouts):
+        strip = _joined([images[row] for images in pictures.values()], unit)
+        parts.append((row_labels[row] if row_labels else "", strip))
+        if row + 1 == len(layouts) or layouts[row + 1].prompt != layout.prompt:
+            parts.append(("", _caption(layout, strip.width, unit)))
+    return _stacked(parts, unit, gutter=2 * unit if row_labels else 0)
+
+
+def phrase_colors(phrases: Iterable[str]) -> dict[str, str]:
+    """A colour for each distinct phrase, in order of appearance."""
+    return {p: PALETTE[i % len(PALETTE)] for i, p in enumerate(dict.fromkeys(phrases))}
+
+
+def _check_grid(
+    layouts: Sequence[Layout], columns: Mapping[str, Sequence[Picture]], row_labels: Sequence[str]
+) -> None:
+    if not layouts:
+        raise ValueError("a comparison has no rows: give at least one layout")
+    if "layout" in columns:
+        raise ValueError("column 'layout' is drawn from the layouts: leave it out of the columns")
+    for header, images in columns.items():
+        if len(images) != len(layouts):
+            raise ValueError(
+                f"column {header!r} has {len(images)} images for {len(layouts)} layouts: "
+                "give one per row"
+            )
+    if len(row_labels) not in (0, len(layouts)):
+        raise ValueError(
+            f"there are {len(row_labels)} row labels for {len(layouts)} rows: give one per row"
+        )
+
+
+# ---- boxes and their labels
+
+
+def _paint(picture: Image.Image, layout: Layout, *, tint: int) -> None:
+    """Draw boxes and labels into the picture; large boxes first, so that small ones stay visible."""
+    colors = phrase_colors(layout.phrases)
+    boxes = [
+        (phrase, _pixels(box, picture.size))
+        for phrase, box in zip(layout.phrases, layout.boxes, strict=True)
+    ]
+    boxes.sort(key=lambda item: -_area(item[1]))
+    pen = ImageDraw.Draw(picture, "RGBA")
+    line = max(2, min(picture.size) // 170)
+    for phrase, (x0, y0, x1, y1) in boxes:
+        pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(255, 255, 255, 200), width=1)
+        inner = line + 1
+        if min(x1 - x0, y1 - y0) > 2 * inner:
+            light = (x0 + line, y0 + line, x1 - line, y1 - line)
+            pen.rectangle(light, outline=(255, 255, 255, 140), width=1)
+        pen.rectangle((x0, y0, x1, y1), outline=colors[phrase], width=line)
+        if tint:
+            pen.rectangle((x0, y0, x1, y1), fill=(*_rgb(colors[phrase]), tint))
+
+    font = _font(max(11, min(picture.size) // 30))
+    taken: list[Rectangle] = []
+    for phrase, box in reversed(boxes):  # small boxes have the fewest places for a label
+        text = _shortened(phrase, font, picture.width - 2 * _pad(font))
+        tag = _tag_place(box, text, font, picture.size, taken)
+        taken.append(tag)
+        # The white rim keeps neighbours of one colour apart.
+        pen.rectangle(tag, fill=colors[phrase], outline=(255, 255, 255, 160))
+        middle = ((tag[0] + tag[2] + 1) / 2, (tag[1] + tag[3] + 1) / 2)
+        pen.text(middle, text, fill="white", font=font, anchor="mm")
+
+
+def _tag_place(
+    box: Rectangle,
+    text: str,
+    font: ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+    taken: list[Rectangle],
+) -> Rectangle:
+    """Where the label of a box goes: on its edge, inside the picture, and over no other label."""
+    x0, y0, x1, y1 = box
+    width = round(font.getlength(text)) + 2 * _pad(font)
+    height = sum(font.getmetrics()) + _pad(font) // 2
+    inside = [(x0, y0), (x1 - width, y0), (x0, y1 - height), (x1 - width, y1 - height)]
+    outside = [(x0, y0 - height), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1)]
+    roomy = x1 - x0 >= width and y1 - y0 >= 2 * height
+    places = inside + outside if roomy else outside + inside
+
+    def placed(corner: tuple[int, int]) -> Rectangle:
+        left = max(0, min(corner[0], size[0] - 1 - width))
+        top = max(0, min(corner[1], size[1] - 1 - height))
+        return left, top, left + width, top + height
+
+    candidates = [placed(corner) for corner in places]
+    return min(candidates, key=lambda tag: sum(_overlap(tag, other) for other in taken))
+
+
+def _pixels(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
+    width, height = size[0] - 1, size[1] - 1
+    x0, y0, x1, y1 = box
+    return round(x0 * width), round(y0 * height), round(x1 * width), round(y1 * height)
+
+
+def _area(box: Rectangle) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> int:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0, width) * max(0, height)
+
+
+# ---- the parts of a figure
+
+
+def _header_row(headers: list[str], panel: int, unit: int) -> Image.Image:
+    """The columns' names, each with its subtitle if it has one."""
+    gap = unit // 2
+    row = Image.new("RGB", (len(headers) * (panel + gap) - gap, 3 * unit), PAPER)
+    pen = ImageDraw.Draw(row)
+    for i, header in enumerate(headers):
+        center = i * (panel + gap) + panel // 2
+        title = _shortened(header, _font(unit * 5 // 4), panel)
+        pen.text((center, unit), title, fill=INK, font=_font(unit * 5 // 4), anchor="mm")
+        subtitle = SUBTITLES.get(header, "")
+        pen.text((center, 2.3 * unit), subtitle, fill=MUTED, font=_font(unit), anchor="mm")
+    return row
+
+
+def _joined(panels: list[Image.Image], unit: int) -> Image.Image:
+    gap = unit // 2
+    width = sum(panel.width + gap for panel in panels) - gap
+    row = Image.new("RGB", (width, panels[0].height), PAPER)
+    left = 0
+    for panel in panels:
+        row.paste(panel, (left, 0))
+        left += panel.width + gap
+    return row
+
+
+def _caption(layout: Layout, width: int, unit: int) -> Image.Image:
+    """The prompt, wrapped and centred, its phrases in their colours."""
+    font = _font(unit * 5 // 4)
+    lines = _wrapped(_colored_words(layout), font, width - 2 * unit)
+    step = round(1.25 * sum(font.getmetrics()))
+    caption = Image.new("RGB", (width, step * len(lines) + unit), PAPER)
+    pen = ImageDraw.Draw(caption)
+    for number, words in enumerate(lines):
+        left = (width - _line_width(words, font)) / 2
+        for word, color in words:
+            pen.text((left, unit // 2 + number * step), word, fill=color, font=font)
+            left += font.getlength(word) + _space(font)
+    return caption
+
+
+def _stacked(parts: list[tuple[str, Image.Image]], unit: int, *, gutter: int) -> Image.Image:
+    """Parts below one another with a margin, and their upright labels in a gutter at the left."""
+    gap, margin = unit // 2, unit
+    height = sum(part.height + gap for _, part in parts) - gap
+    figure = Image.new("RGB", (parts[0][1].width + gutter + 2 * margin, height + 2 * margin), PAPER)
+    top = margin
+    for label, part in parts:
+        figure.paste(part, (margin + gutter, top))
+        if label:
+            text = Image.new("RGB", (part.height, gutter), PAPER)
+            font = _font(unit)
+            middle = (part.height / 2, gutter / 2)
+            label = _shortened(label, font, part.height)
+            ImageDraw.Draw(text).text(middle, label, fill=MUTED, font=font, anchor="mm")
+            figure.paste(text.rotate(90, expand=True), (margin, top))
+        top += part.height + gap
+    return figure
+
+
+# ---- text
+
+
+def _colored_words(layout: Layout) -> Words:
+    """The prompt's words; one inside a phrase has the phrase's colour.
+
+    A phrase that the prompt does not hold is looked for without its article and in the plural:
+    "a clock" colours "clocks" in "three clocks".
+    """
+    if not layout.prompt.strip():
+        return [("(empty", MUTED), ("prompt)", MUTED)]
+    colors = phrase_colors(layout.phrases)
+    marks = [INK] * len(layout.prompt)
+    for phrase in sorted(colors, key=len, reverse=True):  # "a cat toy" before "a cat"
+        bare = re.sub(r"^(a|an|the)\s+", "", phrase.strip(), flags=re.IGNORECASE)
+        for text in (phrase.strip(), bare):
+            pattern = rf"(?<!\w){re.escape(text)}(e?s)?(?!\w)"
+            found = re.finditer(pattern, layout.prompt, re.IGNORECASE)
+            free = [m for m in found if all(c == INK for c in marks[m.start() : m.end()])]
+            for match in free:
+                marks[match.start() : match.end()] = [colors[phrase]] * len(match[0])
+            if free:
+                break
+    return [(match[0], marks[match.start()]) for match in re.finditer(r"\S+", layout.prompt)]
+
+
+def _wrapped(words: Words, font: ImageFont.FreeTypeFont, width: float) -> list[Words]:
+    """Lines no wider than `width`; a word that alone is wider is cut with an ellipsis."""
+    lines: list[Words] = [[]]
+    for word, color in words:
+        word = _shortened(word, font, width)
+        if lines[-1] and _line_width([*lines[-1], (word, color)], font) > width:
+            lines.append([])
+        lines[-1].append((word, color))
+    return lines
+
+
+def _line_width(words: Words, font: ImageFont.FreeTypeFont) -> float:
+    return sum(font.getlength(word) + _space(font) for word, _ in words) - _space(font)
+
+
+def _space(font: ImageFont.FreeTypeFont) -> float:
+    return 1.3 * font.getlength(" ")  # this font's own space is narrow beside coloured words
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return font
+
+
+def _pad(font: ImageFont.FreeTypeFont) -> int:
+    return round(font.size * 0.4)
+
+
+# ---- pictures and colours
+
+
+def _picture(image: Picture) -> Image.Image:
+    """A new RGB picture, so that drawing never changes the caller's."""
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image.convert("RGB").copy()
+
+
+def _resized(picture: Image.Image, *, at_least: int) -> Image.Image:
+    longer = max(picture.size)
+    if longer >= at_least:
+        return picture
+    width, height = (max(1, round(side * at_least / longer)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)

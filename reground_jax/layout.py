@@ -1,0 +1,176 @@
+"""What is asked for: `Layout`, a prompt and phrases in boxes, one frozen value that goes to JSON.
+
+There is one box form inside the package, GLIGEN's: x0, y0, x1, y1 in 0..1 of the image, origin at
+the top left. Other forms are converted where they enter (`Layout.from_json`, readers/).
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reground_jax.settings import check_name
+
+Box = tuple[float, float, float, float]
+
+BOX_FORMATS = ("xyxy", "xywh")
+# x + width of a box that ends at the edge may exceed 1 by a rounding error: that is not a mistake.
+EDGE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One image to make. Lists are stored as tuples, so a Layout is hashable.
+
+    prompt           text of the whole image; may be empty
+    phrases          one text per box, none of them empty
+    boxes            one (x0, y0, x1, y1) per phrase, fractions 0..1 of the image, x0 <= x1 and
+                     y0 <= y1. A box without area is legal: (0, 1, 0, 1) is GLIGEN's style token
+    negative_prompt  text that guidance leads away from
+    id               a name for error messages and files
+
+    Raises ValueError that names the layout, the box (counting from 1), the rule and the way out.
+    How many boxes are too many depends on the settings: see `check_max_boxes`.
+    """
+
+    prompt: str
+    phrases: Sequence[str] = ()
+    boxes: Sequence[Sequence[float]] = ()
+    negative_prompt: str = ""
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("prompt", "negative_prompt"):
+            if not isinstance(value := getattr(self, field), str):
+                raise ValueError(f"{field} of {self.name} is {value!r}: it must be a text")
+        if self.id is not None and not isinstance(self.id, str):
+            raise ValueError(f"id of {self.name} is {self.id!r}: it must be a text, or left out")
+        object.__setattr__(self, "phrases", _phrases(self.phrases, self.name))
+        object.__setattr__(self, "boxes", _boxes(self.boxes, self.name, "xyxy"))
+        if len(self.phrases) != len(self.boxes):
+            raise ValueError(
+                f"{self.name} has {len(self.phrases)} phrases and {len(self.boxes)} boxes: "
+                "give one box per phrase, in the same order"
+            )
+
+    @property
+    def name(self) -> str:
+        """How messages call this layout: by its id, or else by the start of its prompt."""
+        if self.id is not None:
+            return f"layout {self.id!r}"
+        prompt = str(self.prompt)
+        return f"the layout of prompt {prompt if len(prompt) <= 40 else prompt[:39] + '…'!r}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, boxes as xyxy lists; `from_json` gives an equal Layout back."""
+        value = dataclasses.asdict(self)
+        value |= {"phrases": list(self.phrases), "boxes": [list(box) for box in self.boxes]}
+        if self.id is None:
+            del value["id"]
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], *, box_format: str = "xyxy") -> "Layout":
+        """A Layout from its JSON form; every field but "prompt" may be absent.
+
+        box_format  what the boxes mean, all of them fractions of the image: "xyxy" corners, or
+                    "xywh" top left corner, width, height. A "box_format" in `value` itself wins.
+        """
+        if not isinstance(value, dict):
+            raise ValueError(f'layout is {value!r}: expected a JSON object such as {{"prompt": …}}')
+        value = dict(value)
+        box_format = value.pop("box_format", box_format)
+        check_name("box_format", box_format, BOX_FORMATS)
+        for field in value:
+            check_name("layout field", field, tuple(f.name for f in dataclasses.fields(cls)))
+        if "prompt" not in value:
+            raise ValueError(
+                f"layout {value.get('id', '')!r} has no prompt: add one; an empty text is legal"
+            )
+        if box_format == "xywh":
+            name = cls(prompt=value["prompt"], id=value.get("id")).name
+            value["boxes"] = _boxes(value.get("boxes", ()), name, box_format)
+        return cls(**value)
+
+    @classmethod
+    def load(cls, path: str | Path, *, box_format: str = "xyxy") -> "Layout":
+        """The layout in a JSON file (see `from_json`). Raises ValueError that names the file."""
+        try:
+            return cls.from_json(json.loads(Path(path).read_text("utf-8")), box_format=box_format)
+        except OSError as error:
+            raise ValueError(f"cannot read layout file {path}: {error.strerror}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"layout file {path} is not JSON: {error}; correct it") from error
+        except ValueError as error:
+            raise ValueError(f"layout file {path}: {error}") from error
+
+
+def check_max_boxes(layout: Layout, max_boxes: int) -> None:
+    """Raise ValueError if the layout has more boxes than there are grounding tokens."""
+    if len(layout.boxes) > max_boxes:
+        raise ValueError(
+            f"{layout.name} has {len(layout.boxes)} boxes, more than max_boxes={max_boxes}: leave "
+            f"some out, or set max_boxes={len(layout.boxes)} (GLIGEN was trained with 30, and "
+            "the number changes the image)"
+        )
+
+
+def _phrases(phrases: Any, name: str) -> tuple[str, ...]:
+    if isinstance(phrases, str) or not hasattr(phrases, "__iter__"):
+        raise ValueError(f"phrases of {name} are {phrases!r}: give a list with one text per box")
+    phrases = tuple(phrases)
+    for number, phrase in enumerate(phrases, 1):
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise ValueError(
+                f"phrase {number} of {name} is {phrase!r}: a phrase must be a text that is not "
+                "empty; say what is in the box, or remove both"
+            )
+    return phrases
+
+
+def _boxes(boxes: Any, name: str, box_format: str) -> tuple[Box, ...]:
+    if isinstance(boxes, (str, dict)) or not hasattr(boxes, "__iter__"):
+        raise ValueError(f"boxes of {name} are {boxes!r}: give a list of boxes of four numbers")
+    return tuple(_box(box, f"box {i} of {name}", box_format) for i, box in enumerate(boxes, 1))
+
+
+def _box(box: Any, name: str, box_format: str) -> Box:
+    """One checked box as xyxy floats."""
+    way_out = {
+        "xyxy": "give xyxy fractions of the image, or box_format='xywh'",
+        "xywh": "give x, y, width, height as fractions of the image, or box_format='xyxy'",
+    }[box_format]
+    try:
+        if isinstance(box, str) or any(isinstance(value, (str, bool)) for value in box):
+            raise TypeError
+        given = [float(value) for value in box]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {box!r}: a box is a list of four numbers; {way_out}") from None
+    name = f"{name} is {given}"
+    if len(given) != 4:
+        raise ValueError(f"{name}: a box has four numbers, not {len(given)}; {way_out}")
+    if not all(map(math.isfinite, given)):
+        raise ValueError(f"{name}: every number must be finite; {way_out}")
+
+    x0, y0, x1, y1 = given
+    edges = ("x0", "y0", "x1", "y1")
+    orders = ("x1 must not be less than x0", "y1 must not be less than y0")
+    if box_format == "xywh":
+        x1, y1 = _snap(x0 + x1), _snap(y0 + y1)
+        edges = ("x", "y", "x + width", "y + height")
+        orders = ("width must not be negative", "height must not be negative")
+    for edge, value in zip(edges, (x0, y0, x1, y1), strict=True):
+        if not 0 <= value <= 1:
+            pixels = " (divide pixels by its width and height)" if value > 1 else ""
+            raise ValueError(f"{name}: {edge} is {value:g}, outside 0..1; {way_out}{pixels}")
+    for order, low, high in zip(orders, (x0, y0), (x1, y1), strict=True):
+        if high < low:
+            raise ValueError(f"{name}: {order}; {way_out}")
+    return x0, y0, x1, y1
+
+
+def _snap(edge: float) -> float:
+    return 1.0 if 1 < edge <= 1 + EDGE_TOLERANCE else edge

@@ -1,0 +1,192 @@
+"""A model: its configuration, its arrays and its tokenizer; and the directory that holds them.
+
+    DIR/config.json      format, network configs, noise schedule, tokenizer settings, facts (`info`)
+    DIR/tokenizer.json   of the `tokenizers` library
+    DIR/arrays/NNN/      Orbax checkpoints, the arrays of all networks by name
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from reground_jax.checkpoint import (
+    CheckpointError,
+    flatten,
+    load_arrays,
+    save_arrays,
+    unflatten,
+)
+from reground_jax.config import ModelConfig
+from reground_jax.networks.clip import CLIPTextModel
+from reground_jax.networks.unet import UNet
+from reground_jax.networks.vae import AutoencoderKL
+
+FORMAT = "reground-jax/1"
+NETWORKS = ("text_encoder", "unet", "vae")
+
+Params = dict[Any, Any]  # nested dict of arrays, as nnx.to_pure_dict gives it
+
+
+@dataclass(frozen=True)
+class Model:
+    config: ModelConfig
+    params: Params  # {"unet": ..., "vae": ..., "text_encoder": ...}
+    tokenizer_json: str
+    info: dict[str, Any]  # source, checksum, dtype, converter version: facts, not settings
+
+
+@functools.cache
+def network(config: ModelConfig, name: str) -> tuple[nnx.GraphDef, Params]:
+    """Graph definition and the shapes of the parameters of one network, without any array."""
+    build: Callable[[], nnx.Module] = {
+        "text_encoder": lambda: CLIPTextModel(config.text_encoder, rngs=nnx.Rngs(0)),
+        "unet": lambda: UNet(config.unet, rngs=nnx.Rngs(0)),
+        "vae": lambda: AutoencoderKL(config.vae, rngs=nnx.Rngs(0)),
+    }[name]
+    graph, state = nnx.split(nnx.eval_shape(build))
+    return graph, nnx.to_pure_dict(state)
+
+
+def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by name ("unet/conv_in/kernel"), in the order of the networks."""
+    return {
+        path: leaf.shape
+        for name in NETWORKS
+        for path, leaf in flatten({name: network(config, name)[1]})
+    }
+
+
+def write_model(
+    directory: str | Path,
+    config: ModelConfig,
+    arrays: Iterable[tuple[str, np.ndarray]],
+    tokenizer_json: str,
+    info: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes a model directory, all or nothing, and returns `info` with checksum and counts added.
+
+    Arrays are written as they come. Everything goes to a sibling directory that is renamed at the
+    end, so a process killed at any moment leaves nothing that loads. Raises FileExistsError if
+    `directory` exists, CheckpointError if the arrays are not those of `config`.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists already: choose another place, or remove it first")
+    shapes = leaf_shapes(config)
+    digest, sizes = hashlib.sha256(), {"parameters": 0, "bytes": 0}
+    dtypes: set[str] = set()
+
+    def checked() -> Iterator[tuple[str, np.ndarray]]:
+        for name, array in arrays:
+            expected = shapes.pop(name, None)
+            if expected != array.shape:
+                raise CheckpointError(f"array {name} has shape {array.shape}, expected {expected}")
+            array = np.ascontiguousarray(array)
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.reshape(-1).view(np.uint8))
+            sizes["parameters"] += array.size
+            sizes["bytes"] += array.nbytes
+            dtypes.add(str(array.dtype))
+            yield name, array
+        if shapes:
+            raise CheckpointError(f"arrays missing: {', '.join(sorted(shapes))}")
+
+    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        groups = save_arrays(partial / "arrays", checked())
+        info = info | sizes | {"dtype": "+".join(sorted(dtypes)), "checksum": digest.hexdigest()}
+        (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        content = {"format": FORMAT, "groups": groups, "info": info, **config.to_json()}
+        (partial / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return info
+
+
+def is_model_directory(path: Path) -> bool:
+    """Whether `path` claims to be a model directory of this package (it may still be damaged)."""
+    try:
+        return json.loads((path / "config.json").read_text()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def read_description(directory: Path) -> tuple[ModelConfig, dict[str, Any], int]:
+    """Config, info and number of array groups. Raises CheckpointError if damaged or foreign."""
+    path = directory / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        kind, groups, info = (content.pop(key) for key in ("format", "groups", "info"))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{directory} is not a model directory of reground-jax ({path.name} is missing or "
+            f"damaged): make one with `reground-jax convert SOURCE {directory}`"
+        ) from error
+    if kind != FORMAT:
+        raise CheckpointError(
+            f"{directory} has format {kind!r}, this version reads {FORMAT!r}: convert it again"
+        )
+    return ModelConfig.from_json(content), info, groups
+
+
+def read_model(
+    directory: str | Path, *, place: Callable[[np.ndarray], Any] = lambda array: array
+) -> Model:
+    """Reads a model directory; `place` takes each array (in its stored dtype) to where it is used.
+
+    Raises CheckpointError if the directory is damaged, foreign or incomplete.
+    """
+    directory = Path(directory)
+    config, info, groups = read_description(directory)
+    shapes = leaf_shapes(config)
+    leaves: dict[str, Any] = {}
+    for name, array in load_arrays(directory / "arrays", groups):
+        if shapes.get(name) != array.shape:
+            raise CheckpointError(
+                f"{directory}: array {name} has shape {array.shape}, its config.json asks for "
+                f"{shapes.get(name)}: convert the checkpoint again"
+            )
+        leaves[name] = place(array)
+    if missing := sorted(set(shapes) - set(leaves)):
+        raise CheckpointError(f"{directory} lacks {len(missing)} arrays, such as {missing[0]}")
+    try:
+        tokenizer_json = (directory / "tokenizer.json").read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{directory}/tokenizer.json is missing: convert it again") from error
+    return Model(config, unflatten(leaves.items()), tokenizer_json, info)
+
+
+def random_params(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Random float32 arrays for every parameter, none of them trivial: for demos and tests.
+
+    Gates and null features are not 0 and norm scales not 1, so that every part takes part.
+    """
+    rng = np.random.default_rng(seed)
+    for name, shape in leaf_shapes(config).items():
+        values = rng.standard_normal(shape, dtype=np.float32)
+        kind = name.rsplit("/", 1)[-1]
+        if kind == "kernel":
+            values /= np.sqrt(np.prod(shape[:-1]))
+        elif kind == "scale":
+            values = 1 + 0.1 * values
+        elif kind == "bias":
+            values *= 0.1
+        yield name, np.asarray(values, np.float32)
+
+
+def count_parameters(params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

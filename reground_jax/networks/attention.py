@@ -1,0 +1,143 @@
+"""Attention behind one function, and the one place that chooses how it is computed.
+
+`q` [B, T, N, D] attends over `k`, `v` [B, S, N, D] with scale D ** -0.5, no mask. Softmax is float32.
+
+plain    einsum, softmax, einsum: materialises [B, N, T, S]
+lean     the same, one head and one block of queries at a time: at most `LOGITS` at once
+cudnn    NVIDIA's fused flash attention (half precision), through jax.nn.dot_product_attention
+pallas   jax's Pallas flash kernel for TPU, with the padding that it needs
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Backend = Literal["plain", "lean", "cudnn", "pallas"]
+BACKENDS: tuple[Backend, ...] = ("plain", "lean", "cudnn", "pallas")
+Attend = Callable[..., Array]
+
+# Most logits in memory at once, 20 MB in float32: four blocks of 1024 queries over 4096 + 30 keys.
+# Where all heads of all samples stay under it, the plain form is as lean and has fewer steps.
+LOGITS = 5 * 2**20
+LANES = 128  # TPU registers are 128 wide: the Pallas kernel wants head width and lengths in these
+
+
+def choose_backend(
+    platform: str, dtype: jnp.dtype, q_shape: tuple[int, ...], keys: int
+) -> Backend:
+    """The default for a platform ("cpu", "gpu", "tpu"), dtype and shape; a static decision.
+
+    cuDNN takes half precision and head widths that are multiples of 8, up to 128 on every card that
+    has it. On TPU the lean form is the default: the Pallas form has not been run there yet.
+    """
+    batch, queries, heads, width = q_shape
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    if platform in ("gpu", "cuda") and half and width % 8 == 0 and width <= 256:
+        return "cudnn"
+    return "plain" if batch * heads * queries * keys <= LOGITS else "lean"
+
+
+@functools.cache
+def attention_for(platform: str, backend: Backend | None = None) -> Attend:
+    """`attend(q, k, v)` for a platform, or with one named backend everywhere.
+
+    The same arguments return the same function object, so that it can be a static argument of a
+    jitted program. Raises ValueError for an unknown backend.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}; choose from {', '.join(BACKENDS)}")
+
+    def attend(
+        q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
+    ) -> Float[Array, "B T N D"]:
+        chosen = backend or choose_backend(platform, q.dtype, q.shape, k.shape[1])
+        return _FORMS[chosen](q, k, v)
+
+    return attend
+
+
+def plain(
+    q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
+) -> Float[Array, "B T N D"]:
+    logits = jnp.einsum("btnd,bsnd->bnts", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnts,bsnd->btnd", weights, v)
+
+
+def lean(
+    q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
+) -> Float[Array, "B T N D"]:
+    batch, queries, heads, width = q.shape
+    count = min(queries, -(-queries * k.shape[1] // LOGITS))
+    block = -(-queries // count)
+
+    def fold(x):  # [B, L, N, D] -> [B N, L, D]: one head of one sample after the other
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)
+
+    def one_head(qkv):
+        q, k, v = qkv
+
+        def one_block(q):
+            logits = jnp.einsum("td,sd->ts", q, k, preferred_element_type=jnp.float32)
+            weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+            # Dividing T x D outputs rather than T x S weights: exact, and fewer divisions.
+            total = weights.sum(-1, keepdims=True)
+            return (jnp.einsum("ts,sd->td", weights.astype(v.dtype), v) / total).astype(v.dtype)
+
+        if count == 1:
+            return one_block(q)
+        padded = jnp.pad(q, ((0, count * block - queries), (0, 0)))
+        return jax.lax.map(one_block, padded.reshape(count, block, width)).reshape(-1, width)[:queries]
+
+    out = jax.lax.map(one_head, (fold(q * width**-0.5), fold(k), fold(v)))
+    return out.reshape(batch, heads, queries, width).transpose(0, 2, 1, 3)
+
+
+def cudnn(
+    q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
+) -> Float[Array, "B T N D"]:
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def pallas(
+    q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
+) -> Float[Array, "B T N D"]:
+    """Pads head width with zeros, and lengths with tokens of a segment that no real token sees."""
+    from jax.experimental.pallas.ops.tpu import flash_attention as tpu
+
+    def pad(x):  # [B, L, N, D] -> [B, N, L', D']
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, -x.shape[3] % LANES)))
+        return x.transpose(0, 2, 1, 3)
+
+    def segment(x):
+        real = jnp.arange(x.shape[1] + -x.shape[1] % LANES) < x.shape[1]
+        return jnp.broadcast_to(real.astype(jnp.int32), (x.shape[0], real.shape[0]))
+
+    queries, keys = q.shape[1] + -q.shape[1] % LANES, k.shape[1] + -k.shape[1] % LANES
+    sizes = tpu.BlockSizes(
+        block_q=_largest_block(queries, 1024),
+        block_k_major=_largest_block(keys, 1024),
+        block_k=_largest_block(keys, 1024),
+        block_b=1,
+    )
+    out = tpu.flash_attention(
+        pad(q),
+        pad(k),
+        pad(v),
+        segment_ids=tpu.SegmentIds(q=segment(q), kv=segment(k)),
+        sm_scale=q.shape[-1] ** -0.5,
+        block_sizes=sizes,
+    )
+    return out.transpose(0, 2, 1, 3)[:, : q.shape[1], :, : q.shape[3]]
+
+
+def _largest_block(length: int, limit: int) -> int:
+    """The largest multiple of 128 up to `limit` that divides `length`, itself a multiple of 128."""
+    return max(b for b in range(LANES, limit + 1, LANES) if length % b == 0)
+
+
+_FORMS: dict[Backend, Attend] = {"plain": plain, "lean": lean, "cudnn": cudnn, "pallas": pallas}

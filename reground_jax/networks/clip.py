@@ -1,0 +1,82 @@
+"""CLIP's text transformer (Radford et al., arXiv 2103.00020; transformers' CLIPTextModel names)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from reground_jax.config import CLIPTextConfig
+from reground_jax.networks.layers import Embedding, LayerNorm, Linear
+from reground_jax.networks.transformer import merge_heads, split_heads
+
+EPS = 1e-5
+
+
+class TextEncoding(NamedTuple):
+    hidden: Float[Array, "B S E"]  # after the final LayerNorm: what cross-attention reads
+    pooled: Float[Array, "B E"]  # of these, the one at the end-of-text token: a phrase's embedding
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(config.width, config.mlp_width, rngs=rngs)
+        self.fc2 = Linear(config.mlp_width, config.width, rngs=rngs)
+        self.quick = config.activation == "quick_gelu"
+
+    def __call__(self, x: Float[Array, "B S E"]) -> Float[Array, "B S E"]:
+        h = self.fc1(x)
+        h = h * jax.nn.sigmoid(1.702 * h) if self.quick else jax.nn.gelu(h, approximate=False)
+        return self.fc2(h)
+
+
+class CausalAttention(nnx.Module):
+    """Causal and nothing else: padding is seen, as Stable Diffusion was trained."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.qkv_proj = Linear(config.width, 3 * config.width, rngs=rngs)
+        self.out_proj = Linear(config.width, config.width, rngs=rngs)
+        self.num_heads = config.num_heads
+
+    def __call__(self, x: Float[Array, "B S E"]) -> Float[Array, "B S E"]:
+        q, k, v = split_heads(self.qkv_proj(x), self.num_heads, 3)
+        logits = jnp.einsum("btnd,bsnd->bnts", q, k, preferred_element_type=jnp.float32)
+        causal = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        logits = jnp.where(causal, logits * q.shape[-1] ** -0.5, -jnp.inf)
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        return self.out_proj(merge_heads(jnp.einsum("bnts,bsnd->btnd", weights, v)))
+
+
+class Layer(nnx.Module):
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.layer_norm1 = LayerNorm(config.width, eps=EPS, rngs=rngs)
+        self.self_attn = CausalAttention(config, rngs=rngs)
+        self.layer_norm2 = LayerNorm(config.width, eps=EPS, rngs=rngs)
+        self.mlp = MLP(config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B S E"]) -> Float[Array, "B S E"]:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class CLIPTextModel(nnx.Module):
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.token_embedding = Embedding(config.vocab_size, config.width, rngs=rngs)
+        self.position_embedding = Embedding(config.max_length, config.width, rngs=rngs)
+        self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.num_layers))
+        self.final_layer_norm = LayerNorm(config.width, eps=EPS, rngs=rngs)
+
+    def __call__(
+        self, ids: Int[Array, "B S"], *, dtype: jnp.dtype = jnp.float32
+    ) -> TextEncoding:
+        """`ids` with begin, end and padding tokens in place, S at most `max_length`."""
+        x = self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))
+        x = x.astype(dtype)
+        for layer in self.layers:
+            x = layer(x)
+        x = self.final_layer_norm(x)
+        eos = self.config.eos_token_id
+        end = ids.argmax(-1) if eos is None else (ids == eos).argmax(-1)
+        return TextEncoding(x, jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])

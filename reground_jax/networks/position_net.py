@@ -1,0 +1,54 @@
+"""Grounding tokens from boxes and phrase embeddings (GLIGEN, section 3.1; `text_grounding_net.py`)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from reground_jax.networks.layers import Linear
+
+NUM_FREQUENCIES = 8
+FOURIER_WIDTH = NUM_FREQUENCIES * 2 * 4  # frequencies x (sin, cos) x (x0, y0, x1, y1)
+HIDDEN = 512
+
+
+def fourier_features(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 64"]:
+    """[..., 4] xyxy in 0..1 to [..., 64] float32: frequency-major, then sin and cos, then x0 y0 x1 y1.
+
+    Frequencies are 100 ** (k / 8), without pi. Always float32: bfloat16 boxes would be off by 0.1
+    radian at the highest one.
+    """
+    frequencies = 100.0 ** (jnp.arange(NUM_FREQUENCIES, dtype=jnp.float32) / NUM_FREQUENCIES)
+    angles = boxes.astype(jnp.float32)[..., None, :] * frequencies[:, None]  # [..., 8, 4]
+    waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-2)  # [..., 8, 2, 4]
+    return waves.reshape(*boxes.shape[:-1], FOURIER_WIDTH)
+
+
+class PositionNet(nnx.Module):
+    """Linear, SiLU, Linear, SiLU, Linear over [phrase, Fourier(box)], with learned null features."""
+
+    def __init__(self, text_width: int, *, rngs: nnx.Rngs):
+        self.linears = nnx.List(
+            [
+                Linear(text_width + FOURIER_WIDTH, HIDDEN, rngs=rngs),
+                Linear(HIDDEN, HIDDEN, rngs=rngs),
+                Linear(HIDDEN, text_width, rngs=rngs),
+            ]
+        )
+        self.null_positive_feature = nnx.Param(jnp.zeros((text_width,)))
+        self.null_position_feature = nnx.Param(jnp.zeros((FOURIER_WIDTH,)))
+
+    def __call__(
+        self,
+        boxes: Float[Array, "B G 4"],
+        phrases: Float[Array, "B G E"],
+        mask: Float[Array, "B G"],
+    ) -> Float[Array, "B G E"]:
+        """Grounding tokens. `mask` is 1 for a box and 0 for an empty slot, which becomes null."""
+        dtype = phrases.dtype
+        slots = mask[..., None] > 0
+        phrases = jnp.where(slots, phrases, self.null_positive_feature[...].astype(dtype))
+        features = jnp.where(slots, fourier_features(boxes), self.null_position_feature[...])
+        h = jnp.concatenate([phrases, features.astype(dtype)], axis=-1)
+        first, second, last = self.linears
+        return last(jax.nn.silu(second(jax.nn.silu(first(h)))))

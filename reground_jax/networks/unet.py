@@ -1,0 +1,261 @@
+"""Stable Diffusion's U-Net (SD1.x, SD2.x) with GLIGEN's fusers, split by what a step changes.
+
+`prepare` computes once what no step changes; calling the network does the rest. The network knows
+no guidance: `x` has B samples and the prepared context k * B (k neighbours per sample, one per
+branch of guidance). What the branches share, up to the first self-attention, is computed once.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from reground_jax.config import UNetConfig
+from reground_jax.networks.attention import Attend
+from reground_jax.networks.layers import (
+    Conv,
+    Downsample,
+    GroupNorm,
+    Linear,
+    ResnetBlock,
+    Upsample,
+)
+from reground_jax.networks.position_net import PositionNet
+from reground_jax.networks.transformer import BlockContext, SpatialTransformer, repeat_to
+from reground_jax.settings import Wiring
+
+RESNET_EPS = 1e-5
+
+
+class Grounding(NamedTuple):
+    """What is where: G slots per sample; a slot of mask 0 becomes the learned null token."""
+
+    boxes: Float[Array, "B G 4"]  # xyxy, 0..1, float32
+    phrases: Float[Array, "B G E"]  # pooled CLIP embedding of each phrase
+    mask: Float[Array, "B G"]  # 1 box, 0 empty
+
+
+class Prepared(NamedTuple):
+    """Everything that no step changes, in the compute dtype."""
+
+    blocks: tuple[BlockContext, ...]  # of each transformer block in order of execution, batch k * B
+    time: tuple[Float[Array, "M C"], ...]  # of each resnet in order, a row per time step, float32
+
+    def at(self, row: Float[Array, ""] | int) -> "Prepared":
+        """With the time table cut to one row (which may be traced), as the U-Net wants it."""
+        rows = tuple(jax.lax.dynamic_slice_in_dim(t, row, 1) for t in self.time)
+        return self._replace(time=rows)
+
+
+class TimeEmbedding(nnx.Module):
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.linear_1 = Linear(channels, 4 * channels, rngs=rngs)
+        self.linear_2 = Linear(4 * channels, 4 * channels, rngs=rngs)
+
+    def __call__(self, timesteps: Float[Array, "M"]) -> Float[Array, "M W"]:
+        half = self.linear_1.kernel.shape[0] // 2
+        frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+        angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        return self.linear_2(jax.nn.silu(self.linear_1(waves)))
+
+
+class Level(nnx.Module):
+    """Resnets and transformers of one resolution, on the way down, in the middle or up.
+
+    `resnets[i]` is followed by `attentions[i]` where there is one; the middle block has one resnet
+    more than transformers.
+    """
+
+    def __init__(
+        self,
+        widths: list[int],
+        channels: int,
+        *,
+        attentions: int,
+        num_heads: int,
+        config: UNetConfig,
+        rngs: nnx.Rngs,
+    ):
+        self.resnets = nnx.List(
+            ResnetBlock(
+                width,
+                channels,
+                time_width=4 * config.block_channels[0],
+                groups=config.norm_groups,
+                eps=RESNET_EPS,
+                rngs=rngs,
+            )
+            for width in widths
+        )
+        self.attentions = nnx.List(
+            SpatialTransformer(
+                channels,
+                config.text_width,
+                num_heads=num_heads,
+                groups=config.norm_groups,
+                grounded=config.grounded,
+                rngs=rngs,
+            )
+            for _ in range(attentions)
+        )
+
+
+class DownLevel(Level):
+    def __init__(self, *args, channels: int, last: bool, rngs: nnx.Rngs, **kwargs):
+        super().__init__(*args, channels=channels, rngs=rngs, **kwargs)
+        self.downsampler = None if last else Downsample(channels, padding=(1, 1), rngs=rngs)
+
+
+class UpLevel(Level):
+    def __init__(self, *args, channels: int, last: bool, rngs: nnx.Rngs, **kwargs):
+        super().__init__(*args, channels=channels, rngs=rngs, **kwargs)
+        self.upsampler = None if last else Upsample(channels, rngs=rngs)
+
+
+class UNet(nnx.Module):
+    """epsilon or v of `x` [B, H, W, in_channels]; see `prepare` and `__call__`."""
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        channels = config.block_channels
+        levels = len(channels)
+        self.conv_in = Conv(config.in_channels, channels[0], rngs=rngs)
+        self.time_embedding = TimeEmbedding(channels[0], rngs=rngs)
+        self.position_net = PositionNet(config.text_width, rngs=rngs) if config.grounded else None
+
+        skips = [channels[0]]  # widths of the skip connections, in the order they are made
+        down = []
+        for level, width in enumerate(channels):
+            layers, last = config.layers_per_block[level], level == levels - 1
+            down.append(
+                DownLevel(
+                    [skips[-1]] + [width] * (layers - 1),
+                    channels=width,
+                    last=last,
+                    attentions=layers * config.down_attention[level],
+                    num_heads=config.num_heads[level],
+                    config=config,
+                    rngs=rngs,
+                )
+            )
+            skips += [width] * (layers + (not last))
+        self.down_blocks = nnx.List(down)
+
+        self.mid_block = Level(
+            [channels[-1]] * 2,
+            channels[-1],
+            attentions=1,
+            num_heads=config.num_heads[-1],
+            config=config,
+            rngs=rngs,
+        )
+
+        up, below = [], channels[-1]
+        for index, level in enumerate(reversed(range(levels))):
+            width, layers = channels[level], config.layers_per_block[level] + 1
+            inputs = [below] + [width] * (layers - 1)
+            up.append(
+                UpLevel(
+                    [fan_in + skips.pop() for fan_in in inputs],
+                    channels=width,
+                    last=level == 0,
+                    attentions=layers * config.up_attention[index],
+                    num_heads=config.num_heads[level],
+                    config=config,
+                    rngs=rngs,
+                )
+            )
+            below = width
+        self.up_blocks = nnx.List(up)
+
+        self.conv_norm_out = GroupNorm(
+            channels[0], groups=config.norm_groups, eps=RESNET_EPS, rngs=rngs
+        )
+        self.conv_out = Conv(channels[0], config.out_channels, rngs=rngs)
+
+    def levels(self) -> Iterator[Level]:
+        """All levels in order of execution."""
+        yield from self.down_blocks
+        yield self.mid_block
+        yield from self.up_blocks
+
+    def time_table(self, timesteps: Float[Array, "M"]) -> tuple[Float[Array, "M C"], ...]:
+        """What each resnet adds to its features at each time step: one table per resnet, float32."""
+        h = jax.nn.silu(self.time_embedding(timesteps))
+        return tuple(r.time_emb_proj(h) for level in self.levels() for r in level.resnets)
+
+    def prepare(
+        self,
+        text: Float[Array, "B S E"],
+        grounding: Grounding | None,
+        timesteps: Float[Array, "M"],
+        *,
+        wiring: Wiring,
+    ) -> Prepared:
+        """Everything that no step changes, in the dtype of `text`.
+
+        B counts every branch of guidance. `grounding` may be None under `no_grounding` and for a
+        U-Net without fusers.
+        """
+        tokens = None
+        if wiring != "no_grounding" and grounding is not None and self.position_net is not None:
+            phrases = grounding.phrases.astype(text.dtype)
+            tokens = self.position_net(grounding.boxes, phrases, grounding.mask)
+        blocks = tuple(
+            BlockContext(
+                text=None if wiring == "no_text" else a.block.attn2.key_value(text),
+                grounding=None if tokens is None else a.block.fuser.key_value(tokens),
+            )
+            for level in self.levels()
+            for a in level.attentions
+        )
+        return Prepared(blocks, self.time_table(timesteps))
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W I"],
+        prepared: Prepared,
+        *,
+        gate: Float[Array, ""] | None,
+        wiring: Wiring,
+        attend: Attend,
+    ) -> Float[Array, "K H W O"]:
+        """`prepared.time` has one row for all samples (`Prepared.at`) or one for each of B.
+
+        gate: the step's schedule gate (float32 scalar), or None for a network without fusers.
+        Returns K = k * B samples, each sample's k branches as neighbours.
+        """
+        batch = jax.tree.leaves(prepared.blocks)[0].shape[0]
+        contexts, times = iter(prepared.blocks), iter(prepared.time)
+
+        def layer(level: Level, i: int, h: Array) -> Array:
+            time = next(times)
+            h = level.resnets[i](h, time if time.shape[0] == 1 else repeat_to(time, h.shape[0]))
+            if i < len(level.attentions):
+                h = level.attentions[i](
+                    h, next(contexts), batch=batch, gate=gate, wiring=wiring, attend=attend
+                )
+            return h
+
+        h = self.conv_in(x)
+        skips = [h]
+        for level in self.down_blocks:
+            for i in range(len(level.resnets)):
+                h = layer(level, i, h)
+                skips.append(h)
+            if level.downsampler is not None:
+                h = level.downsampler(h)
+                skips.append(h)
+        for i in range(len(self.mid_block.resnets)):
+            h = layer(self.mid_block, i, h)
+        for level in self.up_blocks:
+            for i in range(len(level.resnets)):
+                skip = repeat_to(skips.pop(), h.shape[0])
+                h = layer(level, i, jnp.concatenate([h, skip], axis=-1))
+            if level.upsampler is not None:
+                h = level.upsampler(h, size=skips[-1].shape[1:3])
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))

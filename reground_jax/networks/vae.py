@@ -1,0 +1,171 @@
+"""AutoencoderKL: images to latents and back (Rombach et al., arXiv 2112.10752; diffusers' names)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from reground_jax.config import VAEConfig
+from reground_jax.networks.attention import Attend
+from reground_jax.networks.layers import (
+    Conv,
+    Downsample,
+    GroupNorm,
+    Linear,
+    ResnetBlock,
+    Upsample,
+)
+
+EPS = 1e-6  # every norm of the autoencoder
+
+
+class Attention(nnx.Module):
+    """Single-head self-attention over all pixels; its projections are 1x1 convolutions."""
+
+    def __init__(self, channels: int, *, groups: int, rngs: nnx.Rngs):
+        self.group_norm = GroupNorm(channels, groups=groups, eps=EPS, rngs=rngs)
+        self.to_qkv = Linear(channels, 3 * channels, rngs=rngs)
+        self.to_out = Linear(channels, channels, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"], *, attend: Attend) -> Float[Array, "B H W C"]:
+        batch, height, width, channels = x.shape
+        h = self.to_qkv(self.group_norm(x)).reshape(batch, height * width, 1, 3 * channels)
+        h = attend(*jnp.split(h, 3, axis=-1))
+        return x + self.to_out(h.reshape(x.shape))
+
+
+class Level(nnx.Module):
+    """Resnets of one resolution; the middle block has one attention after the first of them."""
+
+    def __init__(
+        self,
+        fan_in: int,
+        channels: int,
+        *,
+        layers: int,
+        config: VAEConfig,
+        rngs: nnx.Rngs,
+        attention: bool = False,
+        down: bool = False,
+        up: bool = False,
+    ):
+        groups = config.norm_groups
+        self.resnets = nnx.List(
+            ResnetBlock(width, channels, groups=groups, eps=EPS, rngs=rngs)
+            for width in [fan_in] + [channels] * (layers - 1)
+        )
+        self.attention = Attention(channels, groups=groups, rngs=rngs) if attention else None
+        self.downsampler = Downsample(channels, padding=(0, 1), rngs=rngs) if down else None
+        self.upsampler = Upsample(channels, rngs=rngs) if up else None
+
+    def __call__(self, x: Float[Array, "B H W I"], *, attend: Attend) -> Float[Array, "B H2 W2 O"]:
+        for index, resnet in enumerate(self.resnets):
+            x = resnet(x)
+            if index == 0 and self.attention is not None:
+                x = self.attention(x, attend=attend)
+        for resample in (self.downsampler, self.upsampler):
+            x = x if resample is None else resample(x)
+        return x
+
+
+class Encoder(nnx.Module):
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        channels = config.block_channels
+        self.conv_in = Conv(config.image_channels, channels[0], rngs=rngs)
+        self.down_blocks = nnx.List(
+            Level(
+                channels[max(level - 1, 0)],
+                width,
+                layers=config.layers_per_block,
+                down=level < len(channels) - 1,
+                config=config,
+                rngs=rngs,
+            )
+            for level, width in enumerate(channels)
+        )
+        self.mid_block = Level(
+            channels[-1], channels[-1], layers=2, attention=True, config=config, rngs=rngs
+        )
+        self.conv_norm_out = GroupNorm(channels[-1], groups=config.norm_groups, eps=EPS, rngs=rngs)
+        self.conv_out = Conv(channels[-1], 2 * config.latent_channels, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W 3"], *, attend: Attend) -> Float[Array, "B h w M"]:
+        h = self.conv_in(x)
+        for level in self.down_blocks:
+            h = level(h, attend=attend)
+        h = self.mid_block(h, attend=attend)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        channels = config.block_channels[::-1]
+        self.conv_in = Conv(config.latent_channels, channels[0], rngs=rngs)
+        self.mid_block = Level(
+            channels[0], channels[0], layers=2, attention=True, config=config, rngs=rngs
+        )
+        self.up_blocks = nnx.List(
+            Level(
+                channels[max(level - 1, 0)],
+                width,
+                layers=config.layers_per_block + 1,
+                up=level < len(channels) - 1,
+                config=config,
+                rngs=rngs,
+            )
+            for level, width in enumerate(channels)
+        )
+        self.conv_norm_out = GroupNorm(channels[-1], groups=config.norm_groups, eps=EPS, rngs=rngs)
+        self.conv_out = Conv(channels[-1], config.image_channels, rngs=rngs)
+
+    def __call__(self, z: Float[Array, "B h w C"], *, attend: Attend) -> Float[Array, "B H W 3"]:
+        h = self.mid_block(self.conv_in(z), attend=attend)
+        for level in self.up_blocks:
+            h = level(h, attend=attend)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+
+
+class AutoencoderKL(nnx.Module):
+    """Scaled latents: `encode` and `decode` multiply and divide by `scaling_factor`."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+        latent = config.latent_channels
+        self.quant_conv = Linear(2 * latent, 2 * latent, rngs=rngs)
+        self.post_quant_conv = Linear(latent, latent, rngs=rngs)
+
+    def moments(
+        self, images: Float[Array, "B H W 3"], *, attend: Attend
+    ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
+        """Mean and log-variance of the posterior, unscaled. `images` in -1..1."""
+        h = self.quant_conv(self.encoder(images, attend=attend))
+        mean, log_variance = jnp.split(h, 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+    def encode(
+        self, images: Float[Array, "B H W 3"], *, attend: Attend
+    ) -> Float[Array, "B h w C"]:
+        """Mean latents, scaled. `images` in -1..1, sides multiples of `config.downsampling`."""
+        return self.moments(images, attend=attend)[0] * self.config.scaling_factor
+
+    def decode(
+        self, latents: Float[Array, "B h w C"], *, attend: Attend
+    ) -> Float[Array, "B H W 3"]:
+        """Images in about -1..1, not clipped."""
+        z = self.post_quant_conv(latents / self.config.scaling_factor)
+        return self.decoder(z, attend=attend)
+
+    def decode_in_chunks(
+        self, latents: Float[Array, "B h w C"], *, attend: Attend, pixels: int = 2**19
+    ) -> Float[Array, "B H W 3"]:
+        """`decode`, a few images (about `pixels` pixels) at a time, so that memory does not grow with B."""
+        batch, height, width, _ = latents.shape
+        area = height * width * self.config.downsampling**2
+        chunk = math.gcd(batch, max(1, pixels // area))
+        chunks = latents.reshape(batch // chunk, chunk, *latents.shape[1:])
+        images = jax.lax.map(lambda z: self.decode(z, attend=attend), chunks)
+        return images.reshape(batch, *images.shape[2:])

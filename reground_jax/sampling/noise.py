@@ -1,0 +1,57 @@
+"""Random numbers: one seed per image, and a fixed stream for each use of it.
+
+An image's noise depends on its own seed only: not on batch order or size, devices, hosts, or
+JAX's global random settings. Every draw is normal(fold_in(fold_in(key(seed), kind), step)).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, Int, UInt32
+
+# Kinds of noise, the first `fold_in` constant. Never renumber: images would change.
+INITIAL = 0  # x_T
+ETA = 1  # the noise that DDIM adds at each step when eta > 0
+INPAINT = 2  # re-noising of the known region at each step
+VAE = 3  # sampling the encoder's posterior
+
+MAX_SEED = 2**32 - 1
+
+
+def check_seeds(seeds: Iterable[Any]) -> UInt32[np.ndarray, "B"]:
+    """Seeds as uint32 [B]. Raises ValueError unless each is an integer from 0 to 2**32 - 1."""
+    seeds = list(seeds)
+    for i, seed in enumerate(seeds):
+        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        if not (whole and 0 <= seed <= MAX_SEED):
+            raise ValueError(
+                f"seed {i} is {seed!r}: a seed is an integer from 0 to {MAX_SEED}, one per image"
+            )
+    return np.array(seeds, np.uint32)
+
+
+def initial_noise(
+    seeds: UInt32[Array | np.ndarray, "B"], shape: tuple[int, int, int]
+) -> Float32[Array, "B H W C"]:
+    """Unit normal x_T of one latent `shape` (H, W, C) per seed. Seeds may be traced."""
+    return step_noise(seeds, shape, INITIAL, 0)
+
+
+def step_noise(
+    seeds: UInt32[Array | np.ndarray, "B"],
+    shape: tuple[int, int, int],
+    kind: int,
+    step: int | Int[Array, ""],
+) -> Float32[Array, "B H W C"]:
+    """Unit normal noise of one `kind` (ETA, INPAINT ...) for one step. Seeds and step may be traced."""
+
+    def of_one_image(seed: UInt32[Array, ""]) -> Float32[Array, "H W C"]:
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), kind)
+        return jax.random.normal(jax.random.fold_in(key, step), shape, jnp.float32)
+
+    # The older, non-partitionable bits differ; the environment may ask for them.
+    with jax.threefry_partitionable(True):
+        return jax.vmap(of_one_image)(jnp.asarray(seeds, jnp.uint32))

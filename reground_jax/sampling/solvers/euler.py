@@ -1,0 +1,61 @@
+"""Euler's method on dx/dsigma = epsilon (Karras et al. 2022, arXiv 2206.00364), as in diffusers'
+EulerDiscreteScheduler at its defaults.
+
+The state is x_0 + sigma * noise, so it starts large, and the U-Net sees it scaled to variance 1.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from reground_jax.config import NoiseSchedule
+from reground_jax.sampling.schedule import alphas_cumprod, given, spaced_timesteps
+from reground_jax.sampling.solvers.plan import (
+    Plan,
+    Solver,
+    State,
+    epsilon_weights,
+    init,
+    make_plan,
+    refuse_eta,
+)
+
+
+def plan(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
+    """num_steps rows; time steps may be fractions. Where the schedule is silent: linspace, offset 0."""
+    refuse_eta("euler", eta)
+    spacing = given(schedule.timestep_spacing, "linspace")
+    timesteps = spaced_timesteps(
+        num_steps,
+        schedule.num_train_steps,
+        spacing=spacing,
+        offset=given(schedule.steps_offset, 0),
+    )
+    left = alphas_cumprod(schedule)
+    sigma = np.interp(timesteps, np.arange(len(left)), np.sqrt((1 - left) / left))
+    scale = 1 / np.sqrt(sigma**2 + 1)
+    # v is defined on the scaled state, of which scale and sigma * scale are alpha and sigma.
+    of_scaled_x, of_output = epsilon_weights(schedule, scale, sigma * scale)
+    return make_plan(
+        timesteps=timesteps,
+        alpha=np.ones(num_steps),
+        sigma=sigma,
+        input_scale=scale,
+        initial_scale=np.sqrt(sigma[0] ** 2 + 1) if spacing == "leading" else sigma[0],
+        coefficients={
+            "epsilon_of_x": of_scaled_x * scale,
+            "epsilon_of_output": of_output,
+            "of_epsilon": np.append(sigma[1:], 0.0) - sigma,
+        },
+    )
+
+
+def update(state: State, output: Float[Array, "B H W C"], row: Plan, noise: Any = None) -> State:
+    """The state one step on. `noise` is ignored."""
+    c = row.coefficients
+    epsilon = c["epsilon_of_x"] * state.x + c["epsilon_of_output"] * output
+    return State(x=state.x + c["of_epsilon"] * epsilon)
+
+
+EULER = Solver(plan=plan, init=init, update=update)

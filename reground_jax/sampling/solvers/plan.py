@@ -1,0 +1,142 @@
+"""What all solvers share: a plan with one row per U-Net evaluation, a state, and their maths.
+
+A solver's numbers are worked out on the host in float64, once per (schedule, number of steps), and
+handed to the device as float32 rows, so the update is a few multiply-adds without branches.
+Every state is float32 and lives on the forward process x = alpha * x_0 + sigma * noise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Float64, Int32
+
+from reground_jax.config import NoiseSchedule
+
+
+class Plan(NamedTuple):
+    """One row per evaluation of the U-Net (M rows), or one such row (`Plan.row`: scalars).
+
+    A PLMS or PNDM plan has num_steps + 1 rows, because its first step evaluates twice (a PNDM plan
+    of one step has one, as in diffusers); all others have num_steps.
+    """
+
+    timesteps: Float32[ArrayLike, "*M"]  # what the U-Net is told; Euler's may be fractions
+    step: Int32[ArrayLike, "*M"]  # the step that the evaluation belongs to, from 0
+    first: Bool[ArrayLike, "*M"]  # it is the first evaluation of its step
+    input_scale: Float32[ArrayLike, "*M"]  # the U-Net sees state.x * input_scale
+    alpha: Float32[ArrayLike, "*M"]  # the state here is alpha * x_0 + sigma * noise
+    sigma: Float32[ArrayLike, "*M"]
+    initial_scale: Float32[ArrayLike, ""]  # x_T is initial_scale times unit normal noise
+    coefficients: dict[str, Float32[ArrayLike, "*M"]]  # read by the solver's update only
+
+    def row(self, evaluation: int | Int32[Array, ""]) -> "Plan":
+        """The row of one evaluation, whose index may be traced. `initial_scale` stays."""
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(leaf)[evaluation] if np.ndim(leaf) else leaf, self
+        )
+
+    def evaluations_before(self, step: int | Int32[Array, ""]) -> Int32[Array, ""]:
+        """How many evaluations come before `step`: turns bounds in steps into bounds in rows."""
+        return jnp.sum(jnp.asarray(self.step) < step, dtype=jnp.int32)
+
+
+class State(NamedTuple):
+    """What a solver carries from one evaluation to the next; every leaf is [B,H,W,C] float32."""
+
+    x: Float32[Array, "B H W C"]  # where the U-Net is evaluated next
+    history: tuple[Float32[Array, "B H W C"], ...] = ()  # earlier outputs, newest first
+
+
+@runtime_checkable
+class PlanFunction(Protocol):
+    def __call__(self, schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan: ...
+
+
+def never_stochastic(eta: float) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Four functions. Hashable, so a solver can be a static argument of a jitted function.
+
+    plan(schedule, num_steps, *, eta=0.0) -> Plan         on the host; ValueError for what it cannot do
+    init(x_T, plan) -> State                              x_T: [B,H,W,C] float32, unit normal
+    update(state, output, row, noise=None) -> State       output: [B,H,W,C], the (guided) epsilon or v
+    stochastic(eta) -> bool                               whether `update` needs unit normal `noise`
+    """
+
+    plan: PlanFunction
+    init: Callable[[Any, Plan], State]
+    update: Callable[..., State]
+    stochastic: Callable[[float], bool] = never_stochastic
+
+
+def init(x_T: Float[Array, "B H W C"], plan: Plan) -> State:
+    """The state of a solver without history, at unit normal `x_T`."""
+    return State(x=(x_T * plan.initial_scale).astype(jnp.float32))
+
+
+def make_plan(
+    *,
+    timesteps: np.ndarray,
+    alpha: np.ndarray,
+    sigma: np.ndarray,
+    coefficients: dict[str, np.ndarray],
+    step: np.ndarray | None = None,
+    input_scale: np.ndarray | None = None,
+    initial_scale: float = 1.0,
+) -> Plan:
+    """Round float64 columns to the plan's dtypes. `step` defaults to one evaluation per step."""
+    rows = len(timesteps)
+    step = np.arange(rows) if step is None else step
+    input_scale = np.ones(rows) if input_scale is None else input_scale
+    return Plan(
+        timesteps=np.asarray(timesteps, np.float32),
+        step=np.asarray(step, np.int32),
+        first=np.diff(step, prepend=-1) > 0,
+        input_scale=np.asarray(input_scale, np.float32),
+        alpha=np.asarray(alpha, np.float32),
+        sigma=np.asarray(sigma, np.float32),
+        initial_scale=np.asarray(initial_scale, np.float32),
+        coefficients={name: np.asarray(c, np.float32) for name, c in coefficients.items()},
+    )
+
+
+def epsilon_weights(
+    schedule: NoiseSchedule, alpha: Float64[np.ndarray, "M"], sigma: Float64[np.ndarray, "M"]
+) -> tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"]]:
+    """(p, q) such that epsilon = p * x + q * output, where x = alpha * x_0 + sigma * epsilon.
+
+    v = alpha * epsilon - sigma * x_0 (Salimans & Ho 2022) with alpha^2 + sigma^2 = 1.
+    """
+    if schedule.prediction_type == "v_prediction":
+        return sigma, alpha
+    return np.zeros_like(alpha), np.ones_like(alpha)
+
+
+def x0_weights(
+    schedule: NoiseSchedule, alpha: Float64[np.ndarray, "M"], sigma: Float64[np.ndarray, "M"]
+) -> tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"]]:
+    """(p, q) such that x_0 = p * x + q * output; the counterpart of `epsilon_weights`."""
+    if schedule.prediction_type == "v_prediction":
+        return alpha, -sigma
+    return 1 / alpha, -sigma / alpha
+
+
+def ddim_transfer(
+    now: Float64[np.ndarray, "M"], after: Float64[np.ndarray, "M"]
+) -> tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"]]:
+    """(a, b) of the DDIM step x' = a * x + b * epsilon between two values of alphas_cumprod."""
+    a = np.sqrt(after / now)
+    return a, np.sqrt(1 - after) - a * np.sqrt(1 - now)
+
+
+def refuse_eta(solver: str, eta: float) -> None:
+    """Raises ValueError if a deterministic solver is asked for noise."""
+    if eta != 0:
+        raise ValueError(f"eta is {eta}, but {solver} adds no noise: set eta=0 or solver='ddim'")

@@ -1,0 +1,185 @@
+"""How an image is made: `Settings`, one frozen value that goes to JSON and back.
+
+What is asked for (prompt, phrases, boxes) is a `Layout`, in layout.py. Nothing here imports jax, so
+a command line can check its arguments before it loads anything.
+"""
+
+import dataclasses
+import difflib
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+# How a transformer block joins gated self-attention and cross-attention (networks/transformer.py).
+Wiring = Literal["sequential", "parallel", "no_text", "no_grounding", "text_first"]
+WIRINGS: tuple[Wiring, ...] = get_args(Wiring)
+# The names of sampling/solvers, repeated here because importing those imports jax.
+SOLVER_NAMES = ("plms", "pndm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler")
+DTYPES = ("float32", "bfloat16")
+
+MAX_STEPS = 1000  # the time steps that Stable Diffusion was trained on
+SIZE_MULTIPLE = 8  # of the Stable Diffusion VAE; a checkpoint with another factor checks its own
+GAMMA_TOLERANCE = 1e-6  # .7 + .2 + .1 is not 1 in floating point
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a generation. Every field is checked; a bad one raises ValueError.
+
+    wiring          one of WIRINGS: "parallel" is ReGround, "sequential" is GLIGEN
+    gamma           fraction 0..1 of the first steps with grounding on, or GLIGEN's three parts
+                    (on, decay, off), which add up to 1 (`gligen_scheduled_sampling_beta`, tau)
+    num_steps       denoising steps, 1..1000
+    guidance_scale  classifier-free guidance, at least 0; 1 skips the unconditional half
+    solver          one of SOLVER_NAMES
+    eta             noise of DDIM, 0..1; 0 for every other solver
+    height, width   of the image in pixels, multiples of 8; None takes the checkpoint's own
+    dtype           compute dtype, one of DTYPES
+    max_boxes       grounding tokens G per image. Unused ones are learned null tokens that take part
+                    in attention, so this number changes the image: 30, as trained
+    """
+
+    wiring: str = "parallel"
+    gamma: float | tuple[float, float, float] = 1.0
+    num_steps: int = 50
+    guidance_scale: float = 7.5
+    solver: str = "plms"
+    eta: float = 0.0
+    height: int | None = None
+    width: int | None = None
+    dtype: str = "float32"
+    max_boxes: int = 30
+
+    def __post_init__(self) -> None:
+        check_name("wiring", self.wiring, WIRINGS)
+        check_name("solver", self.solver, SOLVER_NAMES)
+        check_name("dtype", self.dtype, DTYPES)
+        object.__setattr__(self, "gamma", _gamma(self.gamma))
+        object.__setattr__(self, "num_steps", _count("num_steps", self.num_steps, MAX_STEPS))
+        object.__setattr__(self, "max_boxes", _count("max_boxes", self.max_boxes, None))
+        object.__setattr__(self, "guidance_scale", _guidance_scale(self.guidance_scale))
+        object.__setattr__(self, "eta", _eta(self.eta, self.solver))
+        for side in ("height", "width"):
+            if (pixels := getattr(self, side)) is not None:
+                object.__setattr__(self, side, _size(side, pixels))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values by field name; `from_json` gives an equal Settings back."""
+        value = dataclasses.asdict(self)
+        if isinstance(self.gamma, tuple):
+            value["gamma"] = list(self.gamma)
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Settings":
+        """Inverse of `to_json`; absent fields take their defaults. Raises ValueError."""
+        if not isinstance(value, dict):
+            raise ValueError(f"settings are {value!r}: expected a JSON object of field names")
+        fields = tuple(field.name for field in dataclasses.fields(cls))
+        for name in value:
+            check_name("settings field", name, fields)
+        return cls(**value)
+
+    def diff(self, other: "Settings") -> dict[str, tuple[Any, Any]]:
+        """The fields that differ: name -> (value here, value in `other`)."""
+        mine, theirs = self.to_json(), other.to_json()
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+    def static_key(self) -> tuple[Any, ...]:
+        """Hashable: two settings with equal keys run the same compiled program.
+
+        Values that are arguments of the program (gamma, guidance scale, eta) count only by the
+        part of the program that they leave out: guidance at scale 1, fresh noise at eta 0.
+        """
+        return (
+            self.wiring, self.solver, self.num_steps, self.height, self.width, self.dtype,
+            self.max_boxes, self.guidance_scale != 1.0, self.eta > 0.0,
+        )  # fmt: skip
+
+
+def check_name(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raise ValueError unless `name` is in `known`: it names the nearest one and lists them all."""
+    known = tuple(known)
+    if isinstance(name, str) and name in known:
+        return
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    hint = f"did you mean {near[0]!r}? It" if near else "it"
+    raise ValueError(f"{kind} {name!r} is unknown: {hint} must be one of {', '.join(known)}")
+
+
+def _number(name: str, value: object, rule: str) -> float:
+    """A finite float from a Python, numpy or JSON number; text and booleans are mistakes."""
+    try:
+        if isinstance(value, (str, bytes, bool)):
+            raise TypeError
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}, which is not a number: {rule}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}: {rule}")
+    return number
+
+
+def _whole(name: str, value: object, rule: str) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}, which is not a whole number: {rule}") from None
+
+
+def _count(name: str, value: object, limit: int | None) -> int:
+    rule = f"give a whole number from 1 to {limit}" if limit else "give a whole number, at least 1"
+    count = _whole(name, value, rule)
+    if count < 1 or (limit and count > limit):
+        raise ValueError(f"{name} is {count}: {rule}")
+    return count
+
+
+def _size(name: str, value: object) -> int:
+    rule = f"image sides are multiples of {SIZE_MULTIPLE} pixels"
+    pixels = _whole(name, value, rule)
+    if pixels < SIZE_MULTIPLE or pixels % SIZE_MULTIPLE:
+        below = pixels // SIZE_MULTIPLE * SIZE_MULTIPLE
+        nearest = [str(n) for n in (below, below + SIZE_MULTIPLE) if n >= SIZE_MULTIPLE]
+        raise ValueError(f"{name} is {pixels}: {rule}; try {' or '.join(nearest) or SIZE_MULTIPLE}")
+    return pixels
+
+
+def _guidance_scale(value: object) -> float:
+    rule = "give a finite number, at least 0 (1 turns guidance off)"
+    scale = _number("guidance_scale", value, rule)
+    if scale < 0:
+        raise ValueError(f"guidance_scale is {scale}: {rule}")
+    return scale
+
+
+def _eta(value: object, solver: str) -> float:
+    rule = "give a number in 0..1 (0 is deterministic, 1 adds as much noise as DDPM)"
+    eta = _number("eta", value, rule)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}: {rule}")
+    if eta and solver != "ddim":
+        raise ValueError(f"eta is {eta}, but only solver 'ddim' adds noise: use it, or set eta=0")
+    return eta
+
+
+def _gamma(value: object) -> float | tuple[float, float, float]:
+    """A fraction, or three parts (on, decay, off)."""
+    rule = "give a fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1"
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        gamma = _number("gamma", value, rule)
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma is {gamma}: {rule}")
+        return gamma
+    if len(value) != 3:
+        raise ValueError(f"gamma is {list(value)}, which has {len(value)} parts: {rule}")
+    on, decay, off = (_number(f"a part of gamma {list(value)}", part, rule) for part in value)
+    if min(on, decay, off) < 0:
+        raise ValueError(f"gamma is {list(value)}, which has a negative part: {rule}")
+    if abs(on + decay + off - 1) > GAMMA_TOLERANCE:
+        raise ValueError(f"gamma is {list(value)}, which adds up to {on + decay + off:g}: {rule}")
+    return on, decay, off

@@ -1,0 +1,403 @@
+"""Every solver against code that is not ours: diffusers' schedulers, and PLMS as published."""
+
+import dataclasses
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from reground_jax.config import NoiseSchedule
+from reground_jax.sampling.solvers import SOLVERS, Plan
+from reground_jax.sampling.solvers.adams_bashforth import ADAMS_BASHFORTH
+
+# Both sides work in float32, and diffusers' alphas_cumprod too (a product of 1000 factors), which
+# alone is worth some 2e-6. A wrong coefficient changes the result by 1e-3 or more (last tests).
+TOLERANCE = 1e-5
+
+SD14 = {  # the scheduler file of CompVis/stable-diffusion-v1-4
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+SILENT = {  # says nothing that a class has a default for, but what PNDM cannot run without
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "skip_prk_steps": True,
+}
+FILES = {
+    "sd14": SD14,
+    "sd14_v": {**SD14, "prediction_type": "v_prediction"},
+    "sd2": {  # the scheduler file of stabilityai/stable-diffusion-2
+        **SD14,
+        "_class_name": "DDIMScheduler",
+        "prediction_type": "v_prediction",
+    },
+    "trailing": {**SD14, "timestep_spacing": "trailing", "steps_offset": 0},
+    "trailing_v": {**SD14, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+    "linspace": {**SD14, "timestep_spacing": "linspace"},
+    "linspace_v": {
+        **SD14,
+        "_class_name": "EulerDiscreteScheduler",
+        "timestep_spacing": "linspace",
+        "prediction_type": "v_prediction",
+    },
+    "leading": {**SD14, "_class_name": "DDIMScheduler", "timestep_spacing": "leading"},
+    "silent": SILENT,
+    "silent_v_ddim": {
+        **SILENT,
+        "_class_name": "DDIMScheduler",
+        "prediction_type": "v_prediction",
+    },
+    "final_alpha_one": {**SD14, "set_alpha_to_one": True},
+    "clipped": {
+        **SILENT,
+        "_class_name": "DDIMScheduler",
+        "clip_sample": True,
+        "clip_sample_range": 2.0,  # not DDIM's default of 1
+        "steps_offset": 1,
+    },
+    "linear_betas": {
+        "_class_name": "DDIMScheduler",
+        "beta_schedule": "linear",
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "skip_prk_steps": True,
+        "clip_sample": False,
+    },
+}
+DIFFUSERS = {
+    "pndm": (diffusers.PNDMScheduler, {}),
+    "ddim": (diffusers.DDIMScheduler, {}),
+    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
+    "dpmpp_2m_karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+}
+SHAPE = (2, 3, 5, 4)  # B, H, W, C: small, all different
+
+
+def schedule_of(file: dict) -> NoiseSchedule:
+    """What conversion makes of a scheduler file, for the fields used here."""
+    fields = {f.name for f in dataclasses.fields(NoiseSchedule)}
+    return NoiseSchedule(**{k: v for k, v in file.items() if k in fields})
+
+
+def denoiser(x: np.ndarray, t: float) -> np.ndarray:
+    """A stand-in for the U-Net: nonlinear in x, mixes channels and depends on t."""
+    x = np.asarray(x, np.float32)
+    mixed = 0.8 * x + 0.3 * np.roll(x, 1, axis=-1)
+    return np.tanh(mixed + t / 500 - 1) * np.float32(0.6 + 0.4 * t / 1000)
+
+
+def unit_noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+update = jax.jit(lambda solver, *args: solver.update(*args), static_argnums=0)
+
+
+def run_ours(
+    name: str,
+    schedule: NoiseSchedule,
+    num_steps: int,
+    x_T: np.ndarray,
+    *,
+    eta: float = 0.0,
+    noise: np.ndarray | None = None,
+    plan: Plan | None = None,
+) -> np.ndarray:
+    solver = SOLVERS[name]
+    plan = plan or solver.plan(schedule, num_steps, eta=eta)
+    state = solver.init(jnp.asarray(x_T), plan)
+    for e in range(len(plan.timesteps)):
+        row = plan.row(e)
+        output = denoiser(state.x * row.input_scale, float(row.timesteps))
+        step_noise = None if noise is None else noise[int(row.step)]
+        state = update(solver, state, output, row, step_noise)
+    return np.asarray(state.x)
+
+
+def theirs_from(file: dict, name: str):
+    kind, options = DIFFUSERS[name]
+    of_file = getattr(diffusers, file["_class_name"]).from_config(file)
+    return kind.from_config(of_file.config, **options)
+
+
+def run_theirs(
+    name: str,
+    file: dict,
+    num_steps: int,
+    x_T: np.ndarray,
+    *,
+    eta: float = 0.0,
+    noise: np.ndarray | None = None,
+) -> np.ndarray:
+    scheduler = theirs_from(file, name)
+    scheduler.set_timesteps(num_steps)
+    # Elementwise in everything but the last axis of the fake denoiser, so NHWC serves both.
+    x = torch.from_numpy(x_T) * scheduler.init_noise_sigma
+    for i, t in enumerate(scheduler.timesteps):
+        output = torch.from_numpy(denoiser(scheduler.scale_model_input(x, t).numpy(), float(t)))
+        options = {}
+        if name == "ddim" and eta:
+            options = {"eta": eta, "variance_noise": torch.from_numpy(noise[i])}
+        x = scheduler.step(output, t, x, **options).prev_sample
+    return x.numpy()
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert np.isfinite(theirs).all()
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_twenty_steps_equal_diffusers_under_every_scheduler_file(name, file):
+    x_T = unit_noise(0, *SHAPE)
+    theirs = run_theirs(name, FILES[file], 20, x_T)
+    assert relative_error(run_ours(name, schedule_of(FILES[file]), 20, x_T), theirs) < TOLERANCE
+
+
+# 1 and 2: no room for a history; 3 and 7: 1000 is not a multiple, and 7 has each order once;
+# 30: a common choice that does not divide 1000.
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 30])
+@pytest.mark.parametrize("file", ["sd14", "sd2", "trailing", "linspace", "silent"])
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_any_number_of_steps_equals_diffusers(name, file, num_steps):
+    x_T = unit_noise(1, *SHAPE)
+    theirs = run_theirs(name, FILES[file], num_steps, x_T)
+    ours = run_ours(name, schedule_of(FILES[file]), num_steps, x_T)
+    assert relative_error(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_the_unet_is_told_the_time_steps_that_diffusers_tells_it(name, file):
+    scheduler = theirs_from(FILES[file], name)
+    for num_steps in (1, 4, 20, 30):
+        scheduler.set_timesteps(num_steps)
+        plan = SOLVERS[name].plan(schedule_of(FILES[file]), num_steps)
+        np.testing.assert_array_equal(plan.timesteps, scheduler.timesteps.numpy())
+
+
+@pytest.mark.parametrize("file", ["sd14", "sd2", "silent", "trailing"])
+@pytest.mark.parametrize("eta", [0.7, 1.0])  # 1.0 leaves no room for epsilon in the last step
+def test_ddim_with_noise_equals_diffusers_given_the_same_noise(file, eta):
+    x_T, noise = unit_noise(2, *SHAPE), unit_noise(3, 20, *SHAPE)
+    theirs = run_theirs("ddim", FILES[file], 20, x_T, eta=eta, noise=noise)
+    ours = run_ours("ddim", schedule_of(FILES[file]), 20, x_T, eta=eta, noise=noise)
+    assert relative_error(ours, theirs) < TOLERANCE
+    without = run_ours("ddim", schedule_of(FILES[file]), 20, x_T)
+    assert relative_error(ours, without) > 0.1  # the noise is no detail
+
+
+def published_plms(schedule: NoiseSchedule, num_steps: int, x: np.ndarray) -> np.ndarray:
+    """PLMS as in CompVis/latent-diffusion, written out in float64."""
+    betas = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, 1000) ** 2
+    left = np.cumprod(1 - betas)
+    times = np.arange(num_steps) * (1000 // num_steps) + 1
+    before = np.concatenate([left[:1], left[times[:-1]]])
+
+    def epsilon(x, t):
+        output = denoiser(x, float(t)).astype(np.float64)
+        if schedule.prediction_type == "v_prediction":
+            return left[t] ** 0.5 * output + (1 - left[t]) ** 0.5 * x
+        return output
+
+    def move(x, e, i):
+        now, then = left[times[i]], before[i]
+        x0 = (x - (1 - now) ** 0.5 * e) / now**0.5
+        return then**0.5 * x0 + (1 - then) ** 0.5 * e
+
+    old = []
+    for i in range(num_steps)[::-1]:
+        e = epsilon(x, times[i])
+        if not old:
+            then = epsilon(move(x, e, i), times[max(i - 1, 0)])
+            mean = (e + then) / 2
+        elif len(old) == 1:
+            mean = (3 * e - old[-1]) / 2
+        elif len(old) == 2:
+            mean = (23 * e - 16 * old[-1] + 5 * old[-2]) / 12
+        else:
+            mean = (55 * e - 59 * old[-1] + 37 * old[-2] - 9 * old[-3]) / 24
+        x = move(x, mean, i)
+        old = [*old, e][-3:]
+    return x
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 20, 30, 50])  # 50: the paper's
+def test_plms_equals_the_published_algorithm(prediction_type, num_steps):
+    schedule = NoiseSchedule(prediction_type=prediction_type)  # silent: plms has its own defaults
+    x_T = unit_noise(4, *SHAPE)
+    published = published_plms(schedule, num_steps, x_T.astype(np.float64))
+    assert relative_error(run_ours("plms", schedule, num_steps, x_T), published) < TOLERANCE
+
+
+def test_plms_keeps_what_the_scheduler_file_says():
+    # On epsilon with leading spacing, PLMS and diffusers' PNDM are one algorithm (n > 1).
+    for file in (SD14, FILES["final_alpha_one"], {**SILENT, "steps_offset": 0}):
+        x_T = unit_noise(5, *SHAPE)
+        ours = run_ours("plms", schedule_of(file), 20, x_T)
+        assert relative_error(ours, run_theirs("pndm", file, 20, x_T)) < TOLERANCE
+
+
+def test_plms_under_trailing_spacing_goes_from_each_time_step_to_the_next():
+    plan = SOLVERS["plms"].plan(schedule_of(FILES["trailing"]), 4)
+    # round(1000 - 250 i) - 1, the second one twice
+    np.testing.assert_array_equal(plan.timesteps, [999, 749, 749, 499, 249])
+
+
+def test_the_last_plms_steps_of_a_constant_epsilon_land_on_the_line_to_x0():
+    """A constant epsilon makes every order exact, so x_0 is recovered whatever the history."""
+    schedule = NoiseSchedule(set_alpha_to_one=True)
+    x0, epsilon = unit_noise(6, *SHAPE), unit_noise(7, *SHAPE)
+    for name in ("plms", "dpmpp_2m", "dpmpp_2m_karras", "euler", "ddim"):
+        solver = SOLVERS[name]
+        plan = solver.plan(dataclasses.replace(schedule, clip_sample=False), 10)
+        x_T = plan.alpha[0] * x0 + plan.sigma[0] * epsilon
+        state = solver.init(jnp.asarray(x_T / plan.initial_scale), plan)
+        for e in range(len(plan.timesteps)):
+            row = plan.row(e)
+            if row.first:  # the state is where the plan says it is
+                there = row.alpha * x0 + row.sigma * epsilon
+                np.testing.assert_allclose(state.x, there, atol=1e-5 * np.abs(there).max())
+            state = update(solver, state, epsilon, row, None)
+        # At time 999, rounding of x_0 is magnified by sigma / alpha = 15.
+        np.testing.assert_allclose(state.x, x0, atol=2e-5 * np.abs(x0).max())
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_plan_has_one_row_per_evaluation_and_the_first_step_of_plms_has_two(name):
+    plan = SOLVERS[name].plan(schedule_of(SD14), 5)
+    twice = name in ("plms", "pndm")
+    assert plan.step.tolist() == ([0] if twice else []) + [0, 1, 2, 3, 4]
+    assert plan.first.tolist() == [True] + ([False] if twice else []) + [True] * 4
+    assert [int(plan.evaluations_before(s)) for s in (0, 1, 5)] == [0, 1 + twice, 5 + twice]
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(plan)}
+    assert dtypes == {"float32", "int32", "bool"}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_compiled_loop_over_rows_equals_the_python_loop(name):
+    solver = SOLVERS[name]
+    plan = solver.plan(schedule_of(SD14), 6)
+    x_T = jnp.asarray(unit_noise(8, *SHAPE))
+
+    def body(e, carry):
+        plan, state = carry
+        row = plan.row(e)
+        output = jnp.tanh(state.x * row.input_scale + row.timesteps / 500 - 1)
+        return plan, solver.update(state, output, row, None)
+
+    @jax.jit
+    def loop(plan, x_T, stop):
+        return jax.lax.fori_loop(0, stop, body, (plan, solver.init(x_T, plan)))[1].x
+
+    carry = plan, solver.init(x_T, plan)
+    for e in range(len(plan.timesteps)):
+        carry = body(e, carry)
+    # Fused multiply-adds differ by rounding only.
+    np.testing.assert_allclose(
+        loop(plan, x_T, len(plan.timesteps)), carry[1].x, atol=2e-6 * np.abs(carry[1].x).max()
+    )
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_state_stays_float32_and_batch_first_under_a_bfloat16_network(name):
+    plan = SOLVERS[name].plan(schedule_of(SD14), 3)
+    state = SOLVERS[name].init(jnp.asarray(unit_noise(9, *SHAPE)), plan)
+    after = update(SOLVERS[name], state, jnp.ones(SHAPE, jnp.bfloat16), plan.row(0), None)
+    for leaf in (*jax.tree.leaves(state), *jax.tree.leaves(after)):
+        assert (leaf.shape, leaf.dtype) == (SHAPE, jnp.float32)
+    assert jax.tree.structure(state) == jax.tree.structure(after)  # or no loop could carry it
+
+
+def test_only_ddim_with_eta_takes_noise():
+    assert {n: s.stochastic(0.5) for n, s in SOLVERS.items()} == {n: n == "ddim" for n in SOLVERS}
+    assert not any(s.stochastic(0.0) for s in SOLVERS.values())
+
+
+@pytest.mark.parametrize("name", [n for n in SOLVERS if n != "ddim"])
+def test_eta_is_refused_by_deterministic_solvers(name):
+    with pytest.raises(ValueError, match="eta is 0.5, but .* adds no noise: .*solver='ddim'"):
+        SOLVERS[name].plan(schedule_of(SD14), 10, eta=0.5)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
+def test_ddim_refuses_an_eta_that_it_cannot_use(eta):
+    with pytest.raises(ValueError, match="eta is .*: it must be from 0"):
+        SOLVERS["ddim"].plan(schedule_of(SD14), 10, eta=eta)
+
+
+def test_pndm_refuses_a_schedule_that_wants_runge_kutta_steps():
+    for silent_or_false in (None, False):
+        with pytest.raises(ValueError, match="skip_prk_steps .* use solver='plms'"):
+            SOLVERS["pndm"].plan(NoiseSchedule(skip_prk_steps=silent_or_false), 10)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("num_steps", [0, -1, 1001])  # none, and one more than were trained
+def test_a_number_of_steps_that_does_not_fit_is_refused(name, num_steps):
+    with pytest.raises(ValueError, match="num_steps is .*: it must be from 1 to"):
+        SOLVERS[name].plan(schedule_of(SD14), num_steps)
+
+
+def test_an_offset_that_leaves_the_schedule_is_refused():
+    # 1000 leading steps end at 999; offset 1 makes it 1000, where diffusers fails with IndexError.
+    with pytest.raises(ValueError, match="start at time step 1000, but the last one is 999"):
+        SOLVERS["ddim"].plan(NoiseSchedule(steps_offset=1), 1000)
+
+
+@pytest.mark.parametrize("field", [{"beta_schedule": "cosine"}, {"timestep_spacing": "random"}])
+def test_an_unknown_schedule_is_refused_by_name(field):
+    (name, value), *_ = field.items()
+    with pytest.raises(ValueError, match=f"{name} is '{value}'"):
+        SOLVERS["ddim"].plan(NoiseSchedule(**field), 10)
+
+
+def test_trailing_spacing_has_exactly_as_many_steps_as_asked_for():
+    # 61: the first number for which numpy's arange(1000, 0, -1000 / n) holds n + 1 entries.
+    plan = SOLVERS["euler"].plan(NoiseSchedule(timestep_spacing="trailing"), 61)
+    assert len(plan.timesteps) == 61 and plan.timesteps[-1] == 15  # round(1000 / 61) - 1
+
+
+# Mutations: what the tolerance above must not let pass.
+
+
+def test_the_tolerance_sees_an_averaged_epsilon_in_the_history():
+    schedule, x_T = NoiseSchedule(), unit_noise(10, *SHAPE)
+    plan = SOLVERS["plms"].plan(schedule, 20)
+    push = plan.coefficients["push"].copy()
+    push[0], push[1] = 0, 1  # keep the second evaluation instead of the first
+    wrong = plan._replace(coefficients={**plan.coefficients, "push": push})
+    right = run_ours("plms", schedule, 20, x_T, plan=plan)
+    assert relative_error(run_ours("plms", schedule, 20, x_T, plan=wrong), right) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("change", [{"steps_offset": 0}, {"timestep_spacing": "trailing"}])
+def test_the_tolerance_sees_another_offset_or_spacing(name, change):
+    if name == "dpmpp_2m_karras":
+        pytest.skip("Karras levels do not depend on spacing or offset")
+    schedule = dataclasses.replace(schedule_of(SD14), timestep_spacing="leading")
+    x_T = unit_noise(11, *SHAPE)
+    right = run_ours(name, schedule, 20, x_T)
+    wrong = run_ours(name, dataclasses.replace(schedule, **change), 20, x_T)
+    assert relative_error(wrong, right) > 50 * TOLERANCE
+
+
+def test_adams_bashforth_weights_add_up_to_one():
+    np.testing.assert_allclose(ADAMS_BASHFORTH.sum(axis=1), 1, rtol=1e-15)  # float64 rounding
