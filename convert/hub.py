@@ -86,8 +86,8 @@ def _cached(source: str, wanted: HubId, reason: Exception) -> Path:
 def _unreachable(source: str, wanted: HubId, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
-        f"{source!r} is no path here, and cannot be had from the Hugging Face Hub ({reason}); check "
-        "the name, or, where the machine has no network, run "
+        f"{source!r} is no path here, and cannot be had from the Hugging Face Hub ({reason}); "
+        "check the name, or, where the machine has no network, run "
         f"`hf download {wanted.repo} --local-dir FOLDER` on one that has, and give that folder "
         "(a private or gated model needs `hf auth login` first)"
     )

@@ -124,7 +124,9 @@ def match(
                 problems.append(f"- {network}: {name} is missing (for {leaf.path})")
             elif found not in allowed:
                 wanted = " or ".join(map(str, sorted(allowed, key=len)))
-                problems.append(f"! {network}: {name} has shape {found}, the config asks for {wanted}")
+                problems.append(
+                    f"! {network}: {name} has shape {found}, the config asks for {wanted}"
+                )
     problems += [f"+ {n}: {name} has no place in the model" for n, name in _unused(tensors, used)]
     if problems:
         raise KeyMismatch(

@@ -234,8 +234,8 @@ class _Unpickler(pickle.Unpickler):
         if module.split(".")[0] == "omegaconf" or (module, name) == ("typing", "Any"):
             return type(name, (Inert,), {})
         raise RefusedPickle(
-            f"{self._archive.path} asks for {module}.{name}, which no checkpoint of arrays needs and "
-            "which could run code, so it is refused; save its tensors alone, as safetensors"
+            f"{self._archive.path} asks for {module}.{name}, which could run code and which no "
+            "checkpoint of arrays needs: refused; save its tensors alone, as safetensors"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:

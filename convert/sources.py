@@ -95,7 +95,7 @@ def _open_shards(index: Path) -> TensorFile:
         shards = {name: open_tensors(index.parent / Path(name).name) for name in where.values()}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{index} is no index of shards ({error!r}): a weight_map from array to file was expected"
+            f"{index} is no index of shards ({error!r}): expected a weight_map from array to file"
         ) from error
     if lost := [(key, shard) for key, shard in where.items() if key not in shards[shard]]:
         key, shard = lost[0]
@@ -178,7 +178,8 @@ def resolve(source: str | Path, variant: str | None = None) -> Source:
     """An existing folder or file, else a Hub id (`owner/name`, `owner/name/file`, `...@revision`),
     of which the needed files alone are downloaded.
 
-    Raises ValueError for a path or id that is not there, or that holds no checkpoint of a known kind.
+    Raises ValueError for a path or id that is not there, or that holds no known kind of
+    checkpoint.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -214,7 +215,7 @@ def hub_files(names: list[str], variant: str | None = None) -> list[str]:
         chosen = [name for name in inside if name == "config.json"]
         if picked := pick_weights(inside, variant):
             chosen.append(picked)
-            if picked.endswith(".json"):
+            if picked.endswith(".json"):  # an index: its shards as well
                 ending = "safetensors" if ".safetensors." in picked else "bin"
                 chosen += [name for name in inside if "-of-" in name and name.endswith(ending)]
         wanted += [f"{part}/{name}" for name in chosen]

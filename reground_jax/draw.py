@@ -115,7 +115,7 @@ def _check_grid(
 
 
 def _paint(picture: Image.Image, layout: Layout, *, tint: int) -> None:
-    """Draw boxes and labels into the picture; large boxes first, so that small ones stay visible."""
+    """Draw boxes and labels into the picture; large boxes first, to keep small ones visible."""
     colors = phrase_colors(layout.phrases)
     boxes = [
         (phrase, _pixels(box, picture.size))
@@ -134,7 +134,7 @@ def _paint(picture: Image.Image, layout: Layout, *, tint: int) -> None:
         if tint:
             pen.rectangle((x0, y0, x1, y1), fill=(*_rgb(colors[phrase]), tint))
 
-    font = _font(max(11, min(picture.size) // 30))
+    font = _font(max(11, sum(picture.size) // 60))
     taken: list[Rectangle] = []
     for phrase, box in reversed(boxes):  # small boxes have the fewest places for a label
         text = _shortened(phrase, font, picture.width - 2 * _pad(font))
@@ -275,7 +275,7 @@ def _colored_words(layout: Layout) -> Words:
     return [(match[0], marks[match.start()]) for match in re.finditer(r"\S+", layout.prompt)]
 
 
-def _wrapped(words: Words, font: ImageFont.FreeTypeFont, width: float) -> list[Words]:
+def _wrapped(words: Words, font: ImageFont.FreeTypeFont, width: int | float) -> list[Words]:
     """Lines no wider than `width`; a word that alone is wider is cut with an ellipsis."""
     lines: list[Words] = [[]]
     for word, color in words:
@@ -294,7 +294,7 @@ def _space(font: ImageFont.FreeTypeFont) -> float:
     return 1.3 * font.getlength(" ")  # this font's own space is narrow beside coloured words
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int | float) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -42,7 +42,7 @@ class Recipe:
             "software": f"reground-jax {__version__}",
             "layout": self.layout.to_json(),
             "settings": self.settings.to_json(),
-            "seed": self.seed,
+            "seed": int(self.seed),  # JSON knows no numpy integers
             "checkpoint": self.checkpoint,
         }
 

@@ -91,7 +91,7 @@ def write_model(
             expected = shapes.pop(name, None)
             if expected != array.shape:
                 raise CheckpointError(f"array {name} has shape {array.shape}, expected {expected}")
-            array = np.ascontiguousarray(array)
+            array = np.asarray(array, order="C")
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(array.reshape(-1).view(np.uint8))
             sizes["parameters"] += array.size

@@ -51,10 +51,6 @@ def test_no_decay_equals_a_plain_gamma():
     np.testing.assert_array_equal(gate_table((0.3, 0.0, 0.7), 50), gate_table(0.3, 50))
 
 
-def test_a_list_of_three_is_taken_like_a_tuple_as_it_comes_from_json():
-    np.testing.assert_array_equal(gate_table([0.3, 0.2, 0.5], 10), gate_table((0.3, 0.2, 0.5), 10))
-
-
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan"), (0.5, 0.5), (1.2, -0.2, 0.0)])
 def test_a_share_outside_zero_to_one_is_refused(gamma):
     with pytest.raises(ValueError, match="gamma is .*: give one number from 0 to 1"):

@@ -13,6 +13,9 @@ from reground_jax.config import NoiseSchedule
 from reground_jax.sampling.solvers import SOLVERS, Plan
 from reground_jax.sampling.solvers.adams_bashforth import ADAMS_BASHFORTH
 
+# diffusers calls np.array on torch tensors, which NumPy 2 comments on. Not ours to change.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 # Both sides work in float32, and diffusers' alphas_cumprod too (a product of 1000 factors), which
 # alone is worth some 2e-6. A wrong coefficient changes the result by 1e-3 or more (last tests).
 TOLERANCE = 1e-5
@@ -39,27 +42,15 @@ SILENT = {  # says nothing that a class has a default for, but what PNDM cannot 
 FILES = {
     "sd14": SD14,
     "sd14_v": {**SD14, "prediction_type": "v_prediction"},
-    "sd2": {  # the scheduler file of stabilityai/stable-diffusion-2
-        **SD14,
-        "_class_name": "DDIMScheduler",
-        "prediction_type": "v_prediction",
-    },
+    # as in stabilityai/stable-diffusion-2
+    "sd2": {**SD14, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
     "trailing": {**SD14, "timestep_spacing": "trailing", "steps_offset": 0},
     "trailing_v": {**SD14, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
     "linspace": {**SD14, "timestep_spacing": "linspace"},
-    "linspace_v": {
-        **SD14,
-        "_class_name": "EulerDiscreteScheduler",
-        "timestep_spacing": "linspace",
-        "prediction_type": "v_prediction",
-    },
-    "leading": {**SD14, "_class_name": "DDIMScheduler", "timestep_spacing": "leading"},
+    "linspace_v": {**SD14, "timestep_spacing": "linspace", "prediction_type": "v_prediction"},
+    "leading": {**SD14, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
     "silent": SILENT,
-    "silent_v_ddim": {
-        **SILENT,
-        "_class_name": "DDIMScheduler",
-        "prediction_type": "v_prediction",
-    },
+    "silent_v_ddim": {**SILENT, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
     "final_alpha_one": {**SD14, "set_alpha_to_one": True},
     "clipped": {
         **SILENT,
@@ -78,11 +69,11 @@ FILES = {
     },
 }
 DIFFUSERS = {
-    "pndm": (diffusers.PNDMScheduler, {}),
-    "ddim": (diffusers.DDIMScheduler, {}),
-    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
-    "dpmpp_2m_karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "pndm": ("PNDMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "euler": ("EulerDiscreteScheduler", {}),
 }
 SHAPE = (2, 3, 5, 4)  # B, H, W, C: small, all different
 
@@ -95,7 +86,7 @@ def schedule_of(file: dict) -> NoiseSchedule:
 
 def denoiser(x: np.ndarray, t: float) -> np.ndarray:
     """A stand-in for the U-Net: nonlinear in x, mixes channels and depends on t."""
-    x = np.asarray(x, np.float32)
+    x = x.astype(np.float32)
     mixed = 0.8 * x + 0.3 * np.roll(x, 1, axis=-1)
     return np.tanh(mixed + t / 500 - 1) * np.float32(0.6 + 0.4 * t / 1000)
 
@@ -122,16 +113,17 @@ def run_ours(
     state = solver.init(jnp.asarray(x_T), plan)
     for e in range(len(plan.timesteps)):
         row = plan.row(e)
-        output = denoiser(state.x * row.input_scale, float(row.timesteps))
+        output = denoiser(np.asarray(state.x * row.input_scale), float(row.timesteps))
         step_noise = None if noise is None else noise[int(row.step)]
         state = update(solver, state, output, row, step_noise)
     return np.asarray(state.x)
 
 
 def theirs_from(file: dict, name: str):
+    """diffusers' scheduler for a solver name, from a file, by way of the class that it names."""
     kind, options = DIFFUSERS[name]
     of_file = getattr(diffusers, file["_class_name"]).from_config(file)
-    return kind.from_config(of_file.config, **options)
+    return getattr(diffusers, kind).from_config(of_file.config, **options)
 
 
 def run_theirs(
@@ -145,12 +137,12 @@ def run_theirs(
 ) -> np.ndarray:
     scheduler = theirs_from(file, name)
     scheduler.set_timesteps(num_steps)
-    # Elementwise in everything but the last axis of the fake denoiser, so NHWC serves both.
+    # Schedulers work element by element, so they take NHWC as well as NCHW.
     x = torch.from_numpy(x_T) * scheduler.init_noise_sigma
     for i, t in enumerate(scheduler.timesteps):
         output = torch.from_numpy(denoiser(scheduler.scale_model_input(x, t).numpy(), float(t)))
         options = {}
-        if name == "ddim" and eta:
+        if noise is not None:
             options = {"eta": eta, "variance_noise": torch.from_numpy(noise[i])}
         x = scheduler.step(output, t, x, **options).prev_sample
     return x.numpy()
@@ -178,7 +170,10 @@ def test_any_number_of_steps_equals_diffusers(name, file, num_steps):
     x_T = unit_noise(1, *SHAPE)
     theirs = run_theirs(name, FILES[file], num_steps, x_T)
     ours = run_ours(name, schedule_of(FILES[file]), num_steps, x_T)
-    assert relative_error(ours, theirs) < TOLERANCE
+    # Euler's only step under linspace starts at time 0, where 1 - alphas_cumprod = 8.5e-4 in
+    # diffusers' float32 is off by up to 3.5e-5 of itself, so its square root by half of that.
+    only_time_0 = (name, num_steps) == ("euler", 1)
+    assert relative_error(ours, theirs) < (2e-5 if only_time_0 else TOLERANCE)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -260,7 +255,7 @@ def test_plms_under_trailing_spacing_goes_from_each_time_step_to_the_next():
     np.testing.assert_array_equal(plan.timesteps, [999, 749, 749, 499, 249])
 
 
-def test_the_last_plms_steps_of_a_constant_epsilon_land_on_the_line_to_x0():
+def test_the_state_stays_where_the_plan_says_it_is_while_epsilon_is_constant():
     """A constant epsilon makes every order exact, so x_0 is recovered whatever the history."""
     schedule = NoiseSchedule(set_alpha_to_one=True)
     x0, epsilon = unit_noise(6, *SHAPE), unit_noise(7, *SHAPE)
@@ -361,11 +356,12 @@ def test_an_offset_that_leaves_the_schedule_is_refused():
         SOLVERS["ddim"].plan(NoiseSchedule(steps_offset=1), 1000)
 
 
-@pytest.mark.parametrize("field", [{"beta_schedule": "cosine"}, {"timestep_spacing": "random"}])
-def test_an_unknown_schedule_is_refused_by_name(field):
-    (name, value), *_ = field.items()
-    with pytest.raises(ValueError, match=f"{name} is '{value}'"):
-        SOLVERS["ddim"].plan(NoiseSchedule(**field), 10)
+@pytest.mark.parametrize("field, value", [("beta_schedule", "cosine"), ("timestep_spacing", "log")])
+def test_an_unknown_schedule_is_refused_by_name(field, value):
+    schedule = NoiseSchedule()
+    object.__setattr__(schedule, field, value)  # past the type checks, as JSON comes
+    with pytest.raises(ValueError, match=f"{field} is '{value}'"):
+        SOLVERS["ddim"].plan(schedule, 10)
 
 
 def test_trailing_spacing_has_exactly_as_many_steps_as_asked_for():
@@ -387,11 +383,10 @@ def test_the_tolerance_sees_an_averaged_epsilon_in_the_history():
     assert relative_error(run_ours("plms", schedule, 20, x_T, plan=wrong), right) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+# Karras levels depend on neither.
+@pytest.mark.parametrize("name", [n for n in SOLVERS if n != "dpmpp_2m_karras"])
 @pytest.mark.parametrize("change", [{"steps_offset": 0}, {"timestep_spacing": "trailing"}])
 def test_the_tolerance_sees_another_offset_or_spacing(name, change):
-    if name == "dpmpp_2m_karras":
-        pytest.skip("Karras levels do not depend on spacing or offset")
     schedule = dataclasses.replace(schedule_of(SD14), timestep_spacing="leading")
     x_T = unit_noise(11, *SHAPE)
     right = run_ours(name, schedule, 20, x_T)

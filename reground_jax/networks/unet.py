@@ -227,9 +227,11 @@ class UNet(nnx.Module):
         """`prepared.time` has one row for all samples (`Prepared.at`) or one for each of B.
 
         gate: the step's schedule gate (float32 scalar), or None for a network without fusers.
-        Returns K = k * B samples, each sample's k branches as neighbours.
+        Computes in the dtype of the context, and returns K = k * B samples in it, each sample's k
+        branches as neighbours.
         """
-        batch = jax.tree.leaves(prepared.blocks)[0].shape[0]
+        context = jax.tree.leaves(prepared.blocks)[0]
+        batch = context.shape[0]
         contexts, times = iter(prepared.blocks), iter(prepared.time)
 
         def layer(level: Level, i: int, h: Array) -> Array:
@@ -241,7 +243,7 @@ class UNet(nnx.Module):
                 )
             return h
 
-        h = self.conv_in(x)
+        h = self.conv_in(x.astype(context.dtype))
         skips = [h]
         for level in self.down_blocks:
             for i in range(len(level.resnets)):

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from jaxtyping import Float32
 
-Gamma = float | tuple[float, float, float]
+Gamma = float | int | tuple[float | int, ...]  # one part or three
 
 
 def gate_table(gamma: Gamma, num_steps: int) -> Float32[np.ndarray, "n"]:
@@ -36,7 +36,7 @@ def grounded_steps(table: Float32[np.ndarray, "n"]) -> int:
 
 
 def _on_and_decay(gamma: Gamma) -> tuple[float, float]:
-    parts = tuple(gamma) if isinstance(gamma, tuple | list) else (gamma,)
+    parts = gamma if isinstance(gamma, tuple) else (gamma,)
     # `not (0 <= p <= 1)` also catches NaN.
     if len(parts) not in (1, 3) or not all(0 <= part <= 1 for part in parts):
         raise ValueError(
@@ -44,11 +44,11 @@ def _on_and_decay(gamma: Gamma) -> tuple[float, float]:
             "or three such numbers (on, decay, off)"
         )
     if len(parts) == 1:
-        return parts[0], 0.0
+        return float(parts[0]), 0.0
     # A tolerance, because .7 + .2 + .1 is not 1 in floating point.
     if not math.isclose(sum(parts), 1.0, abs_tol=1e-6, rel_tol=0):
         raise ValueError(
             f"gamma (on, decay, off) is {gamma}, which adds up to {sum(parts):g}: "
             "the three must add up to 1"
         )
-    return parts[0], parts[1]
+    return float(parts[0]), float(parts[1])

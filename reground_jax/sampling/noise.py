@@ -34,7 +34,7 @@ def check_seeds(seeds: Iterable[Any]) -> UInt32[np.ndarray, "B"]:
 
 
 def initial_noise(
-    seeds: UInt32[Array | np.ndarray, "B"], shape: tuple[int, int, int]
+    seeds: UInt32[Array | np.ndarray, "B"], shape: tuple[int, ...]
 ) -> Float32[Array, "B H W C"]:
     """Unit normal x_T of one latent `shape` (H, W, C) per seed. Seeds may be traced."""
     return step_noise(seeds, shape, INITIAL, 0)
@@ -42,11 +42,14 @@ def initial_noise(
 
 def step_noise(
     seeds: UInt32[Array | np.ndarray, "B"],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     kind: int,
-    step: int | Int[Array, ""],
+    step: int | Int[Array | np.ndarray, ""],
 ) -> Float32[Array, "B H W C"]:
-    """Unit normal noise of one `kind` (ETA, INPAINT ...) for one step. Seeds and step may be traced."""
+    """Unit normal noise of one `kind` (ETA, INPAINT ...) and step, of latent `shape` (H, W, C).
+
+    Seeds and step may be traced.
+    """
 
     def of_one_image(seed: UInt32[Array, ""]) -> Float32[Array, "H W C"]:
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), kind)

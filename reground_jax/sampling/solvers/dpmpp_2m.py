@@ -29,7 +29,10 @@ RHO = 7.0  # Karras et al.'s choice
 def plan(
     schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0, karras: bool = False
 ) -> Plan:
-    """num_steps rows. Where the schedule is silent: linspace, offset 0. clip_sample is not used."""
+    """num_steps rows. ValueError for num_steps = num_train_steps, except with trailing spacing.
+
+    Where the schedule is silent: linspace, offset 0. clip_sample and final alpha are not used.
+    """
     refuse_eta("dpmpp_2m_karras" if karras else "dpmpp_2m", eta)
     left = alphas_cumprod(schedule)
     all_ratios = np.sqrt((1 - left) / left)  # noise over image, increasing with time

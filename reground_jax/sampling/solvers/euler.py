@@ -23,7 +23,10 @@ from reground_jax.sampling.solvers.plan import (
 
 
 def plan(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
-    """num_steps rows; time steps may be fractions. Where the schedule is silent: linspace, offset 0."""
+    """num_steps rows; time steps may be fractions.
+
+    Where the schedule is silent: linspace, offset 0. clip_sample and final alpha are not used.
+    """
     refuse_eta("euler", eta)
     spacing = given(schedule.timestep_spacing, "linspace")
     timesteps = spaced_timesteps(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Float64, Int32
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int32
 
 from reground_jax.config import NoiseSchedule
 
@@ -24,14 +24,14 @@ class Plan(NamedTuple):
     of one step has one, as in diffusers); all others have num_steps.
     """
 
-    timesteps: Float32[ArrayLike, "*M"]  # what the U-Net is told; Euler's may be fractions
-    step: Int32[ArrayLike, "*M"]  # the step that the evaluation belongs to, from 0
-    first: Bool[ArrayLike, "*M"]  # it is the first evaluation of its step
-    input_scale: Float32[ArrayLike, "*M"]  # the U-Net sees state.x * input_scale
-    alpha: Float32[ArrayLike, "*M"]  # the state here is alpha * x_0 + sigma * noise
-    sigma: Float32[ArrayLike, "*M"]
-    initial_scale: Float32[ArrayLike, ""]  # x_T is initial_scale times unit normal noise
-    coefficients: dict[str, Float32[ArrayLike, "*M"]]  # read by the solver's update only
+    timesteps: Float32[Array | np.ndarray, "*M"]  # what the U-Net is told; Euler's may be fractions
+    step: Int32[Array | np.ndarray, "*M"]  # the step that the evaluation belongs to, from 0
+    first: Bool[Array | np.ndarray, "*M"]  # it is the first evaluation of its step
+    input_scale: Float32[Array | np.ndarray, "*M"]  # the U-Net sees state.x * input_scale
+    alpha: Float32[Array | np.ndarray, "*M"]  # the state here is alpha * x_0 + sigma * noise
+    sigma: Float32[Array | np.ndarray, "*M"]
+    initial_scale: Float32[Array | np.ndarray, ""]  # x_T is initial_scale times unit normal noise
+    coefficients: dict[str, Any]  # float32 columns that only the solver's update reads
 
     def row(self, evaluation: int | Int32[Array, ""]) -> "Plan":
         """The row of one evaluation, whose index may be traced. `initial_scale` stays."""
@@ -64,10 +64,10 @@ def never_stochastic(eta: float) -> bool:
 class Solver:
     """Four functions. Hashable, so a solver can be a static argument of a jitted function.
 
-    plan(schedule, num_steps, *, eta=0.0) -> Plan         on the host; ValueError for what it cannot do
-    init(x_T, plan) -> State                              x_T: [B,H,W,C] float32, unit normal
-    update(state, output, row, noise=None) -> State       output: [B,H,W,C], the (guided) epsilon or v
-    stochastic(eta) -> bool                               whether `update` needs unit normal `noise`
+    plan(schedule, num_steps, *, eta=0.0) -> Plan    on the host; ValueError for what it cannot do
+    init(x_T, plan) -> State                         x_T: [B,H,W,C] float32, unit normal
+    update(state, output, row, noise=None) -> State  output: [B,H,W,C] guided epsilon or v
+    stochastic(eta) -> bool                          whether `update` needs unit normal `noise`
     """
 
     plan: PlanFunction

@@ -25,7 +25,10 @@ from reground_jax.sampling.solvers.plan import (
 
 
 def plan(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
-    """num_steps + 1 rows. Where the schedule is silent: leading, offset 1, final alphas_cumprod[0]."""
+    """num_steps + 1 rows.
+
+    Where the schedule is silent: leading, offset 1, final alpha alphas_cumprod[0], as the original.
+    """
     refuse_eta("plms", eta)
     left = alphas_cumprod(schedule)
     timesteps = spaced_timesteps(

@@ -26,7 +26,10 @@ from reground_jax.sampling.solvers.plan import (
 
 
 def plan(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
-    """num_steps + 1 rows (1 for 1). ValueError unless the schedule says skip_prk_steps=True."""
+    """num_steps + 1 rows (1 for 1). ValueError unless the schedule says skip_prk_steps=True.
+
+    Where the schedule is silent: leading, offset 0, final alpha alphas_cumprod[0].
+    """
     refuse_eta("pndm", eta)
     if not given(schedule.skip_prk_steps, False):
         raise ValueError(

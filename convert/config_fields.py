@@ -1,0 +1,199 @@
+"""What is known of each field of a diffusers or transformers config: the tables of `configs.py`.
+
+TRANSLATED fields go into our configs. NEUTRAL ones must have one of the values listed (a list needs
+it in each entry). IGNORED ones are passed over, for the reason beside them. Fields that start with
+an underscore (`_class_name`, `_diffusers_version`, ...) tell of the file, not of the model.
+"""
+
+NO_DROPOUT = "dropout is off outside training"
+FROM_ARRAYS = "the arrays' shapes say it"
+EMA = "bookkeeping of a trainer's moving average"
+
+UNET_TRANSLATED = (
+    "in_channels",
+    "out_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "attention_head_dim",
+    "down_block_types",
+    "up_block_types",
+    "cross_attention_dim",
+    "norm_num_groups",
+    "sample_size",
+    "attention_type",
+)
+UNET_NEUTRAL = {
+    "act_fn": ("silu", "swish"),  # two names of one function
+    "addition_embed_type": (None,),
+    "addition_time_embed_dim": (None,),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "norm_eps": (1e-5,),
+    "num_attention_heads": (None,),  # diffusers itself refuses it
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "projection_class_embeddings_input_dim": (None,),
+    "resnet_out_scale_factor": (1.0,),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+    "transformer_layers_per_block": (1,),
+}
+UNET_IGNORED = {
+    "dropout": NO_DROPOUT,
+    "use_linear_projection": FROM_ARRAYS,
+    "upcast_attention": "scores are always accumulated in float32",
+    "addition_embed_type_num_heads": "no additional embedding, so no heads of it",
+    "decay": EMA,
+    "inv_gamma": EMA,
+    "min_decay": EMA,
+    "min_value": EMA,
+    "optimization_step": EMA,
+    "power": EMA,
+    "update_after_step": EMA,
+    "use_ema_warmup": EMA,
+}
+
+VAE_TRANSLATED = (
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "latent_channels",
+    "norm_num_groups",
+    "scaling_factor",
+)
+VAE_NEUTRAL = {
+    "act_fn": ("silu", "swish"),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "shift_factor": (None, 0),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
+}
+VAE_IGNORED = {
+    "sample_size": "the network is convolutional; it only sized diffusers' tiles",
+    "force_upcast": "the caller chooses the dtype",
+}
+
+TEXT_TRANSLATED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "hidden_act",
+    "eos_token_id",
+)
+TEXT_NEUTRAL = {
+    "layer_norm_eps": (1e-5,),
+    "model_type": ("clip_text_model",),
+    "architectures": ("CLIPTextModel", "CLIPTextModelWithProjection", None),
+    "is_encoder_decoder": (False,),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+GENERIC = "a setting that transformers writes for every model; CLIP's text encoder does not use it"
+TEXT_IGNORED = {
+    "projection_dim": "the projection to CLIP's joint space is not used",
+    "attention_dropout": NO_DROPOUT,
+    "dropout": NO_DROPOUT,
+    "initializer_factor": "for random initialisation",
+    "initializer_range": "for random initialisation",
+    "bos_token_id": "the tokenizer's matter",
+    "pad_token_id": "the tokenizer's matter",
+    "dtype": "the arrays have their own",
+    "torch_dtype": "the arrays have their own",
+    "transformers_version": "tells of the file",
+} | dict.fromkeys(
+    """attn_implementation bad_words_ids begin_suppress_tokens chunk_size_feed_forward
+    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label label2id length_penalty
+    max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_attentions output_hidden_states output_scores prefix problem_type pruned_heads
+    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
+    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    tie_word_embeddings tokenizer_class top_k top_p torchscript typical_p use_bfloat16
+    use_cache""".split(),
+    GENERIC,
+)
+
+# beta_start and beta_end of a file that has none, by its class; all classes default to "linear".
+SCHEDULER_BETAS = {
+    "PNDMScheduler": (0.0001, 0.02),
+    "DDIMScheduler": (0.0001, 0.02),
+    "DDPMScheduler": (0.0001, 0.02),
+    "DEISMultistepScheduler": (0.0001, 0.02),
+    "DPMSolverMultistepScheduler": (0.0001, 0.02),
+    "DPMSolverSinglestepScheduler": (0.0001, 0.02),
+    "EulerAncestralDiscreteScheduler": (0.0001, 0.02),
+    "EulerDiscreteScheduler": (0.0001, 0.02),
+    "HeunDiscreteScheduler": (0.00085, 0.012),
+    "KDPM2AncestralDiscreteScheduler": (0.00085, 0.012),
+    "KDPM2DiscreteScheduler": (0.00085, 0.012),
+    "LMSDiscreteScheduler": (0.0001, 0.02),
+    "UniPCMultistepScheduler": (0.0001, 0.02),
+}
+SCHEDULER_TRANSLATED = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "prediction_type",
+    "timestep_spacing",
+    "steps_offset",
+    "set_alpha_to_one",
+    "clip_sample",
+    "clip_sample_range",
+    "skip_prk_steps",
+)
+SCHEDULER_CHOICES = {
+    "beta_schedule": ("linear", "scaled_linear"),
+    "prediction_type": ("epsilon", "v_prediction"),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+}
+SCHEDULER_NEUTRAL = {
+    "trained_betas": (None,),
+    "thresholding": (False,),
+    "rescale_betas_zero_snr": (False,),
+    "use_flow_sigmas": (False,),
+    "use_dynamic_shifting": (False,),
+    "timestep_type": ("discrete",),
+}
+SOLVER = "a choice of one solver; ours make it by their name"
+SCHEDULER_IGNORED = {
+    "dynamic_thresholding_ratio": "no thresholding",
+    "sample_max_value": "no thresholding",
+    "flow_shift": "no flow matching",
+    "time_shift_type": "no flow matching",
+    "shift_terminal": "no flow matching",
+    "variance_type": "the model's output is never a variance",
+} | dict.fromkeys(
+    """algorithm_type disable_corrector euler_at_final final_sigmas_type interpolation_type
+    lambda_min_clipped lower_order_final predict_x0 sigma_max sigma_min solver_order solver_p
+    solver_type use_beta_sigmas use_exponential_sigmas use_karras_sigmas use_lu_lambdas""".split(),
+    SOLVER,
+)

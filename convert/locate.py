@@ -1,0 +1,42 @@
+"""From a name to a model directory: ours as it is, anything else converted once into a cache."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from reground_jax.model import is_model_directory
+
+from .convert import convert
+from .sources import resolve
+
+CACHE = Path.home() / ".cache" / "reground-jax"
+
+
+def model_directory(name: str | os.PathLike[str], *, cache: Path = CACHE) -> Path:
+    """The model directory behind a path (ours, or any that `convert` reads) or a Hub id.
+
+    Sources that are not ours are converted into `cache`, under a name that changes when a file of
+    theirs changes. Raises ValueError or OSError with a sentence that says what is wrong.
+    """
+    path = Path(name).expanduser()
+    if is_model_directory(path):
+        return path
+    source = resolve(os.fspath(name))
+    if source.kind == "ours":
+        return source.path
+    target = cache / f"{source.path.name}-{_fingerprint(source.path)}"
+    if not is_model_directory(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        convert(os.fspath(name), target)
+    return target
+
+
+def _fingerprint(path: Path) -> str:
+    """Changes with the place, size or time of any file of a source."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    facts = [
+        (str(file.resolve()), stat.st_size, stat.st_mtime_ns)
+        for file in files
+        if file.is_file() and (stat := file.stat())
+    ]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

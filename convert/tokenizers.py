@@ -1,0 +1,196 @@
+"""CLIP's tokenizer as a `tokenizer.json`, from the files in which people have it.
+
+Lower-cased byte-level BPE whose word-final tokens end in `</w>`; a text becomes
+`<|startoftext|> ... <|endoftext|>`. Rules and special tokens as in transformers' CLIPTokenizer (the
+fast one: whitespace runs become one blank, no HTML unescaping). Cutting and padding to `max_length`
+is the caller's: the JSON does neither, and `TokenizerConfig` says with what.
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+from reground_jax.config import TokenizerConfig
+
+from .configs import read_json
+
+NUM_MERGES = 49152 - 256 - 2  # of the merges file's 262,144, CLIP uses the first 48,894
+MAX_LENGTH = 77
+SPECIAL = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+}
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+class BuiltTokenizer(NamedTuple):
+    json: str  # the content of a tokenizer.json, for `tokenizers.Tokenizer.from_str`
+    config: TokenizerConfig
+
+
+def build_tokenizer(source: str | Path, pad_token: str | None = None) -> BuiltTokenizer:
+    """The tokenizer of a folder, or of a merges file.
+
+    A folder has `tokenizer.json`, or `vocab.json` and `merges.txt`, and may have
+    `tokenizer_config.json` and `special_tokens_map.json`; a folder with a `tokenizer` folder in it
+    means that one. A merges file (`bpe_simple_vocab_16e6.txt.gz`, as in OpenAI's CLIP and in the
+    open_clip_torch wheel) implies the vocabulary.
+
+    `pad_token` overrides the files; a text is padded with end-of-text if nobody says otherwise, as
+    in SD1.x (SD2.x pads with "!"). Raises ValueError for missing or damaged files.
+    """
+    source = Path(source)
+    if source.is_file():
+        special = dict(SPECIAL)
+        tokenizer = _from_merges_file(source, special)
+        max_length = MAX_LENGTH
+    else:
+        folder = source / "tokenizer" if (source / "tokenizer").is_dir() else source
+        special, max_length = _settings(folder)
+        tokenizer = _from_folder(folder, special)
+    if pad_token is not None:
+        special["pad_token"] = pad_token
+    return _finish(tokenizer, special, max_length, source)
+
+
+def _from_folder(folder: Path, special: dict[str, str]) -> Tokenizer:
+    ready, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if ready.is_file():
+        try:
+            return Tokenizer.from_file(str(ready))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{ready} is no tokenizer ({error}); download it again") from error
+    if not (vocab.is_file() and merges.is_file()):
+        raise ValueError(
+            f"{folder} has no tokenizer: looked for tokenizer.json, or vocab.json and merges.txt; "
+            "give another folder, a Hub id (openai/clip-vit-large-patch14), or the merges file "
+            "bpe_simple_vocab_16e6.txt.gz"
+        )
+    return _assemble(read_json(vocab), _read_merges(merges), special, folder)
+
+
+def _settings(folder: Path) -> tuple[dict[str, str], int]:
+    """Special tokens and length; where the two files differ, tokenizer_config.json is right."""
+    special, max_length = dict(SPECIAL), MAX_LENGTH
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            continue
+        fields = read_json(folder / name)
+        special |= {key: _text(fields[key]) for key in SPECIAL if fields.get(key) is not None}
+        # transformers writes 1e30 for "nobody said".
+        if isinstance(length := fields.get("model_max_length"), int) and length < 10**6:
+            max_length = length
+    return special, max_length
+
+
+def _text(token: str | dict[str, Any]) -> str:
+    """A special token is written as text, or as a dict of its text and flags."""
+    return token if isinstance(token, str) else token["content"]
+
+
+def _from_merges_file(path: Path, special: dict[str, str]) -> Tokenizer:
+    """The vocabulary in CLIP's order: 256 bytes, the same at a word's end, one token per merge."""
+    merges = _read_merges(path)
+    symbols = _byte_symbols()
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, merges)]
+    tokens += [special["bos_token"], special["eos_token"]]
+    return _assemble({token: n for n, token in enumerate(tokens)}, merges, special, path)
+
+
+def _byte_symbols() -> list[str]:
+    """A visible character for each byte, in vocabulary order: printable bytes stand for themselves
+    and come first, the others are moved to 256 and up.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    printable += range(ord("®"), ord("ÿ") + 1)
+    return [chr(code) for code in (*printable, *range(256, 512 - len(printable)))]
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is no merges file ({error}); copy or download it again"
+        ) from error
+    lines = text.split("\n")
+    if "#version" in lines[0]:
+        lines = lines[1:]
+    pairs = [tuple(line.split()) for line in lines[:NUM_MERGES] if line.strip()]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"{path} is no merges file: each line should be two tokens")
+    return [(left, right) for left, right in pairs]
+
+
+def _assemble(
+    vocab: dict[str, int], merges: list[tuple[str, str]], special: dict[str, str], source: Path
+) -> Tokenizer:
+    try:
+        model = models.BPE(
+            vocab,
+            merges,
+            unk_token=special["unk_token"],
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+        )
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{source}: vocabulary and merges do not fit ({error})") from error
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _finish(
+    tokenizer: Tokenizer, special: dict[str, str], max_length: int, source: Path
+) -> BuiltTokenizer:
+    """Adds what every form needs alike, and removes the cutting and padding a file may ask for."""
+    names = ("bos_token", "eos_token", "pad_token")
+    ids = {name: tokenizer.token_to_id(special[name]) for name in names}
+    if missing := [f"{n} {special[n]!r}" for n in names if ids[n] is None]:
+        raise ValueError(f"{source}: the vocabulary has no {', '.join(missing)}")
+    # A pad token is special in prompts too: SD2's "!" is id 0 in them, not the word "!</w>".
+    tokenizer.add_special_tokens(
+        [AddedToken(special[name], special=True, normalized=False) for name in names]
+    )
+    bos, eos = special["bos_token"], special["eos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A {eos}",
+        special_tokens=[(bos, ids["bos_token"]), (eos, ids["eos_token"])],
+    )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    config = TokenizerConfig(
+        max_length=max_length,
+        bos_token_id=ids["bos_token"],
+        eos_token_id=ids["eos_token"],
+        pad_token_id=ids["pad_token"],
+    )
+    return BuiltTokenizer(tokenizer.to_str(), config)

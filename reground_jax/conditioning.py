@@ -1,0 +1,83 @@
+"""From layouts to what the networks read: token ids, and one typed value of arrays."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+from tokenizers import Tokenizer
+
+from reground_jax.config import TokenizerConfig
+from reground_jax.layout import Layout
+from reground_jax.networks.unet import Grounding
+
+
+class Conditioning(NamedTuple):
+    """What a batch of layouts asks for; float32."""
+
+    text: Float[Array | np.ndarray, "B S E"]
+    null_text: Float[Array | np.ndarray, "B S E"]  # of the negative prompts
+    grounding: Grounding
+
+
+class Texts:
+    """Turns texts into padded token ids, as Stable Diffusion's pipelines do."""
+
+    def __init__(self, tokenizer_json: str, config: TokenizerConfig):
+        self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        self.config = config
+
+    def ids(self, texts: Iterable[str]) -> np.ndarray:
+        """int32 [n, max_length]: begin, tokens, end, padding. Warns once of texts that are cut."""
+        config = self.config
+        room = config.max_length - 2
+        rows, cut = [], []
+        for text in texts:
+            encoding = self.tokenizer.encode(text, add_special_tokens=False)
+            if len(encoding.ids) > room:
+                cut.append((text, text[encoding.offsets[room - 1][1] :].strip()))
+            ids = [config.bos_token_id, *encoding.ids[:room], config.eos_token_id]
+            rows.append(ids + [config.pad_token_id] * (config.max_length - len(ids)))
+        if cut:
+            shown = "; ".join(f"{lost!r} of {text[:40]!r}..." for text, lost in cut[:3])
+            warnings.warn(
+                f"{len(cut)} of the texts are longer than {room} tokens and were cut; not read: "
+                f"{shown}. Shorten them to have all of it count.",
+                stacklevel=3,
+            )
+        return np.array(rows, np.int32).reshape(-1, config.max_length)
+
+
+def distinct_texts(layouts: Sequence[Layout]) -> list[str]:
+    """Every prompt, negative prompt and phrase, each once, in order of appearance."""
+    texts: dict[str, None] = {}
+    for layout in layouts:
+        texts.update(dict.fromkeys((layout.prompt, layout.negative_prompt, *layout.phrases)))
+    return list(texts)
+
+
+def assemble(
+    layouts: Sequence[Layout],
+    hidden: dict[str, np.ndarray],
+    pooled: dict[str, np.ndarray],
+    *,
+    max_boxes: int,
+) -> Conditioning:
+    """Conditioning of `layouts` from the encodings of their distinct texts.
+
+    hidden: [S, E] float32 by text. pooled: [E] float32 by text. Slots past a layout's boxes have
+    mask 0.
+    """
+    width = next(iter(pooled.values())).shape[-1]
+    boxes = np.zeros((len(layouts), max_boxes, 4), np.float32)
+    phrases = np.zeros((len(layouts), max_boxes, width), np.float32)
+    mask = np.zeros((len(layouts), max_boxes), np.float32)
+    for row, layout in enumerate(layouts):
+        for slot, (phrase, box) in enumerate(zip(layout.phrases, layout.boxes, strict=True)):
+            boxes[row, slot], phrases[row, slot], mask[row, slot] = box, pooled[phrase], 1
+    return Conditioning(
+        text=np.stack([hidden[layout.prompt] for layout in layouts]),
+        null_text=np.stack([hidden[layout.negative_prompt] for layout in layouts]),
+        grounding=Grounding(boxes, phrases, mask),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,110 @@
+"""The same function over all devices: data parallel, no collective, two wrappers.
+
+Specs mark each argument (or each part of one) as split along its first axis or given whole to every
+device, as prefixes of the argument's pytree, and serve both mappers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Mapper = Literal["shard_map", "pmap"]
+MAPPERS: tuple[Mapper, ...] = ("shard_map", "pmap")
+
+SPLIT = PartitionSpec("data")
+WHOLE = PartitionSpec()
+
+
+def over_devices(
+    function: Callable[..., Any],
+    in_specs: tuple[Any, ...],
+    out_specs: Any,
+    *,
+    devices: Sequence[jax.Device],
+    mapper: Mapper = "shard_map",
+    donate: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """A compiled `function` that runs on each device over its share of the SPLIT arguments.
+
+    First axes of SPLIT arguments must be multiples of the number of devices. Matrix products are
+    done in the full precision of their inputs ("float32" means float32 on TPU and NVIDIA too).
+    donate: positions of arguments whose memory the result may take (`shard_map` only).
+    """
+
+    def precise(*args: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return function(*args)
+
+    wrap = {"shard_map": _shard_mapped, "pmap": _pmapped}[mapper]
+    return wrap(precise, in_specs, out_specs, tuple(devices), donate)
+
+
+def place_whole(array: Any, devices: Sequence[jax.Device]) -> jax.Array:
+    """`array` on every device, as WHOLE arguments want it."""
+    return jax.device_put(array, NamedSharding(_mesh(devices), WHOLE))
+
+
+def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str]:
+    """Per-program options: on CPU, no YNNPACK fusions, which jaxlib 0.10-0.11 miscompiles.
+
+    (jax issues 39103, 39257, 40412.) The full-size U-Net is also faster without them.
+    """
+    cpu = devices[0].platform == "cpu"
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if cpu else {}
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.array(devices), ("data",))
+
+
+def _shard_mapped(function, in_specs, out_specs, devices, donate):
+    mapped = jax.shard_map(
+        function,
+        mesh=_mesh(devices),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        check_vma=False,  # it would ask for casts between whole and split values in loop carries
+    )
+    return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options(devices))
+
+
+def _pmapped(function, in_specs, out_specs, devices, donate):
+    """jax.pmap over a leading device axis, compiled ahead of time so that it takes options too."""
+    count = len(devices)
+
+    def axes(specs: Any) -> Any:
+        return jax.tree.map(
+            lambda spec: 0 if spec == SPLIT else None,
+            specs,
+            is_leaf=lambda spec: isinstance(spec, PartitionSpec),
+        )
+
+    def to_devices(spec: PartitionSpec, part: Any) -> Any:
+        if spec == WHOLE:
+            return part
+        return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), part)
+
+    def from_devices(spec: PartitionSpec, part: Any) -> Any:
+        if spec == WHOLE:
+            return jax.tree.map(lambda x: x[0], part)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), part)
+
+    def over_specs(convert: Callable, specs: Any, values: Any) -> Any:
+        is_spec = lambda spec: isinstance(spec, PartitionSpec)  # noqa: E731
+        return jax.tree.map(convert, specs, values, is_leaf=is_spec)
+
+    mapped = jax.pmap(function, axis_name="data", in_axes=axes(in_specs), devices=devices)
+    compiled: dict[Any, Callable] = {}
+
+    def call(*args: Any) -> Any:
+        args = over_specs(to_devices, in_specs, args)
+        leaves, structure = jax.tree.flatten(args)
+        key = structure, tuple((np.shape(leaf), np.result_type(leaf)) for leaf in leaves)
+        if key not in compiled:
+            compiled[key] = mapped.lower(*args).compile(compiler_options=compiler_options(devices))
+        return over_specs(from_devices, out_specs, compiled[key](*args))
+
+    return call

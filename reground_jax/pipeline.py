@@ -1,0 +1,411 @@
+"""`Pipeline`: a model on devices, and the way from layouts to images. Host side only.
+
+Layout -> encode -> Conditioning -> prepare -> Prepared -> advance -> State -> decode -> images.
+Each arrow is a method here around one compiled program; nothing flows back.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, UInt32
+
+from reground_jax.conditioning import Conditioning, Texts, assemble, distinct_texts
+from reground_jax.config import ModelConfig
+from reground_jax.devices import MAPPERS, SPLIT, WHOLE, Mapper, over_devices, place_whole
+from reground_jax.images import to_uint8
+from reground_jax.layout import Layout, check_max_boxes
+from reground_jax.model import Model, Params, network, read_model
+from reground_jax.networks.attention import Backend, attention_for
+from reground_jax.networks.unet import Prepared, UNet
+from reground_jax.sampling.gate import gate_table, grounded_steps
+from reground_jax.sampling.loop import (
+    INPUT_SPECS,
+    PREPARED_SPECS,
+    Inputs,
+    Program,
+    advance,
+    prepare,
+)
+from reground_jax.sampling.noise import check_seeds, initial_noise
+from reground_jax.sampling.solvers import SOLVERS
+from reground_jax.sampling.solvers.plan import Plan, State
+from reground_jax.settings import DTYPES, Settings, Wiring, check_name
+
+Output = Literal["pil", "numpy", "latents"]
+OUTPUTS: tuple[Output, ...] = ("pil", "numpy", "latents")
+TEXT_CHUNK = 8  # texts encoded at once, so that another number of them does not compile
+DEFAULT_BATCH = 8  # images per device, at most, where batch_size is not given
+
+Progress = Callable[[int, int, int], None]  # (batch, number of batches, steps done in it)
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A model placed on devices. `Pipeline.load` makes one; calling it makes images."""
+
+    config: ModelConfig
+    params: Params  # on every device of `devices`, in `dtype`
+    texts: Texts
+    dtype: str
+    devices: tuple[jax.Device, ...]
+    attention: Backend | None  # None: chosen by platform, dtype and shape
+    info: dict[str, Any]  # facts about the checkpoint: source, checksum, sizes
+
+    @classmethod
+    def load(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        dtype: str = "float32",
+        devices: Sequence[jax.Device] | None = None,
+        attention: Backend | None = None,
+    ) -> "Pipeline":
+        """A pipeline from a model directory, a diffusers folder or a Hub id, tried in this order.
+
+        Diffusers folders and Hub ids are converted once, into a cache. dtype: "float32" or
+        "bfloat16", of the parameters and the arithmetic. devices: all of the default platform.
+        Raises ValueError or OSError with a sentence that says what is wrong with `name`.
+        """
+        check_name("dtype", dtype, DTYPES)
+        attention_for("cpu", attention)
+        from reground_jax.convert.locate import model_directory  # reads files in many forms
+
+        directory = model_directory(name)
+        chosen = tuple(devices or jax.devices())
+
+        def place(array: np.ndarray) -> jax.Array:
+            return place_whole(array.astype(dtype), chosen)
+
+        return cls.from_model(
+            read_model(directory, place=place), dtype=dtype, devices=chosen, attention=attention
+        )
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Model,
+        *,
+        dtype: str = "float32",
+        devices: Sequence[jax.Device] | None = None,
+        attention: Backend | None = None,
+    ) -> "Pipeline":
+        """A pipeline from a model in memory; its arrays are cast and placed if they are not."""
+        chosen = tuple(devices or jax.devices())
+        params = jax.tree.map(
+            lambda a: a if isinstance(a, jax.Array) else place_whole(a.astype(dtype), chosen),
+            model.params,
+        )
+        return cls(
+            config=model.config,
+            params=params,
+            texts=Texts(model.tokenizer_json, model.config.tokenizer),
+            dtype=dtype,
+            devices=chosen,
+            attention=attention,
+            info=model.info,
+        )
+
+    def __call__(
+        self,
+        layouts: Sequence[Layout] | Layout,
+        *,
+        wiring: Wiring = "parallel",
+        gamma: float | Sequence[float] = 1.0,
+        num_steps: int = 50,
+        guidance_scale: float = 7.5,
+        solver: str = "plms",
+        seeds: Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        latents: Float[np.ndarray | Array, "B h w C"] | None = None,
+        output: Output = "pil",
+        eta: float = 0.0,
+        max_boxes: int = 30,
+        batch_size: int | None = None,
+        mapper: Mapper = "shard_map",
+        progress: Progress | None = None,
+    ) -> Any:
+        """One image per layout.
+
+        gamma: fraction of the first steps with grounding on, or GLIGEN's (on, decay, off).
+        guidance_scale: 1 skips the unconditional half. seeds: one per image, 0..2**32-1; by default
+        0, 1, 2, ... latents: unit normal start [B, h, w, C] float32, instead of the seeds' own.
+        output: "pil", "numpy" ([B, H, W, 3] float32 in 0..1) or "latents" ([B, h, w, C] float32).
+        max_boxes: grounding tokens per image; other than the trained 30 changes the image.
+        batch_size: images per device at a time; lists of any length are padded to it, so that
+        another length compiles nothing. progress: called after every step.
+        Raises ValueError, before anything is compiled, for whatever cannot be done.
+        """
+        layouts = [layouts] if isinstance(layouts, Layout) else list(layouts)
+        settings = Settings(
+            wiring=wiring,
+            gamma=gamma,  # type: ignore[arg-type]  # Settings takes any sequence of three
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            solver=solver,
+            eta=eta,
+            height=height,
+            width=width,
+            dtype=self.dtype,
+            max_boxes=max_boxes,
+        )
+        check_name("output", output, OUTPUTS)
+        check_name("mapper", mapper, MAPPERS)
+        chosen_seeds = check_seeds(range(len(layouts)) if seeds is None else seeds)
+        shape = self.latent_shape(settings)
+        self.check(layouts, settings, chosen_seeds, latents, shape, batch_size)
+        if not layouts:
+            return [] if output == "pil" else np.zeros((0, 0, 0, 3), np.float32)
+
+        count = len(self.devices)
+        if batch_size is None:
+            batch_size = min(DEFAULT_BATCH, -(-len(layouts) // count))
+        batch = batch_size * count
+        starts = range(0, len(layouts), batch)
+        results = []
+        for index, start in enumerate(starts):
+            rows = [min(row, len(layouts) - 1) for row in range(start, start + batch)]
+            real = min(batch, len(layouts) - start)
+            final = self.sample(
+                self.encode([layouts[row] for row in rows], max_boxes=settings.max_boxes),
+                settings,
+                chosen_seeds[rows],
+                latents=None if latents is None else jnp.asarray(latents)[np.array(rows)],
+                shape=shape,
+                mapper=mapper,
+                progress=progress and functools.partial(progress, index, len(starts)),
+            )
+            made = final if output == "latents" else self.decode(final, mapper=mapper)
+            results.append(np.asarray(made)[:real])
+        images = np.concatenate(results)
+        if output != "pil":
+            return images
+        return [Image.fromarray(image) for image in to_uint8(images, value_range="0..1")]
+
+    def check(
+        self,
+        layouts: Sequence[Layout],
+        settings: Settings,
+        seeds: np.ndarray,
+        latents: Any,
+        shape: tuple[int, int, int],
+        batch_size: int | None,
+    ) -> None:
+        """Raises ValueError for whatever this model cannot do with these arguments."""
+        if self.config.unet.is_inpainting:
+            raise ValueError(
+                "this is an inpainting checkpoint (9-channel U-Net), which needs an image to fill: "
+                "use a text-box generation checkpoint, or reground_jax.sampling.loop.advance with "
+                "Inpaint(latents, mask, noise)"
+            )
+        if not self.config.unet.grounded and settings.wiring != "no_grounding":
+            raise ValueError(
+                "this is a plain Stable Diffusion checkpoint: it has no fusers, so boxes would be "
+                "ignored; convert it with a GLIGEN adapter, or use wiring='no_grounding'"
+            )
+        if len(seeds) != len(layouts):
+            raise ValueError(f"{len(seeds)} seeds for {len(layouts)} layouts: give one per layout")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: it counts images per device, at least 1")
+        expected = (len(layouts), *shape)
+        if latents is not None and tuple(np.shape(latents)) != expected:
+            raise ValueError(
+                f"latents have shape {tuple(np.shape(latents))}, expected [B, h, w, C] = {expected}"
+            )
+        for layout in layouts:
+            check_max_boxes(layout, settings.max_boxes)
+
+    def latent_shape(self, settings: Settings) -> tuple[int, int, int]:
+        """(h, w, C) for the settings' size, or for the checkpoint's own."""
+        factor = self.config.vae.downsampling
+        own = self.config.unet.sample_size * factor
+        height, width = settings.height or own, settings.width or own
+        for name, size in (("height", height), ("width", width)):
+            if size % factor:
+                raise ValueError(f"{name} is {size}: it must be a multiple of {factor}")
+        return height // factor, width // factor, self.config.vae.latent_channels
+
+    # The arrows, one by one: public, for loops of one's own.
+
+    def encode(self, layouts: Sequence[Layout], *, max_boxes: int = 30) -> Conditioning:
+        """Texts and boxes as arrays on the host; each distinct text is encoded once."""
+        texts = distinct_texts(layouts)
+        ids = self.texts.ids(texts)
+        chunk = TEXT_CHUNK * len(self.devices)
+        padded = np.resize(ids, (-(-len(ids) // chunk) * chunk, ids.shape[1]))
+        hidden, pooled = [], []
+        for start in range(0, len(padded), chunk):
+            encoding = self._text_program()(
+                self.params["text_encoder"], padded[start : start + chunk]
+            )
+            hidden.append(np.asarray(encoding.hidden, np.float32))
+            pooled.append(np.asarray(encoding.pooled, np.float32))
+        return assemble(
+            layouts,
+            dict(zip(texts, np.concatenate(hidden), strict=False)),
+            dict(zip(texts, np.concatenate(pooled), strict=False)),
+            max_boxes=max_boxes,
+        )
+
+    def prepare(
+        self,
+        conditioning: Conditioning,
+        timesteps: Float32[np.ndarray, "M"],
+        *,
+        wiring: Wiring = "parallel",
+        guided: bool = True,
+        mapper: Mapper = "shard_map",
+    ) -> Prepared:
+        """Everything that no step changes; see `UNet.prepare`. `guided` doubles the batch."""
+        program = self._prepare_program(wiring, guided, mapper)
+        return program(self.params["unet"], conditioning, timesteps)
+
+    def plan(self, settings: Settings) -> Plan:
+        """The solver's rows for this model's noise schedule."""
+        return SOLVERS[settings.solver].plan(
+            self.config.schedule, settings.num_steps, eta=settings.eta
+        )
+
+    def start(
+        self,
+        plan: Plan,
+        settings: Settings,
+        seeds: UInt32[np.ndarray, "B"],
+        *,
+        latents: Float[Array, "B h w C"] | None = None,
+        shape: tuple[int, int, int] | None = None,
+        mapper: Mapper = "shard_map",
+    ) -> State:
+        """The solver's state at the seeds' noise, or at unit normal `latents`."""
+        program = self._start_program(settings.solver, shape or self.latent_shape(settings), mapper)
+        if latents is None:
+            return program(seeds, plan)
+        return self._restart_program(settings.solver, mapper)(jnp.asarray(latents, jnp.float32), plan)
+
+    def advance(
+        self,
+        state: State,
+        prepared: Prepared,
+        inputs: Inputs,
+        grounded_steps: int,
+        start: int,
+        stop: int,
+        *,
+        settings: Settings,
+        mapper: Mapper = "shard_map",
+    ) -> State:
+        """`state` after the steps start..stop-1; takes over the memory of `state`."""
+        program = self._advance_program(
+            settings.wiring, settings.solver, settings.eta > 0, mapper
+        )
+        bounds = (np.int32(value) for value in (grounded_steps, start, stop))
+        return program(self.params["unet"], state, prepared, inputs, *bounds)
+
+    def sample(
+        self,
+        conditioning: Conditioning,
+        settings: Settings,
+        seeds: UInt32[np.ndarray, "B"],
+        *,
+        latents: Float[Array, "B h w C"] | None = None,
+        shape: tuple[int, int, int] | None = None,
+        mapper: Mapper = "shard_map",
+        progress: Callable[[int], None] | None = None,
+    ) -> Float32[Array, "B h w C"]:
+        """Latents of one batch. With `progress` the program runs in segments of a step each."""
+        plan = self.plan(settings)
+        gates = gate_table(settings.gamma, settings.num_steps)
+        guided = settings.guidance_scale != 1
+        prepared = self.prepare(
+            conditioning, plan.timesteps, wiring=settings.wiring, guided=guided, mapper=mapper
+        )
+        state = self.start(plan, settings, seeds, latents=latents, shape=shape, mapper=mapper)
+        inputs = Inputs(plan, gates, np.float32(settings.guidance_scale), seeds)  # type: ignore[arg-type]
+        grounded = grounded_steps(gates)
+        run = functools.partial(self.advance, settings=settings, mapper=mapper)
+        if progress is None:
+            return run(state, prepared, inputs, grounded, 0, settings.num_steps).x
+        for step in range(settings.num_steps):
+            state = run(state, prepared, inputs, grounded, step, step + 1)
+            jax.block_until_ready(state)
+            progress(step + 1)
+        return state.x
+
+    def decode(
+        self, latents: Float[Array, "B h w C"], *, mapper: Mapper = "shard_map"
+    ) -> Float32[Array, "B H W 3"]:
+        """Images in 0..1, clipped. B is a multiple of the number of devices."""
+        return self._decode_program(mapper)(self.params["vae"], latents)
+
+    @property
+    def attend(self) -> Callable[..., Array]:
+        """The attention function that this pipeline's programs use."""
+        return attention_for(self.devices[0].platform, self.attention)
+
+    def unet(self) -> UNet:
+        """The U-Net as a module, for loops of one's own."""
+        return nnx.merge(network(self.config, "unet")[0], self.params["unet"])
+
+    # The compiled programs, each made once per pipeline and set of static arguments.
+
+    def _compile(self, function, in_specs, out_specs, mapper, donate=()):
+        return over_devices(
+            function, in_specs, out_specs, devices=self.devices, mapper=mapper, donate=donate
+        )
+
+    @functools.cache  # noqa: B019  pipelines are few and hold their programs for life
+    def _text_program(self):
+        graph, _ = network(self.config, "text_encoder")
+
+        def encode(params, ids):
+            return nnx.merge(graph, params)(ids, dtype=jnp.dtype(self.dtype))
+
+        return self._compile(encode, (WHOLE, SPLIT), SPLIT, "shard_map")
+
+    @functools.cache  # noqa: B019
+    def _prepare_program(self, wiring: Wiring, guided: bool, mapper: Mapper):
+        graph, _ = network(self.config, "unet")
+        run = functools.partial(
+            prepare, graph, wiring=wiring, guided=guided, dtype=jnp.dtype(self.dtype)
+        )
+        return self._compile(run, (WHOLE, SPLIT, WHOLE), PREPARED_SPECS, mapper)
+
+    @functools.cache  # noqa: B019
+    def _start_program(self, solver: str, shape: tuple[int, int, int], mapper: Mapper):
+        def start(seeds, plan):
+            return SOLVERS[solver].init(initial_noise(seeds, shape), plan)
+
+        return self._compile(start, (SPLIT, WHOLE), SPLIT, mapper)
+
+    @functools.cache  # noqa: B019
+    def _restart_program(self, solver: str, mapper: Mapper):
+        return self._compile(SOLVERS[solver].init, (SPLIT, WHOLE), SPLIT, mapper)
+
+    @functools.cache  # noqa: B019
+    def _advance_program(self, wiring: Wiring, solver: str, stochastic: bool, mapper: Mapper):
+        graph, _ = network(self.config, "unet")
+        program = Program(graph, wiring, SOLVERS[solver], self.attend, stochastic)
+        specs = (WHOLE, SPLIT, PREPARED_SPECS, INPUT_SPECS, WHOLE, WHOLE, WHOLE)
+        run = functools.partial(advance, program)
+        return self._compile(run, specs, SPLIT, mapper, donate=(1,))
+
+    @functools.cache  # noqa: B019
+    def _decode_program(self, mapper: Mapper):
+        graph, _ = network(self.config, "vae")
+
+        def decode(params, latents):
+            vae = nnx.merge(graph, params)
+            latents = latents.astype(self.dtype)
+            images = vae.decode_in_chunks(latents, attend=self.attend).astype(jnp.float32)
+            return jnp.clip(images / 2 + 0.5, 0, 1)
+
+        return self._compile(decode, (WHOLE, SPLIT), SPLIT, mapper)
+
+

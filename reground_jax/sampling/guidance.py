@@ -1,0 +1,42 @@
+"""Classifier-free guidance: two branches per sample, as neighbours in the batch.
+
+The unconditional branch reads the negative prompt and keeps its fusers on, over null tokens only.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from reground_jax.networks.unet import Grounding
+
+
+def interleave(
+    first: Float[Array, "B ..."], second: Float[Array, "B ..."]
+) -> Float[Array, "K ..."]:
+    """[a0, b0, a1, b1, ...]: both branches of a sample side by side, K = 2 B."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def branch_text(
+    text: Float[Array, "B S E"], null_text: Float[Array, "B S E"]
+) -> Float[Array, "K S E"]:
+    return interleave(text, null_text)
+
+
+def branch_grounding(grounding: Grounding) -> Grounding:
+    """Both branches' grounding: the layout, and the same number of null tokens."""
+    return Grounding(
+        boxes=interleave(grounding.boxes, grounding.boxes),
+        phrases=interleave(grounding.phrases, grounding.phrases),
+        mask=interleave(grounding.mask, jnp.zeros_like(grounding.mask)),
+    )
+
+
+def guide(
+    output: Float[Array, "K H W C"], scale: Float[Array, ""] | float, batch: int
+) -> Float[Array, "B H W C"]:
+    """unconditional + scale * (conditional - unconditional); `output` itself if it has one branch."""
+    if output.shape[0] == batch:
+        return output
+    branches = output.reshape(batch, 2, *output.shape[1:])
+    conditional, unconditional = branches[:, 0], branches[:, 1]
+    return unconditional + scale * (conditional - unconditional)

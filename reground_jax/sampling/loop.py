@@ -1,0 +1,139 @@
+"""The sampling loop: one compiled program of two loops, with fusers and without.
+
+`advance` over all steps is a whole generation; over a part of them, a segment of the same. All
+bounds are traced, so progress bars, previews and sweeps over gamma call one program.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt32
+
+from reground_jax.conditioning import Conditioning
+from reground_jax.devices import SPLIT, WHOLE
+from reground_jax.model import Params
+from reground_jax.networks.attention import Attend
+from reground_jax.networks.unet import Prepared
+from reground_jax.sampling.guidance import branch_grounding, branch_text, guide
+from reground_jax.sampling.noise import ETA, step_noise
+from reground_jax.sampling.solvers.plan import Plan, Solver, State
+from reground_jax.settings import Wiring
+
+
+class Inpaint(NamedTuple):
+    """The known part of an image. Mask 1 keeps, 0 is inside a box and generated."""
+
+    latents: Float[Array, "B H W C"]  # of the image, scaled
+    mask: Float[Array, "B H W 1"]
+    noise: Float[Array, "B N H W C"]  # for re-noising the known part, per step
+
+
+class Inputs(NamedTuple):
+    """What may change from call to call without compiling anything."""
+
+    plan: Plan
+    gates: Float[Array, "N"]  # the fusers' gate at each step (sampling/gate.py)
+    guidance_scale: Float[Array, ""]
+    seeds: UInt32[Array, "B"]  # one per image; read by stochastic solvers
+    inpaint: Inpaint | None = None
+
+
+# How these are laid over devices (devices.py).
+INPUT_SPECS = Inputs(plan=WHOLE, gates=WHOLE, guidance_scale=WHOLE, seeds=SPLIT, inpaint=SPLIT)  # type: ignore[arg-type]
+PREPARED_SPECS = Prepared(blocks=SPLIT, time=WHOLE)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a sampling program is compiled for, besides shapes and dtypes."""
+
+    unet: nnx.GraphDef
+    wiring: Wiring
+    solver: Solver
+    attend: Attend
+    stochastic: bool = False  # the solver draws noise at every step
+
+
+def prepare(
+    graph: nnx.GraphDef,
+    params: Params,
+    conditioning: Conditioning,
+    timesteps: Float[Array, "M"],
+    *,
+    wiring: Wiring,
+    guided: bool,
+    dtype: jnp.dtype,
+) -> Prepared:
+    """Everything that no step changes. `guided` adds the unconditional branch to each sample."""
+    text, grounding = conditioning.text, conditioning.grounding
+    if guided:
+        text = branch_text(text, conditioning.null_text)
+        grounding = branch_grounding(grounding)
+    unet = nnx.merge(graph, params)
+    return unet.prepare(text.astype(dtype), grounding, timesteps, wiring=wiring)
+
+
+def advance(
+    program: Program,
+    params: Params,
+    state: State,
+    prepared: Prepared,
+    inputs: Inputs,
+    grounded_steps: Int[Array, ""],
+    start: Int[Array, ""],
+    stop: Int[Array, ""],
+) -> State:
+    """`state` after steps start..stop-1, with the fusers on in the steps before `grounded_steps`.
+
+    Every argument after `program` may be traced. A step whose gate is not 0 and that comes at or
+    after `grounded_steps` runs without fusers all the same.
+    """
+    unet = nnx.merge(program.unet, params)
+    plan = inputs.plan
+    first, last = plan.evaluations_before(start), plan.evaluations_before(stop)
+    switch = jnp.clip(plan.evaluations_before(grounded_steps), first, last)
+
+    def evaluate(evaluation: Array, state: State, *, grounded: bool) -> State:
+        row = plan.row(evaluation)
+        if inputs.inpaint is not None:
+            state = state._replace(x=restore_known(state.x, inputs.inpaint, row))
+        output = unet(
+            network_input(state.x, inputs.inpaint, row),
+            prepared.at(evaluation),
+            gate=inputs.gates[row.step] if grounded else None,
+            wiring=program.wiring,
+            attend=program.attend,
+        )
+        output = guide(output.astype(jnp.float32), inputs.guidance_scale, state.x.shape[0])
+        noise = None
+        if program.stochastic:
+            noise = step_noise(inputs.seeds, state.x.shape[1:], ETA, row.step)
+        return program.solver.update(state, output, row, noise)
+
+    if program.wiring != "no_grounding":
+        state = jax.lax.fori_loop(first, switch, lambda e, s: evaluate(e, s, grounded=True), state)
+        first = switch
+    return jax.lax.fori_loop(first, last, lambda e, s: evaluate(e, s, grounded=False), state)
+
+
+def restore_known(
+    x: Float[Array, "B H W C"], inpaint: Inpaint, row: Plan
+) -> Float[Array, "B H W C"]:
+    """The known part of `x`, noised to this step; once per step, before its first evaluation."""
+    noise = jax.lax.dynamic_index_in_dim(inpaint.noise, row.step, axis=1, keepdims=False)
+    known = row.alpha * inpaint.latents + row.sigma * noise
+    blended = known * inpaint.mask + (1 - inpaint.mask) * x
+    return jnp.where(row.first, blended, x)
+
+
+def network_input(
+    x: Float[Array, "B H W C"], inpaint: Inpaint | None, row: Plan
+) -> Float[Array, "B H W I"]:
+    """C noisy channels; for inpainting also C of the known latent and 1 of the mask."""
+    x = x * row.input_scale
+    if inpaint is None:
+        return x
+    return jnp.concatenate([x, inpaint.latents * inpaint.mask, inpaint.mask], axis=-1)

@@ -1,0 +1,121 @@
+"""Settings: validated, told apart, and the same after JSON."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from reground_jax.settings import SOLVER_NAMES, WIRINGS, Settings, check_name
+
+
+def test_defaults_are_the_papers_settings():
+    settings = Settings()
+    assert (settings.wiring, settings.gamma) == ("parallel", 1.0)
+    # The original GLIGEN script's sampler, steps and guidance.
+    assert (settings.solver, settings.num_steps, settings.guidance_scale) == ("plms", 50, 7.5)
+    assert settings.max_boxes == 30  # as trained
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        Settings(gamma=(0.3, 0.0, 0.7), height=512, width=640, dtype="bfloat16"),
+        Settings(wiring="sequential", solver="ddim", eta=0.5, guidance_scale=1, num_steps=20),
+    ],
+)
+def test_settings_come_back_equal_from_json(settings: Settings):
+    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+def test_whole_numbers_lists_and_numpy_numbers_are_stored_as_plain_values():
+    settings = Settings(gamma=[1, 0, 0], guidance_scale=5, num_steps=np.int64(10))  # type: ignore
+    assert settings == Settings(gamma=(1.0, 0.0, 0.0), guidance_scale=5.0, num_steps=10)
+    assert type(settings.num_steps) is int and type(settings.guidance_scale) is float
+    assert hash(settings) == hash(Settings(gamma=(1, 0, 0), guidance_scale=5, num_steps=10))
+
+
+def test_three_parts_may_miss_one_by_rounding():
+    parts = (0.7, 0.2, 0.1)
+    assert sum(parts) != 1  # 0.9999999999999999: GLIGEN's own assertion fails on it
+    assert Settings(gamma=parts).gamma == parts
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"wiring": "paralel"}, "wiring 'paralel' is unknown: did you mean 'parallel'? It must be"),
+        ({"wiring": "Parallel"}, "did you mean 'parallel'"),
+        ({"wiring": "x"}, "wiring 'x' is unknown: it must be one of sequential, parallel, no_text"),
+        ({"solver": "dpm_2m"}, "did you mean 'dpmpp_2m'"),
+        ({"solver": None}, "solver None is unknown: it must be one of plms"),
+        ({"dtype": "bf16"}, "dtype 'bf16' is unknown: did you mean 'bfloat16'"),
+        ({"gamma": 1.2}, "gamma is 1.2: give a fraction of the steps in 0..1, or three parts"),
+        ({"gamma": -0.1}, "gamma is -0.1"),
+        ({"gamma": float("nan")}, "gamma is nan"),
+        ({"gamma": "0.3"}, "gamma is '0.3', which is not a number"),
+        ({"gamma": (0.3, 0.7)}, "gamma is [0.3, 0.7], which has 2 parts"),
+        ({"gamma": (0.3, 0.0, 0.6)}, "gamma is [0.3, 0.0, 0.6], which adds up to 0.9"),
+        ({"gamma": (1.3, 0.0, -0.3)}, "which has a negative part"),
+        ({"num_steps": 0}, "num_steps is 0: give a whole number from 1 to 1000"),
+        ({"num_steps": 1001}, "num_steps is 1001"),
+        ({"num_steps": 50.0}, "num_steps is 50.0, which is not a whole number"),
+        ({"num_steps": True}, "num_steps is True"),
+        ({"guidance_scale": -1}, "guidance_scale is -1.0: give a finite number, at least 0"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ({"eta": 0.5}, "eta is 0.5, but only solver 'ddim' adds noise: use it, or set eta=0"),
+        ({"eta": 1.5, "solver": "ddim"}, "eta is 1.5: give a number in 0..1"),
+        ({"height": 500}, "height is 500: image sides are multiples of 8 pixels; try 496 or 504"),
+        ({"width": 4}, "width is 4: image sides are multiples of 8 pixels; try 8"),
+        ({"width": -8}, "width is -8: image sides are multiples of 8 pixels; try 8"),
+        ({"width": "512"}, "width is '512', which is not a whole number"),
+        ({"max_boxes": 0}, "max_boxes is 0: give a whole number, at least 1"),
+    ],
+)
+def test_a_bad_value_is_one_sentence_with_value_rule_and_way_out(changes: dict, sentence: str):
+    with pytest.raises(ValueError) as error:
+        Settings(**changes)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_field_in_json_suggests_the_nearest():
+    with pytest.raises(ValueError, match="'guidance' is unknown: did you mean 'guidance_scale'"):
+        Settings.from_json({"guidance": 5})
+    with pytest.raises(ValueError, match="expected a JSON object"):
+        Settings.from_json([])
+
+
+def test_diff_lists_exactly_the_fields_that_differ():
+    a, b = Settings(), Settings(wiring="sequential", gamma=(0.3, 0.0, 0.7))
+    assert a.diff(b) == {"wiring": ("parallel", "sequential"), "gamma": (1.0, [0.3, 0.0, 0.7])}
+    assert a.diff(a) == {}
+
+
+def test_only_fields_that_need_another_program_change_the_static_key():
+    base = Settings(solver="ddim", eta=0.5)
+    same = dataclasses.replace(base, gamma=0.3, guidance_scale=3.0, eta=1.0)
+    assert same.static_key() == base.static_key()
+    others = [
+        dataclasses.replace(base, **change)
+        for change in (
+            {"wiring": "sequential"}, {"solver": "plms", "eta": 0}, {"num_steps": 10},
+            {"height": 64}, {"width": 64}, {"dtype": "bfloat16"}, {"max_boxes": 8},
+            {"guidance_scale": 1.0}, {"eta": 0.0},
+        )
+    ]  # fmt: skip
+    assert len({s.static_key() for s in [base, *others]}) == len(others) + 1
+
+
+def test_every_wiring_and_solver_name_is_accepted():
+    for wiring in WIRINGS:
+        check_name("wiring", Settings(wiring=wiring).wiring, WIRINGS)
+    for solver in SOLVER_NAMES:
+        assert Settings(solver=solver).solver == solver
+
+
+def test_solver_names_are_those_of_the_solvers():
+    from reground_jax.sampling.solvers import SOLVERS  # imports jax, which settings.py avoids
+
+    assert tuple(SOLVERS) == SOLVER_NAMES
