@@ -87,9 +87,13 @@ def _from_folder(folder: Path, special: dict[str, str]) -> Tokenizer:
 
 
 def _settings(folder: Path) -> tuple[dict[str, str], int]:
-    """Special tokens and length; where the two files differ, tokenizer_config.json is right."""
+    """Special tokens and length.
+
+    Where the two files differ, special_tokens_map.json is right, as for transformers: SD2 pads with
+    "!" by that file alone.
+    """
     special, max_length = dict(SPECIAL), MAX_LENGTH
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if not (folder / name).is_file():
             continue
         fields = read_json(folder / name)

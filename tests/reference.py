@@ -4,11 +4,18 @@ At diffusers' own initialisation gates and null features are 0 and norm scales 1
 nothing about fusers.
 """
 
+import gzip
+import json
+from pathlib import Path
+
+import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionGLIGENPipeline, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+DATA = Path(__file__).parent / "data"
 
 SD1 = dict(
     sample_size=8,
@@ -157,3 +164,100 @@ def relative_error(ours, theirs) -> float:
 
 def nhwc(x: torch.Tensor) -> np.ndarray:
     return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def byte_symbols() -> list[str]:
+    """CLIP's printable stand-ins for the 256 bytes, in the order of its vocabulary."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
+
+
+def small_vocabulary() -> tuple[dict[str, int], list[str]]:
+    """CLIP's vocabulary cut to 1000 tokens: bytes, bytes that end a word, 486 merges, two specials."""
+    with gzip.open(DATA / "clip" / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
+        merges = [line.rstrip("\n") for line in file][1:487]
+    symbols = byte_symbols()
+    tokens = symbols + [s + "</w>" for s in symbols] + [m.replace(" ", "") for m in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def write_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """vocab.json and merges.txt, as on the Hub; returns transformers' own tokenizer of them."""
+    vocabulary, merges = small_vocabulary()
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    special = {
+        "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>", "pad_token": pad,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77} | special)
+    )
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77, **special)
+
+
+SD14_SCHEDULER = {
+    "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085, "num_train_timesteps": 1000, "set_alpha_to_one": False,
+    "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None, "clip_sample": False,
+}  # fmt: skip
+SD2_SCHEDULER = SD14_SCHEDULER | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+
+
+def write_diffusers(
+    folder: Path, name: str, *, form: str = "today", scheduler: dict | None = None, **unet_changes
+) -> StableDiffusionGLIGENPipeline:
+    """A diffusers model on disk, and diffusers' pipeline of the same weights.
+
+    form: "today" as diffusers and transformers save now; "hub" as the old repositories are:
+    pickles, the text encoder's prefix and position_ids, and the VAE's old attention names.
+    """
+    parts = {"unet": unet(name, **unet_changes), "vae": vae(name), "text_encoder": text_encoder(name)}
+    tokenizer = write_tokenizer(
+        folder / "tokenizer", pad="!" if TEXTS[name].get("pad_token_id") == 0 else "<|endoftext|>"
+    )
+    scheduler = scheduler or (SD2_SCHEDULER if name == "sd2" else SD14_SCHEDULER)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    for part, model in parts.items():
+        model.save_pretrained(folder / part)
+    if form == "hub":
+        for part, model in parts.items():
+            (folder / part / PICKLE[part]).parent.mkdir(exist_ok=True)
+            for file in (folder / part).glob("*.safetensors"):
+                file.unlink()
+            torch.save(hub_names(part, model.state_dict()), folder / part / PICKLE[part])
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    return StableDiffusionGLIGENPipeline(
+        **parts,
+        tokenizer=tokenizer,
+        scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+PICKLE = {
+    "unet": "diffusion_pytorch_model.bin",
+    "vae": "diffusion_pytorch_model.bin",
+    "text_encoder": "pytorch_model.bin",
+}
+
+
+def hub_names(part: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names that the old repositories on the Hub have for these tensors."""
+    if part == "text_encoder":
+        state = {"text_model." + k.removeprefix("text_model."): v for k, v in state.items()}
+        return state | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    if part == "vae":
+        old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        for new, former in old.items():
+            state = {k.replace(f".{new}.", f".{former}."): v for k, v in state.items()}
+    return state
+

@@ -132,12 +132,14 @@ def test_sd2_pads_with_an_exclamation_mark(tmp_path, vocabulary):
         tmp_path / "tokenizer",
         vocabulary,
         special_tokens_map={"pad_token": "!"},
-        tokenizer_config={"model_max_length": 77, "pad_token": "<|endoftext|>"}
-        | {"pad_token": "!"},
+        tokenizer_config={"model_max_length": 77, "pad_token": "<|endoftext|>"},  # overruled
     )
     built = build_tokenizer(folder)
     assert built.config == TokenizerConfig(77, START, END, pad_token_id=0)
     assert ids(built, "a cat!") == [START, 320, 2368, 0, END]  # special, so not "!</w>", 256
+    oracle = CLIPTokenizer.from_pretrained(folder)
+    assert [ids(built, text) for text in PROMPTS] == [oracle(text).input_ids for text in PROMPTS]
+    assert built.config.pad_token_id == oracle.pad_token_id
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])

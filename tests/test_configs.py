@@ -1,0 +1,470 @@
+"""Configs of diffusers and of the original code as ours."""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+import transformers
+
+from reground_jax.config import (
+    CLIPTextConfig,
+    ModelConfig,
+    NoiseSchedule,
+    TokenizerConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from reground_jax.convert import config_fields, configs, original_configs, sources
+from reground_jax.convert.configs import UnsupportedConfig
+
+DATA = Path(__file__).parent / "data" / "original"
+
+# The config files of CompVis/stable-diffusion-v1-4 and stabilityai/stable-diffusion-2 on the Hub.
+SD1_UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.2.2",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+SD2_UNET = SD1_UNET | {
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "dual_cross_attention": False,
+    "only_cross_attention": False,
+    "num_class_embeds": None,
+    "sample_size": 96,
+    "upcast_attention": True,
+    "use_linear_projection": True,
+}
+SD1_VAE = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "out_channels": 3,
+    "sample_size": 512,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+SD1_TEXT = {
+    "_name_or_path": "openai/clip-vit-large-patch14",
+    "architectures": ["CLIPTextModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "dropout": 0.0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 1,
+    "torch_dtype": "float32",
+    "transformers_version": "4.21.0.dev0",
+    "vocab_size": 49408,
+}
+SD2_TEXT = SD1_TEXT | {
+    "hidden_act": "gelu",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 23,
+    "projection_dim": 512,
+}
+SD1_SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.7.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+
+
+def test_stable_diffusion_1_4_is_our_default():
+    assert configs.unet_config(SD1_UNET | {"attention_type": "gated"}) == UNetConfig()
+    assert configs.vae_config(SD1_VAE) == VAEConfig()
+    assert configs.text_config(SD1_TEXT) == CLIPTextConfig()
+    assert configs.noise_schedule(SD1_SCHEDULER) == NoiseSchedule(
+        steps_offset=1, set_alpha_to_one=False, clip_sample=False, skip_prk_steps=True
+    )
+
+
+def test_stable_diffusion_2_has_heads_per_level_gelu_and_a_wider_text():
+    unet = configs.unet_config(SD2_UNET)
+    assert unet == UNetConfig(
+        num_heads=(5, 10, 20, 20), text_width=1024, sample_size=96, grounded=False
+    )
+    text = configs.text_config(SD2_TEXT)
+    assert text == CLIPTextConfig(
+        width=1024, num_layers=23, num_heads=16, mlp_width=4096, activation="gelu"
+    )
+    fields = SD1_SCHEDULER | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+    assert configs.noise_schedule(fields).prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("attention_type", "grounded"), [("gated", True), ("default", False), (None, False)]
+)
+def test_attention_type_tells_gligen_from_plain(attention_type, grounded):
+    assert configs.unet_config(SD1_UNET | {"attention_type": attention_type}).grounded is grounded
+    assert configs.unet_config(SD1_UNET).grounded is False
+
+
+def test_nine_input_channels_are_an_inpainting_model():
+    assert configs.unet_config(SD1_UNET | {"in_channels": 9}).is_inpainting
+
+
+def test_fields_that_a_unet_may_give_once_or_per_level():
+    fields = SD1_UNET | {
+        "layers_per_block": [1, 2, 2, 1],
+        "cross_attention_dim": [768] * 4,
+        "transformer_layers_per_block": [1] * 4,
+        "only_cross_attention": [False] * 4,
+        "sample_size": [64, 64],
+    }
+    unet = configs.unet_config(fields)
+    assert unet.layers_per_block == (1, 2, 2, 1) and unet.text_width == 768
+    assert unet.sample_size == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_type": "gated-text-image"}, "'gated-text-image' .* not supported"),
+        ({"attention_type": "other"}, "attention_type is 'other', supported is 'gated'"),
+        ({"in_channels": 5}, "in_channels is 5, supported is 4 .* or 9 for inpainting"),
+        ({"only_cross_attention": [True] * 4}, "only_cross_attention is "),
+        ({"dual_cross_attention": True}, "dual_cross_attention is True, supported is False"),
+        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep', supported is None"),
+        ({"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift is 'scale_shift'"),
+        ({"num_attention_heads": 8}, "num_attention_heads is 8"),
+        ({"transformer_layers_per_block": [1, 2, 10, 10]}, "transformer_layers_per_block"),
+        ({"mid_block_type": None}, "mid_block_type is None"),
+        ({"down_block_types": ["AttnDownBlock2D"]}, "down_block_types is 'AttnDownBlock2D'"),
+        ({"cross_attention_dim": [768, 1024]}, "the same one everywhere"),
+        ({"sample_size": [64, 96]}, r"sample_size is \[64, 96\]"),
+        ({"use_gated_attention": True}, r"field use_gated_attention \(True\) is not known"),
+        ({"_class_name": "UNet3DConditionModel"}, "_class_name is 'UNet3DConditionModel'"),
+        ({"act_fn": "gelu", "freq_shift": 1}, "act_fn is 'gelu'.*; freq_shift is 1"),
+    ],
+)
+def test_a_unet_that_is_not_built_is_refused_by_field_and_value(change, message):
+    with pytest.raises(UnsupportedConfig, match=message):
+        configs.unet_config(SD1_UNET | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "DownEncoderBlock2D for each of 4"),
+        ({"out_channels": 4}, "out_channels is 4, supported is in_channels, 3"),
+        ({"shift_factor": 0.1}, r"shift_factor is 0\.1"),
+        ({"use_quant_conv": False}, "use_quant_conv is False, supported is True"),
+        ({"_class_name": "AutoencoderTiny"}, "_class_name is 'AutoencoderTiny'"),
+        ({"novelty": 1}, "field novelty"),
+    ],
+)
+def test_a_vae_that_is_not_built_is_refused(change, message):
+    with pytest.raises(UnsupportedConfig, match=message):
+        configs.vae_config(SD1_VAE | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', supported is 'quick_gelu', 'gelu'"),
+        ({"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06, supported is 1e-05"),
+        ({"model_type": "clip"}, "model_type is 'clip', supported is 'clip_text_model'"),
+        ({"architectures": ["T5EncoderModel"]}, "architectures is"),
+        ({"eos_token_id": 50000}, "eos_token_id is 50000"),
+        ({"vocab_size": 1000, "eos_token_id": 49407}, "below vocab_size, 1000"),
+        ({"relative_attention_num_buckets": 32}, "field relative_attention_num_buckets"),
+    ],
+)
+def test_a_text_encoder_that_is_not_built_is_refused(change, message):
+    with pytest.raises(UnsupportedConfig, match=message):
+        configs.text_config(SD1_TEXT | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trained_betas": [0.1]}, r"trained_betas is \[0\.1\], supported is None"),
+        ({"thresholding": True}, "thresholding is True"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
+        ({"prediction_type": "sample"}, "prediction_type is 'sample', supported is 'epsilon', "),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule is 'squaredcos_cap_v2'"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name is 'FlowMatch"),
+        ({"novelty": 1}, "field novelty"),
+    ],
+)
+def test_a_schedule_that_is_not_built_is_refused(change, message):
+    with pytest.raises(UnsupportedConfig, match=message):
+        configs.noise_schedule(SD1_SCHEDULER | change)
+
+
+def test_the_end_of_a_text_is_its_largest_id_only_where_an_old_config_says_2():
+    assert configs.text_config(SD1_TEXT | {"eos_token_id": 49407}).eos_token_id == 49407
+    assert configs.text_config(SD1_TEXT | {"eos_token_id": 2}).eos_token_id is None
+    absent = {key: value for key, value in SD1_TEXT.items() if key != "eos_token_id"}
+    assert configs.text_config(absent).eos_token_id == 49407  # transformers' default
+
+
+@pytest.mark.parametrize("name", sorted(config_fields.SCHEDULER_BETAS))
+def test_what_a_schedule_leaves_out_is_the_classs_betas_or_silence(name):
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    schedule = configs.noise_schedule({"_class_name": name})
+    for field in ("beta_start", "beta_end", "beta_schedule", "prediction_type"):
+        assert getattr(schedule, field) == parameters[field].default
+    silent = dataclasses.asdict(schedule)
+    for field in ("timestep_spacing", "steps_offset", "set_alpha_to_one", "clip_sample"):
+        assert silent[field] is None
+
+
+def defaults(kind):
+    """All config fields of a diffusers class, at their defaults, as `save_config` writes them."""
+    parameters = inspect.signature(kind.__init__).parameters.items()
+    fields = {name: value.default for name, value in parameters if name != "self"}
+    return json.loads(json.dumps(fields, default=str))
+
+
+def test_every_field_that_diffusers_and_transformers_write_is_known():
+    unet = configs.unet_config(defaults(diffusers.UNet2DConditionModel))
+    assert unet == UNetConfig(text_width=1280, grounded=False)
+    vae = configs.vae_config(defaults(diffusers.AutoencoderKL))
+    assert vae == VAEConfig(block_channels=(64,), layers_per_block=1)
+    text = configs.text_config(transformers.CLIPTextConfig().to_dict())
+    assert (text.width, text.num_heads, text.eos_token_id) == (512, 8, 49407)
+    for name in config_fields.SCHEDULER_BETAS:
+        configs.noise_schedule(defaults(getattr(diffusers, name)))
+
+
+def test_an_empty_config_means_the_class_defaults():
+    assert configs.unet_config({}) == UNetConfig(text_width=1280, grounded=False)
+    assert configs.vae_config({}) == VAEConfig(block_channels=(64,), layers_per_block=1)
+    defaults = transformers.CLIPTextConfig()
+    text = configs.text_config({})
+    assert text.width == defaults.hidden_size and text.mlp_width == defaults.intermediate_size
+    assert text.num_heads == defaults.num_attention_heads
+
+
+def write_folder(path, unet=SD1_UNET, text=SD1_TEXT):
+    contents = {
+        "unet/config.json": unet,
+        "vae/config.json": SD1_VAE,
+        "text_encoder/config.json": text,
+        "scheduler/scheduler_config.json": SD1_SCHEDULER,
+    }
+    for name, fields in contents.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text(json.dumps(fields))
+    return path
+
+
+def test_a_folder_gives_one_model(tmp_path):
+    unet = SD1_UNET | {"attention_type": "gated"}
+    model = configs.from_folder(write_folder(tmp_path, unet), TokenizerConfig(max_length=100))
+    assert model.unet == UNetConfig() and model.vae == VAEConfig()
+    assert model.tokenizer == TokenizerConfig(max_length=77)  # cut to the text encoder's
+    assert ModelConfig.from_json(json.loads(json.dumps(model.to_json()))) == model
+
+
+def test_parts_of_different_models_are_refused(tmp_path):
+    with pytest.raises(UnsupportedConfig, match="texts of width 1024 .* writes width 768"):
+        configs.from_folder(write_folder(tmp_path, SD2_UNET), TokenizerConfig())
+    unet = SD1_UNET | {"in_channels": 8, "out_channels": 8}
+    with pytest.raises(UnsupportedConfig, match="8 output channels and the VAE 4 latent"):
+        configs.from_folder(write_folder(tmp_path, unet), TokenizerConfig())
+    folder = write_folder(tmp_path, text=SD1_TEXT | {"vocab_size": 1000})
+    with pytest.raises(UnsupportedConfig, match=r"\(49406, 49407, 49407\), .* has 1000 tokens"):
+        configs.from_folder(folder, TokenizerConfig())
+    folder = write_folder(tmp_path, text=SD1_TEXT | {"eos_token_id": 7})
+    with pytest.raises(UnsupportedConfig, match="ends texts with 7: give the tokenizer"):
+        configs.from_folder(folder, TokenizerConfig())
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    folder = write_folder(tmp_path)
+    (folder / "vae" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"vae/config\.json is not JSON"):
+        configs.from_folder(folder, TokenizerConfig())
+    (folder / "vae" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"vae/config\.json is missing"):
+        configs.from_folder(folder, TokenizerConfig())
+
+
+def test_the_original_text_box_checkpoint_is_translated():
+    parts, config = sources.open_original(DATA / "original_text_box_tiny.bin")
+    assert original_configs.translate(config, parts["text_encoder"]) == ModelConfig(
+        unet=UNetConfig(
+            block_channels=(32, 64, 64, 64),
+            num_heads=(4, 4, 4, 4),
+            text_width=48,
+            sample_size=8,
+        ),
+        vae=VAEConfig(block_channels=(32, 32, 32, 32), layers_per_block=1),
+        # The U-Net's number of heads, since 48 is not the width of ViT-L/14.
+        text_encoder=CLIPTextConfig(
+            vocab_size=256, width=48, num_layers=2, num_heads=4, mlp_width=96, eos_token_id=255
+        ),
+        schedule=NoiseSchedule(
+            timestep_spacing="leading",
+            steps_offset=1,
+            set_alpha_to_one=False,
+            clip_sample=False,
+            skip_prk_steps=True,
+        ),
+        tokenizer=TokenizerConfig(bos_token_id=0, eos_token_id=255, pad_token_id=255),
+    )
+
+
+def test_the_original_inpainting_checkpoint_has_nine_channels_and_three_levels():
+    parts, config = sources.open_original(DATA / "original_inpaint_tiny.bin")
+    unet = original_configs.translate(config, parts["text_encoder"]).unet
+    assert unet.in_channels == parts["model"].shape("input_blocks.0.0.weight")[1] == 9
+    assert unet.down_attention == (True, True, False)
+    assert unet.up_attention == (False, True, True)
+
+
+def test_attention_resolutions_are_down_sampling_factors():
+    parts, config = sources.open_original(DATA / "original_text_box_tiny.bin")
+    config["model"]["params"]["attention_resolutions"] = [8, 2]
+    unet = original_configs.translate(config, parts["text_encoder"]).unet
+    assert unet.down_attention == (False, True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("model", {"fuser_type": "gatedSA2"}, "fuser_type is 'gatedSA2', supported is 'gatedSA'"),
+        ("model", {"grounding_downsampler": {"target": "x"}}, "grounding_downsampler is"),
+        (
+            "model",
+            {"grounding_tokenizer": {"target": "x.text_image_grounding_net.PositionNet"}},
+            "use a text-box checkpoint",
+        ),
+        (
+            "model",
+            {
+                "grounding_tokenizer": {
+                    "target": "x.text_grounding_net.PositionNet",
+                    "params": {"in_dim": 768, "out_dim": 48},
+                }
+            },
+            "in_dim is 768, supported is 48",
+        ),
+        ("model", {"transformer_depth": 2}, "transformer_depth is 2"),
+        ("model", {"in_channels": 9}, "in_channels is 9, supported is 4"),
+        ("model", {"novelty": 1}, "field novelty"),
+        ("diffusion", {"beta_schedule": "cosine"}, "beta_schedule is 'cosine'"),
+        ("autoencoder", {"embed_dim": 8}, "embed_dim is 8, supported is 4"),
+        ("autoencoder", {"ddconfig": {}}, "VAE config lacks ch, ch_mult"),
+    ],
+)
+def test_an_original_checkpoint_that_is_not_built_is_refused(part, change, message):
+    parts, config = sources.open_original(DATA / "original_text_box_tiny.bin")
+    config[part]["params"] |= change
+    with pytest.raises(UnsupportedConfig, match=message):
+        original_configs.translate(config, parts["text_encoder"])
+
+
+def test_attention_inside_the_original_vaes_levels_is_refused():
+    parts, config = sources.open_original(DATA / "original_text_box_tiny.bin")
+    config["autoencoder"]["params"]["ddconfig"]["attn_resolutions"] = [16]
+    with pytest.raises(UnsupportedConfig, match=r"attn_resolutions is \[16\].* an empty list"):
+        original_configs.translate(config, parts["text_encoder"])
+
+
+def test_the_text_encoder_of_stable_diffusion_1_has_12_heads_and_the_real_special_tokens():
+    class ViTL:
+        shapes = {
+            "text_model.embeddings.token_embedding.weight": (49408, 768),
+            "text_model.embeddings.position_embedding.weight": (77, 768),
+        } | {f"text_model.encoder.layers.{n}.mlp.fc1.weight": (3072, 768) for n in range(12)}
+
+        def keys(self):
+            return list(self.shapes)
+
+        def shape(self, name):
+            return self.shapes[name]
+
+    text, tokenizer = original_configs.text_configs(ViTL(), unet_heads=8)
+    assert text == CLIPTextConfig(eos_token_id=49407)
+    assert tokenizer == TokenizerConfig()
+
+
+class SingleFile:
+    """The arrays of an original checkpoint under the names of a single-file Stable Diffusion."""
+
+    PREFIXES = {
+        "model": "model.diffusion_model.",
+        "autoencoder": "first_stage_model.",
+        "text_encoder": "cond_stage_model.",
+    }
+
+    def __init__(self, parts):
+        self.shapes = {
+            prefix + key: parts[part].shape(key)
+            for part, prefix in self.PREFIXES.items()
+            for key in parts[part].keys()
+        }
+
+    def keys(self):
+        return list(self.shapes)
+
+    def shape(self, name):
+        return self.shapes[name]
+
+
+@pytest.mark.parametrize("name", ["text_box", "inpaint"])
+def test_the_shapes_of_a_single_file_tell_what_the_config_tells(name):
+    parts, config = sources.open_original(DATA / f"original_{name}_tiny.bin")
+    expected = original_configs.translate(config, parts["text_encoder"])
+    heads = expected.unet.num_heads[0]
+    model = original_configs.from_single_file(SingleFile(parts), num_heads=heads)
+    # The size that it was trained at leaves no trace in the arrays.
+    unet = dataclasses.replace(expected.unet, sample_size=64)
+    assert model == dataclasses.replace(expected, unet=unet)
+
+
+def test_a_single_file_of_another_model_is_refused():
+    parts, _ = sources.open_original(DATA / "original_text_box_tiny.bin")
+    file = SingleFile(parts)
+    file.shapes = {key: shape for key, shape in file.shapes.items() if ".attn2." not in key}
+    with pytest.raises(UnsupportedConfig, match="no U-Net of Stable Diffusion 1.x"):
+        original_configs.from_single_file(file)
+    file.shapes = {"model.diffusion_model.x": (1,)}
+    with pytest.raises(UnsupportedConfig, match="no U-Net of Stable Diffusion 1.x"):
+        original_configs.from_single_file(file)
