@@ -7,7 +7,7 @@ encoder, and a single-file Stable Diffusion says nothing of anything: there, arr
 
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from reground_jax.config import (
     CLIPTextConfig,
@@ -19,6 +19,7 @@ from reground_jax.config import (
 )
 
 from .configs import UnsupportedConfig, check_fields, check_together, refused
+from .sources import TensorFile
 
 REAL_VOCABULARY = 49408  # tokens of CLIP's own vocabulary; its last two begin and end a text
 VIT_L_WIDTH, VIT_L_HEADS = 768, 12
@@ -66,15 +67,10 @@ VAE_IGNORED = {"dropout": NO_DROPOUT, "resolution": "the network is convolutiona
 
 POSITION_NET = "text_grounding_net.PositionNet"
 
-
-class Shapes(Protocol):
-    """What is needed of a `sources.TensorFile`."""
-
-    def keys(self) -> list[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
+Shapes = Mapping[str, tuple[int, ...]]  # by array name
 
 
-def translate(config: Mapping[str, Any], text_encoder: Shapes) -> ModelConfig:
+def translate(config: Mapping[str, Any], text_encoder: TensorFile) -> ModelConfig:
     """All configs of an original GLIGEN checkpoint.
 
     `config` as `sources.open_original` gives it, `text_encoder` the arrays of that part. Raises
@@ -83,7 +79,7 @@ def translate(config: Mapping[str, Any], text_encoder: Shapes) -> ModelConfig:
     if missing := [p for p in ("model", "autoencoder", "diffusion") if p not in config]:
         raise UnsupportedConfig(f"the checkpoint's config has no {', '.join(missing)} part")
     unet = unet_config(_params(config["model"]))
-    text, tokenizer = text_configs(text_encoder, unet.num_heads[0])
+    text, tokenizer = text_configs(text_encoder.shapes(), unet.num_heads[0])
     return check_together(
         ModelConfig(
             unet=unet,
@@ -188,22 +184,22 @@ def noise_schedule(params: Mapping[str, Any]) -> NoiseSchedule:
 
 
 def text_configs(
-    arrays: Shapes, unet_heads: int, prefix: str = ""
+    shapes: Shapes, unet_heads: int, prefix: str = ""
 ) -> tuple[CLIPTextConfig, TokenizerConfig]:
     """The text encoder from its arrays' shapes, and the special tokens of its vocabulary.
 
     `prefix` is what the file puts before all names of this part. No shape tells the number of
     heads: ViT-L/14 has 12, and other widths are taken to have the U-Net's number.
     """
-    shapes = {key: arrays.shape(key) for key in arrays.keys() if key.startswith(prefix)}
-    ends = ("token_embedding.weight", "position_embedding.weight", "layers.0.mlp.fc1.weight")
-    found = [next((shapes[key] for key in shapes if key.endswith(end)), None) for end in ends]
-    if None in found:
-        raise UnsupportedConfig(
-            "the text encoder is no CLIP of Stable Diffusion 1.x: "
-            f"it has no {ends[found.index(None)]}"
+    shapes = {key: shape for key, shape in shapes.items() if key.startswith(prefix)}
+    (vocab_size, width), (max_length, _), (mlp_width, _) = (
+        _shape_of(shapes, end)
+        for end in (
+            "token_embedding.weight",
+            "position_embedding.weight",
+            "layers.0.mlp.fc1.weight",
         )
-    (vocab_size, width), (max_length, _), (mlp_width, _) = found
+    )
     layers = {int(n) for key in shapes for n in re.findall(r"\.layers\.(\d+)\.", key)}
     real = vocab_size == REAL_VOCABULARY
     bos, eos = (vocab_size - 2 if real else 0), vocab_size - 1
@@ -220,18 +216,26 @@ def text_configs(
     return text, TokenizerConfig(max_length, bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
 
 
-def from_single_file(arrays: Shapes, num_heads: int = 8) -> ModelConfig:
+def _shape_of(shapes: Shapes, end: str) -> tuple[int, ...]:
+    for key, shape in shapes.items():
+        if key.endswith(end):
+            return shape
+    raise UnsupportedConfig(f"the text encoder is no CLIP of Stable Diffusion 1.x: it has no {end}")
+
+
+def from_single_file(arrays: TensorFile, num_heads: int = 8) -> ModelConfig:
     """All configs of a Stable Diffusion 1.x single file (`model.diffusion_model.*`), from shapes.
 
     Shapes do not tell `num_heads` (8 in every SD1.x) or the noise (that of SD1.x). `grounded` is
     True where the file has fusers. Raises UnsupportedConfig for a file that is not of SD1.x.
     """
-    unet = _unet_from_shapes(arrays, "model.diffusion_model.", num_heads)
-    text, tokenizer = text_configs(arrays, num_heads, "cond_stage_model.transformer.")
+    shapes = arrays.shapes()
+    unet = _unet_from_shapes(shapes, "model.diffusion_model.", num_heads)
+    text, tokenizer = text_configs(shapes, num_heads, "cond_stage_model.transformer.")
     return check_together(
         ModelConfig(
             unet=unet,
-            vae=_vae_from_shapes(arrays, "first_stage_model."),
+            vae=_vae_from_shapes(shapes, "first_stage_model."),
             text_encoder=text,
             schedule=noise_schedule({"linear_start": 0.00085, "linear_end": 0.012}),
             tokenizer=tokenizer,
@@ -239,8 +243,8 @@ def from_single_file(arrays: Shapes, num_heads: int = 8) -> ModelConfig:
     )
 
 
-def _unet_from_shapes(arrays: Shapes, prefix: str, num_heads: int) -> UNetConfig:
-    shapes = _inside(arrays, prefix)
+def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int) -> UNetConfig:
+    shapes = _inside(shapes, prefix)
     channels, layers, attention = [0], [0], [False]
     for index in range(1, len(shapes)):
         block = f"input_blocks.{index}"
@@ -271,8 +275,8 @@ def _unet_from_shapes(arrays: Shapes, prefix: str, num_heads: int) -> UNetConfig
     )
 
 
-def _vae_from_shapes(arrays: Shapes, prefix: str) -> VAEConfig:
-    shapes = _inside(arrays, prefix)
+def _vae_from_shapes(shapes: Shapes, prefix: str) -> VAEConfig:
+    shapes = _inside(shapes, prefix)
     channels: list[int] = []
     while (end := f"encoder.down.{len(channels)}.block.0.conv2.weight") in shapes:
         channels.append(shapes[end][0])
@@ -289,6 +293,7 @@ def _vae_from_shapes(arrays: Shapes, prefix: str) -> VAEConfig:
     )
 
 
-def _inside(arrays: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
-    keys = [key for key in arrays.keys() if key.startswith(prefix)]
-    return {key.removeprefix(prefix): arrays.shape(key) for key in keys}
+def _inside(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+    return {
+        key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)
+    }

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import hub
+from .configs import read_json
 from .pickles import load_torch, plain
 from .safetensors import read_header
 from .stored import StoredArray
@@ -22,7 +23,9 @@ STEMS = {
     "safetensors": ("diffusion_pytorch_model", "model"),
     "bin": ("diffusion_pytorch_model", "pytorch_model"),
 }
-FORMAT = "reground-jax"  # config.json of a model directory of ours says {"format": FORMAT, ...}
+FORMAT = (
+    "reground-jax"  # config.json of a model directory of ours has format "reground-jax/VERSION"
+)
 
 
 class TensorFile:
@@ -53,6 +56,10 @@ class TensorFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._arrays[name].shape
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """All names with their shapes."""
+        return {name: array.shape for name, array in self._arrays.items()}
 
     def dtype(self, name: str) -> np.dtype:
         """NumPy dtype; bfloat16 is that of ml_dtypes."""
@@ -138,7 +145,7 @@ def weight_names(variant: str | None = None) -> list[str]:
         for ending, stems in STEMS.items():
             names += [f"{stem}{dot}.{ending}" for stem in stems]
             names += [f"{stem}.{ending}.index{dot}.json" for stem in stems]
-            if form:  # how diffusers named the index before 0.32
+            if form:  # how older versions of diffusers named the index
                 names += [f"{stem}{dot}.{ending}.index.json" for stem in stems]
     return names
 
@@ -151,11 +158,11 @@ def open_original(path: str | Path) -> tuple[dict[str, TensorFile], dict[str, An
     """
     content = load_torch(path)
     wanted = (*ORIGINAL_PARTS, "config_dict")
-    if not isinstance(content, dict) or (missing := [key for key in wanted if key not in content]):
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+    held = content if isinstance(content, dict) else {}
+    if missing := [key for key in wanted if key not in held]:
         raise ValueError(
-            f"{path} is no original GLIGEN checkpoint: it should be a dict of {', '.join(wanted)}, "
-            f"but {'lacks ' + ', '.join(missing) if isinstance(content, dict) else f'is {found}'}"
+            f"{path} is no original GLIGEN checkpoint, a dict of {', '.join(wanted)}: "
+            f"it lacks {', '.join(missing)}"
         )
     parts = {part: TensorFile(content[part], f"{path}[{part}]") for part in ORIGINAL_PARTS}
     return parts, plain(content["config_dict"])
@@ -261,8 +268,8 @@ def detect(path: str | Path) -> Source:
 
 def _detect_folder(path: Path) -> Source:
     config = path / "config.json"
-    fields = json.loads(config.read_text()) if config.is_file() else {}
-    if fields.get("format") == FORMAT:
+    fields = read_json(config) if config.is_file() else {}
+    if str(fields.get("format")).split("/")[0] == FORMAT:
         return Source("ours", path)
     if "_class_name" in fields or "architectures" in fields:
         name = fields.get("_class_name") or fields["architectures"]

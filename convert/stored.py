@@ -5,6 +5,7 @@ at known offsets. Arrays are read one at a time with plain reads. A memory map w
 but its touched pages count as resident memory of the process until it is closed.
 """
 
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class StoredArray:
         buffer = np.empty(expected, np.uint8)
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
-            found = read_fully(file, memoryview(buffer))
+            found = read_fully(file, buffer)
         if found != expected:
             raise ValueError(
                 f"{self.path} is truncated: an array of shape {self.shape} needs {expected} bytes "
@@ -75,14 +76,14 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def read_fully(file, into: memoryview) -> int:
-    """Fills `into` from an unbuffered file; returns how many bytes there were.
+def read_fully(file: io.FileIO, into: np.ndarray) -> int:
+    """Fills `into`, a flat uint8 array, from the file; returns how many bytes there were.
 
     One `readinto` may return less than asked: Linux stops at 2 GiB.
     """
     done = 0
     while done < len(into):
-        count = file.readinto(into[done:])
+        count = file.readinto(into[done:].data)
         if not count:
             break
         done += count

@@ -177,9 +177,12 @@ def _finish(
 ) -> BuiltTokenizer:
     """Adds what every form needs alike, and removes the cutting and padding a file may ask for."""
     names = ("bos_token", "eos_token", "pad_token")
-    ids = {name: tokenizer.token_to_id(special[name]) for name in names}
-    if missing := [f"{n} {special[n]!r}" for n in names if ids[n] is None]:
-        raise ValueError(f"{source}: the vocabulary has no {', '.join(missing)}")
+    ids = {}
+    for name in names:
+        number = tokenizer.token_to_id(special[name])
+        if number is None:
+            raise ValueError(f"{source}: the vocabulary has no {name} {special[name]!r}")
+        ids[name] = number
     # A pad token is special in prompts too: SD2's "!" is id 0 in them, not the word "!</w>".
     tokenizer.add_special_tokens(
         [AddedToken(special[name], special=True, normalized=False) for name in names]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from reground_jax.config import UNetConfig
 from reground_jax.networks.attention import Attend
@@ -44,7 +44,7 @@ class Prepared(NamedTuple):
     blocks: tuple[BlockContext, ...]  # of each transformer block in order of execution, batch k * B
     time: tuple[Float[Array, "M C"], ...]  # of each resnet in order, a row per time step, float32
 
-    def at(self, row: Float[Array, ""] | int) -> "Prepared":
+    def at(self, row: Int[Array, ""] | int) -> "Prepared":
         """With the time table cut to one row (which may be traced), as the U-Net wants it."""
         rows = tuple(jax.lax.dynamic_slice_in_dim(t, row, 1) for t in self.time)
         return self._replace(time=rows)

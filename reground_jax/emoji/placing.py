@@ -1,0 +1,68 @@
+"""Where the emoji world's objects stand: random boxes, and boxes of real photographs."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+
+from reground_jax.layout import Box
+
+# Share of the smaller box that another may cover: objects must stay recognisable.
+MAX_COVER = 0.12
+MAX_COVER_REAL = 0.3
+TRIES = 40
+
+
+def cover(a: Box, b: Box) -> float:
+    """Area that two boxes share, as a fraction of the smaller one's area."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+
+
+@cache
+def real_box_sets() -> dict[int, tuple[tuple[Box, ...], ...]]:
+    """Box sets of photographs by number of boxes; their source is named in box_sets.json."""
+    text = files("reground_jax.emoji").joinpath("box_sets.json").read_text("utf-8")
+    sets: dict[int, list[tuple[Box, ...]]] = {}
+    for boxes in json.loads(text)["box_sets"]:
+        sets.setdefault(len(boxes), []).append(tuple(tuple(box) for box in boxes))
+    return {count: tuple(found) for count, found in sets.items()}
+
+
+def real_boxes(count: int, rng: np.random.Generator) -> list[Box]:
+    """One real set of `count` boxes, mirrored half of the time; [] where there is none."""
+    sets = real_box_sets().get(count)
+    if not sets:
+        return []
+    boxes = sets[rng.integers(len(sets))]
+    if rng.random() < 0.5:
+        boxes = tuple((1 - x1, y0, 1 - x0, y1) for x0, y0, x1, y1 in boxes)
+    return list(boxes)
+
+
+def random_boxes(
+    aspects: Sequence[float], rng: np.random.Generator, *, least: float
+) -> list[Box]:
+    """One box per aspect (width / height), few overlaps; sides are fractions of the image.
+
+    least  smallest geometric mean of a box's sides. If there is no room, the last boxes are left
+           out: the result may be shorter than `aspects`, but holds at least one box.
+    """
+    most = max(least * 1.02, {1: 0.8, 2: 0.6, 3: 0.48}.get(len(aspects), 0.4))
+    boxes: list[Box] = []
+    for aspect in aspects:
+        for attempt in range(TRIES):
+            side = rng.uniform(least, most - (most - least) * attempt / TRIES)
+            stretch = float(np.sqrt(aspect)) * rng.uniform(0.85, 1.18)
+            width, height = min(side * stretch, 0.98), min(side / stretch, 0.98)
+            x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+            box = (x, y, x + width, y + height)
+            if all(cover(box, other) <= MAX_COVER for other in boxes):
+                boxes.append(box)
+                break
+    return boxes

@@ -1,0 +1,98 @@
+"""How the emoji world's pictures look: filters over the finished scene.
+
+Every filter maps a sRGB image to one of the same shape and moves no edge by more than one pixel,
+except "pixelated", which moves them by up to a block.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageFilter
+
+Picture = UInt8[np.ndarray, "S S 3"]
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
+
+
+def _uint8(values: np.ndarray) -> Picture:
+    return np.clip(values + 0.5, 0, 255).astype(np.uint8)
+
+
+def _slope(gray: Float32[np.ndarray, "S S"]) -> Float32[np.ndarray, "S S"]:
+    """Largest difference of each pixel to its left and upper neighbours."""
+    slope = np.zeros_like(gray)
+    slope[:, 1:] = np.abs(np.diff(gray, axis=1))
+    slope[1:] = np.maximum(slope[1:], np.abs(np.diff(gray, axis=0)))
+    return slope
+
+
+def color(image: Picture) -> Picture:
+    return image
+
+
+def black_and_white(image: Picture) -> Picture:
+    gray = image.astype(np.float32) @ LUMA
+    return _uint8(np.repeat((1.1 * gray - 12)[..., None], 3, axis=2))
+
+
+def pencil(image: Picture) -> Picture:
+    """Dark outlines and light tones on cream paper."""
+    values = image.astype(np.float32)
+    slope = np.maximum(_slope(values @ LUMA), 0.7 * _slope(values[..., 0] - values[..., 2]))
+    tone = 0.72 + 0.28 / 255 * (values @ LUMA)
+    ink = np.clip((slope - 8) / 70, 0, 1)
+    paper = np.array([252, 248, 236], np.float32)
+    return _uint8((tone * (1 - 0.85 * ink))[..., None] * paper)
+
+
+def pixelated(image: Picture) -> Picture:
+    """Blocks of a sixteenth of the image's side, in few colours."""
+    size = image.shape[0]
+    block = max(2, size // 20)
+    small = Image.fromarray(image).reduce(block)
+    values = np.asarray(small).astype(np.float32)
+    few = _uint8(np.round(values / 36) * 36)
+    return np.repeat(np.repeat(few, block, 0), block, 1)[:size, :size]
+
+
+def watercolor(image: Picture) -> Picture:
+    """Soft edges, pale colours, darker rims."""
+    soft = Image.fromarray(image).filter(ImageFilter.MedianFilter(3))
+    values = np.asarray(soft.filter(ImageFilter.GaussianBlur(image.shape[0] / 128))).astype(
+        np.float32
+    )
+    rim = np.clip(_slope(values @ LUMA) / 90, 0, 1)[..., None]
+    return _uint8((0.62 * values + 0.38 * 255) * (1 - 0.35 * rim))
+
+
+def sepia(image: Picture) -> Picture:
+    gray = image.astype(np.float32) @ LUMA
+    return _uint8(gray[..., None] * np.array([1.0, 0.82, 0.58], np.float32) + 14)
+
+
+@dataclass(frozen=True)
+class Style:
+    """One look.
+
+    picture   how captions call such a picture: "a pencil drawing"
+    apply     the filter
+    colors    whether tints of objects are still seen
+    least     how much larger than usual the smallest object must be to be recognised
+    """
+
+    picture: str
+    apply: Callable[[Picture], Picture]
+    colors: bool = False
+    least: float = 1.0
+
+
+STYLES: dict[str, Style] = {
+    "color": Style("a picture", color, colors=True),
+    "black and white": Style("a black and white photo", black_and_white),
+    "pencil": Style("a pencil drawing", pencil),
+    "pixelated": Style("a pixelated picture", pixelated, colors=True, least=1.4),
+    "watercolor": Style("a watercolor painting", watercolor, colors=True),
+    "sepia": Style("an old sepia photo", sepia),
+}

@@ -1,0 +1,336 @@
+"""The emoji world: scenes of pictograms with captions and boxes, made from an integer seed.
+
+A small stand-in for COCO with GLIGEN's division of labour: phrases and boxes say which thing is
+where; only the caption says where the scene is, how the picture looks, which colour things have,
+and which things have no box. An example depends on (config, artwork, seed) only.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from reground_jax.emoji.artwork import FAMILIES, Artwork
+from reground_jax.emoji.backgrounds import SETTINGS, background
+from reground_jax.emoji.captions import UPSIDE_DOWN, Group, caption
+from reground_jax.emoji.categories import CATEGORIES, SMALL_CATEGORIES
+from reground_jax.emoji.placing import random_boxes, real_boxes
+from reground_jax.emoji.styles import STYLES
+from reground_jax.layout import Box, Layout
+
+TINTS: dict[str, tuple[int, int, int]] = {
+    "blue": (40, 90, 250),
+    "green": (40, 190, 60),
+    "purple": (165, 50, 225),
+    "red": (235, 40, 40),
+}
+# Alpha from which a pixel counts as drawn: a fainter fringe must not widen the box.
+DRAWN = 48
+# How far a pictogram is stretched to fill a box of another shape.
+MAX_STRETCH = 1.3
+HELDOUT_START = 1 << 62
+SEEDS_PER_STREAM = 1 << 40
+STREAMS = 1 << 20
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What can appear. The default is the world that a CPU can learn; LARGE is the whole one.
+
+    size        pixels per side
+    categories  nouns of `CATEGORIES`
+    settings    names of `SETTINGS`
+    styles      names of `STYLES`; "color" is drawn half of the time
+    tints       names of `TINTS`
+    families    artwork families used
+    glyphs      how many of a category's code points are used, the clearest first
+    max_objects objects per scene, at most six
+    least       smallest geometric mean of an object's sides, as a fraction of `size`
+
+    Raises ValueError for a name that does not exist.
+    """
+
+    size: int = 64
+    categories: tuple[str, ...] = SMALL_CATEGORIES
+    settings: tuple[str, ...] = tuple(SETTINGS)[:8]
+    styles: tuple[str, ...] = ("color", "black and white", "pencil", "pixelated")
+    tints: tuple[str, ...] = ("blue", "green", "purple")
+    families: tuple[str, ...] = FAMILIES
+    glyphs: int = 1
+    max_objects: int = 4
+    least: float = 0.3
+
+    def __post_init__(self) -> None:
+        known = {"categories": CATEGORIES, "settings": SETTINGS, "styles": STYLES, "tints": TINTS}
+        for field, names in known.items():
+            if wrong := [name for name in getattr(self, field) if name not in names]:
+                raise ValueError(f"{field} has {wrong[0]!r}: choose from {', '.join(names)}")
+        if all(SETTINGS[name].plain for name in self.settings):
+            raise ValueError(f"settings are {self.settings}: add one that shows without colour")
+
+
+LARGE = WorldConfig(
+    size=128,
+    categories=tuple(CATEGORIES),
+    settings=tuple(SETTINGS),
+    styles=tuple(STYLES),
+    tints=tuple(TINTS),
+    glyphs=2,
+    max_objects=6,
+    least=0.21,
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One scene.
+
+    image   uint8 [S, S, 3] sRGB
+    layout  prompt: the caption. phrases: "a cat" for each object with a box, and its box
+    facts   setting: name; time: "day" or "night"; setting_told: whether the caption says where;
+            style: name; objects: list of {category, attribute (a tint, "upside down" or None),
+            box (xyxy, 0..1, tight around its drawn pixels), boxed (whether layout has it),
+            family, code}
+    """
+
+    image: UInt8[np.ndarray, "S S 3"]
+    layout: Layout
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """A pictogram as drawn: premultiplied RGBA [h, w, 4], and the canvas position of its corner."""
+
+    pixels: UInt8[np.ndarray, "h w 4"]
+    left: int
+    top: int
+
+    def box(self, size: int) -> Box:
+        """Tight around pixels of alpha >= DRAWN, in fractions of a canvas of `size` pixels."""
+        drawn = self.pixels[..., 3] >= DRAWN
+        xs, ys = np.flatnonzero(drawn.any(0)), np.flatnonzero(drawn.any(1))
+        x0, x1 = self.left + int(xs[0]), self.left + int(xs[-1]) + 1
+        y0, y1 = self.top + int(ys[0]), self.top + int(ys[-1]) + 1
+        return x0 / size, y0 / size, x1 / size, y1 / size
+
+
+class World:
+    """Makes examples of one WorldConfig from `artwork`.
+
+    Raises ValueError if the artwork lacks a category in the families asked for.
+    """
+
+    def __init__(self, config: WorldConfig, artwork: Artwork):
+        self.config = config
+        # Premultiplied images, already reduced to the largest useful size: resizing is most of
+        # the work. By (noun, attribute); one image per pictogram.
+        self._art: dict[tuple[str, str | None], list[tuple[str, str, Image.Image]]] = {}
+        for noun in config.categories:
+            codes = CATEGORIES[noun].codes[: config.glyphs]
+            chosen = [
+                pictogram
+                for pictogram in artwork.get(noun, ())
+                if pictogram.family in config.families and pictogram.code in codes
+            ]
+            if not chosen:
+                raise ValueError(
+                    f"artwork has no {noun!r} of {', '.join(config.families)}: fetch it again "
+                    "with reground_jax.emoji.artwork, or leave the category out"
+                )
+            for attribute in (None, UPSIDE_DOWN, *config.tints):
+                self._art[noun, attribute] = [
+                    (p.family, p.code, _prepared(p.pixels, attribute, config.size)) for p in chosen
+                ]
+
+    def example(self, seed: int) -> Example:
+        """The example of `seed`, 0 <= seed < 2**63."""
+        rng = np.random.default_rng(seed)
+        style = self._style(rng)
+        setting, night = self._setting(rng, style)
+        groups = self._groups(rng, style)
+        objects, sprites = self._objects(rng, groups, STYLES[style].least)
+        groups = _present(groups, objects)
+        setting_told = bool(night or rng.random() < 0.9)
+        text = caption(
+            groups, rng, setting=setting if setting_told else None, night=night, style=style
+        )
+        unboxed = self._unboxed(rng, groups)
+        for thing in objects:
+            thing["boxed"] = thing["category"] not in unboxed
+        canvas = background(setting, self.config.size, rng, night=night).astype(np.float32)
+        for sprite in sorted(sprites, key=lambda s: -s.pixels.size):  # small things stay visible
+            blend(canvas, sprite)
+        facts = {
+            "setting": setting,
+            "time": "night" if night else "day",
+            "setting_told": setting_told,
+            "style": style,
+            "objects": objects,
+        }
+        image = STYLES[style].apply((canvas + 0.5).astype(np.uint8))
+        return Example(image, _layout(text, objects, seed), facts)
+
+    def batch(self, index: int, batch_size: int, seed: int = 0) -> list[Example]:
+        """Training batch number `index` of the stream `seed`; never a held-out example.
+
+        Examples are numbered through a stream, whatever the batch size. Raises ValueError past
+        2**40 examples or 2**20 streams.
+        """
+        first = index * batch_size
+        if not (0 <= seed < STREAMS and 0 <= first <= SEEDS_PER_STREAM - batch_size):
+            raise ValueError(
+                f"batch {index} of {batch_size} in stream {seed}: streams are 0..{STREAMS - 1} of "
+                f"{SEEDS_PER_STREAM} examples each; choose smaller numbers"
+            )
+        start = seed * SEEDS_PER_STREAM + first
+        return [self.example(start + i) for i in range(batch_size)]
+
+    def heldout(self, n: int) -> list[Example]:
+        """The first `n` examples of the fixed held-out set, whose seeds no batch has."""
+        return [self.example(HELDOUT_START + i) for i in range(n)]
+
+    def _style(self, rng: np.random.Generator) -> str:
+        others = [style for style in self.config.styles if style != "color"]
+        if "color" in self.config.styles and (not others or rng.random() < 0.5):
+            return "color"
+        return others[rng.integers(len(others))]
+
+    def _setting(self, rng: np.random.Generator, style: str) -> tuple[str, bool]:
+        names = [
+            name
+            for name in self.config.settings
+            if STYLES[style].colors or not SETTINGS[name].plain
+        ]
+        name = names[rng.integers(len(names))]
+        return name, bool(SETTINGS[name].nights and rng.random() < 0.25)
+
+    def _groups(self, rng: np.random.Generator, style: str) -> list[Group]:
+        """One to max_objects objects in groups of distinct categories."""
+        most = self.config.max_objects if STYLES[style].least == 1 else 2
+        weights = np.array([0.3, 0.34, 0.22, 0.14, 0.07, 0.05])[:most]
+        total = int(rng.choice(most, p=weights / weights.sum())) + 1
+        nouns = rng.permutation(np.array(self.config.categories, object))
+        groups: list[Group] = []
+        while total:
+            count = int(rng.integers(1, total + 1)) if rng.random() < 0.35 else 1
+            noun = str(nouns[len(groups)])
+            groups.append(Group(noun, count, self._attribute(rng, noun, style)))
+            total -= count
+        return groups
+
+    def _attribute(self, rng: np.random.Generator, noun: str, style: str) -> str | None:
+        category, draw = CATEGORIES[noun], rng.random()
+        tints = [tint for tint in self.config.tints if tint not in category.colors]
+        if draw < 0.3:
+            return tints[rng.integers(len(tints))] if STYLES[style].colors and tints else None
+        return UPSIDE_DOWN if draw < 0.38 and category.upright else None
+
+    def _objects(
+        self, rng: np.random.Generator, groups: Sequence[Group], scale: float
+    ) -> tuple[list[dict[str, Any]], list[Sprite]]:
+        """Facts and sprites of every object for which there is room, in the order of `groups`."""
+        size, least = self.config.size, self.config.least * scale
+        chosen, aspects = [], []
+        for group in groups:
+            arts = self._art[group.noun, group.attribute]
+            for _ in range(group.count):
+                family, code, art = arts[rng.integers(len(arts))]
+                chosen.append((group, family, code, art))
+                aspects.append(art.width / art.height)
+        boxes = real_boxes(len(chosen), rng) if rng.random() < 0.4 and scale == 1 else []
+        boxes = boxes or random_boxes(aspects, rng, least=least)
+        objects, sprites = [], []
+        for (group, family, code, art), box in zip(chosen, boxes, strict=False):
+            sprite = fit(art, box, size, least, flip=bool(rng.random() < 0.5))
+            sprites.append(sprite)
+            facts = {"category": group.noun, "attribute": group.attribute, "boxed": True}
+            objects.append(facts | {"box": sprite.box(size), "family": family, "code": code})
+        return objects, sprites
+
+    def _unboxed(self, rng: np.random.Generator, groups: Sequence[Group]) -> set[str]:
+        """Categories that only the caption names: COCO's boxes leave things out, too."""
+        if len(groups) < 2 or rng.random() < 0.75:
+            return set()
+        return {groups[rng.integers(len(groups))].noun}
+
+
+def without_boxes(example: Example, categories: Sequence[str]) -> Example:
+    """`example` with the boxes of these categories taken from its layout and marked in facts."""
+    objects = [
+        thing | {"boxed": thing["boxed"] and thing["category"] not in categories}
+        for thing in example.facts["objects"]
+    ]
+    layout = dataclasses.replace(
+        example.layout,
+        phrases=[CATEGORIES[thing["category"]].phrase for thing in objects if thing["boxed"]],
+        boxes=[thing["box"] for thing in objects if thing["boxed"]],
+    )
+    return Example(example.image, layout, example.facts | {"objects": objects})
+
+
+def blend(canvas: Float32[np.ndarray, "S S 3"], sprite: Sprite) -> None:
+    """Draw `sprite` over `canvas` (0..255), in place."""
+    height, width = sprite.pixels.shape[:2]
+    rows, columns = slice(sprite.top, sprite.top + height), slice(sprite.left, sprite.left + width)
+    pixels = sprite.pixels.astype(np.float32)
+    canvas[rows, columns] *= 1 - pixels[..., 3:] / 255
+    canvas[rows, columns] += pixels[..., :3]
+
+
+def fit(art: Image.Image, box: Box, size: int, least: float, *, flip: bool) -> Sprite:
+    """`art` in the middle of `box`, stretched by at most MAX_STRETCH, grown to `least` if small.
+
+    art is premultiplied ("RGBa"); box in fractions of the canvas; least as in WorldConfig.
+    """
+    x0, y0, x1, y1 = (size * v for v in box)
+    aspect = art.width / art.height
+    target = min(max((x1 - x0) / (y1 - y0), aspect / MAX_STRETCH), aspect * MAX_STRETCH)
+    width = min(x1 - x0, (y1 - y0) * target)
+    height = width / target
+    grow = max(1.0, least * size / float(np.sqrt(width * height)))
+    w, h = (min(size, max(1, round(grow * side))) for side in (width, height))
+    pixels = np.asarray(art.resize((w, h), Image.Resampling.BILINEAR))
+    left = min(max(round((x0 + x1 - w) / 2), 0), size - w)
+    top = min(max(round((y0 + y1 - h) / 2), 0), size - h)
+    return Sprite(pixels[:, ::-1] if flip else pixels, left, top)
+
+
+def _prepared(pixels: np.ndarray, attribute: str | None, size: int) -> Image.Image:
+    """RGBA pixels with their attribute, premultiplied, no larger than needed."""
+    if attribute == UPSIDE_DOWN:
+        pixels = pixels[::-1]
+    elif attribute is not None:
+        pixels = _tinted(pixels, np.array(TINTS[attribute], np.float32))
+    image = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGBa")
+    scale = min(1.0, 0.8 * size / max(image.size))
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BOX)
+
+
+def _tinted(pixels: np.ndarray, tint: np.ndarray) -> np.ndarray:
+    """Lightness kept, hue replaced: dark stays dark, white becomes a light tint."""
+    light = pixels[..., :3].astype(np.float32) @ np.array([0.3, 0.55, 0.15], np.float32) / 255
+    rgb = tint * (0.3 + 0.75 * light)[..., None] + (90 * light**3)[..., None]
+    return np.concatenate([np.clip(rgb, 0, 255).astype(np.uint8), pixels[..., 3:]], axis=2)
+
+
+def _present(groups: Sequence[Group], objects: Sequence[dict[str, Any]]) -> list[Group]:
+    """The groups with the counts that found room: a caption must not promise more."""
+    names = [thing["category"] for thing in objects]
+    counted = [dataclasses.replace(group, count=names.count(group.noun)) for group in groups]
+    return [group for group in counted if group.count]
+
+
+def _layout(text: str, objects: Sequence[dict[str, Any]], seed: int) -> Layout:
+    boxed = [thing for thing in objects if thing["boxed"]]
+    return Layout(
+        prompt=text,
+        phrases=[CATEGORIES[thing["category"]].phrase for thing in boxed],
+        boxes=[thing["box"] for thing in boxed],
+        id=f"emoji-{seed}",
+    )

@@ -1,0 +1,102 @@
+"""Where examples come from, and the thread that makes batches of them ahead of the trainer.
+
+A `Source` gives the same examples for the same index, for ever: that is what makes a killed run go
+on with the batches that it would have had.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from reground_jax.layout import Layout
+from reground_jax.readers.images import square_image
+from reground_jax.readers.layouts import Annotated, grounded_layout
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture and what is in it: `layout.prompt` is the caption, its boxes say what is where."""
+
+    image: UInt8[np.ndarray, "S S 3"]
+    layout: Layout
+
+
+class Source(Protocol):
+    """Anything with endless batches of examples (objects with `image` and `layout`)."""
+
+    def batch(self, index: int, batch_size: int) -> Sequence[Any]:
+        """The `batch_size` examples of batch `index`; the same ones whenever it is asked."""
+        ...
+
+
+class Files:
+    """Annotated image files as a source: each epoch shows every one of them once, in a new order."""
+
+    def __init__(
+        self,
+        entries: Sequence[Annotated],
+        *,
+        image_size: int,
+        max_boxes: int = 30,
+        seed: int = 0,
+    ):
+        """Raises ValueError if there is no entry."""
+        if not entries:
+            raise ValueError("there is no example to train on: every entry was rejected or missing")
+        self.entries, self.image_size = entries, image_size
+        self.max_boxes, self.seed = max_boxes, seed
+
+    def batch(self, index: int, batch_size: int) -> list[Example]:
+        """Images are cropped and scaled to squares as the boxes are (`readers/layouts.py`)."""
+        return [self._example(index * batch_size + i) for i in range(batch_size)]
+
+    def _example(self, position: int) -> Example:
+        epoch, place = divmod(position, len(self.entries))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.entries))
+        entry = self.entries[order[place]]
+        # One of the captions of an image, by its position: epochs go through all of them.
+        caption = entry.captions[epoch % len(entry.captions)] if entry.captions else ""
+        layout = grounded_layout(entry, caption, max_boxes=self.max_boxes)
+        return Example(square_image(entry.path, self.image_size), layout)
+
+
+def prefetch(make: Callable[[int], Any], start: int, *, ahead: int = 4) -> Iterator[Any]:
+    """make(start), make(start + 1), ...: up to `ahead` of them made early, in another thread.
+
+    An error in `make` is raised where its batch was to come. Closing the iterator ends the thread.
+    """
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def offer(item: tuple[Any, BaseException | None]) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        index = start
+        while not stopped.is_set():
+            try:
+                offer((make(index), None))
+            except BaseException as error:  # the consumer raises it: no batch may vanish
+                return offer((None, error))
+            index += 1
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = ready.get()
+            if error is not None:
+                raise error
+            yield batch
+    finally:
+        stopped.set()
+        thread.join()
