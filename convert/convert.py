@@ -141,9 +141,7 @@ def gather(
             raise ValueError(f"{source.path} is a model directory of reground-jax already: load it")
 
 
-def _gather_diffusers(
-    folder: Path, tokenizer: str | Path | None, variant: str | None
-) -> Gathered:
+def _gather_diffusers(folder: Path, tokenizer: str | Path | None, variant: str | None) -> Gathered:
     built = build_tokenizer(find_tokenizer(tokenizer) if tokenizer else folder / "tokenizer")
     config = configs.from_folder(folder, built.config)
     tensors: Tensors = {}
@@ -165,7 +163,7 @@ def _gather_original(path: Path, tokenizer: str | Path | None) -> Gathered:
         }
         for network, part in names.items()
     }
-    return Gathered(config, tensors, _tokenizer_for(config, tokenizer))
+    return _with_tokenizer(config, tensors, tokenizer)
 
 
 def _gather_ldm(path: Path, tokenizer: str | Path | None) -> Gathered:
@@ -187,11 +185,13 @@ def _gather_ldm(path: Path, tokenizer: str | Path | None) -> Gathered:
             f"{path} has {len(strangers)} arrays of no known part of Stable Diffusion: "
             + ", ".join(strangers[:5])
         )
-    return Gathered(config, tensors, _tokenizer_for(config, tokenizer))
+    return _with_tokenizer(config, tensors, tokenizer)
 
 
-def _tokenizer_for(config: ModelConfig, tokenizer: str | Path | None) -> BuiltTokenizer:
-    """The tokenizer to put beside a checkpoint that carries none; it must fit its vocabulary."""
+def _with_tokenizer(
+    config: ModelConfig, tensors: Tensors, tokenizer: str | Path | None
+) -> Gathered:
+    """A checkpoint that carries no tokenizer, with one that fits; its padding and length hold."""
     built = build_tokenizer(find_tokenizer(tokenizer or DEFAULT_TOKENIZER))
     ours, theirs = config.tokenizer, built.config
     if (ours.bos_token_id, ours.eos_token_id) != (theirs.bos_token_id, theirs.eos_token_id):
@@ -201,7 +201,8 @@ def _tokenizer_for(config: ModelConfig, tokenizer: str | Path | None) -> BuiltTo
             f"{config.text_encoder.vocab_size}) with {ours.bos_token_id} and {ours.eos_token_id}: "
             "give the tokenizer that belongs to it with --tokenizer"
         )
-    return built
+    config = configs.check_together(dataclasses.replace(config, tokenizer=theirs))
+    return Gathered(config, tensors, built)
 
 
 def _check_schedule(path: Path, config: ModelConfig, tables: TensorFile) -> None:

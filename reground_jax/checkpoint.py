@@ -1,8 +1,8 @@
 """Named arrays in and out of an Orbax checkpoint, in groups small enough to stream.
 
 The only file that imports Orbax. Arrays have flat names ("unet/down_blocks/0/conv1/kernel"). Orbax
-holds about three copies of what it writes, so a set of arrays is written as several checkpoints of
-at most `GROUP_BYTES` each, next to each other in one directory.
+takes a set of arrays as a whole, so they are written as several checkpoints of at most
+`GROUP_BYTES` each (or one larger array), next to each other in one directory.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,16 +22,21 @@ def save_arrays(directory: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> in
     """Writes the arrays under `directory` as they come, and returns the number of groups."""
     import orbax.checkpoint.experimental.v1 as ocp
 
+    context = ocp.Context()
+    # Trained weights shrink by 8 % only, which took a fifth of the time and half of the memory.
+    context.array.saving.use_compression = False
+    context.memory.deepcopy_host_arrays = False  # `save` returns when all is written
     count, group, size = 0, {}, 0
-    for name, array in arrays:
-        if group and size + array.nbytes > GROUP_BYTES:
+    with context:
+        for name, array in arrays:
+            if group and size + array.nbytes > GROUP_BYTES:
+                ocp.save(directory / f"{count:03}", group)
+                count, group, size = count + 1, {}, 0
+            group[name] = array
+            size += array.nbytes
+        if group:
             ocp.save(directory / f"{count:03}", group)
-            count, group, size = count + 1, {}, 0
-        group[name] = array
-        size += array.nbytes
-    if group:
-        ocp.save(directory / f"{count:03}", group)
-        count += 1
+            count += 1
     return count
 
 

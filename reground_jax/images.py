@@ -28,13 +28,15 @@ FORMAT = 1  # of the JSON in the chunk; raised when a reader of the old form wou
 class Recipe:
     """What made one image: enough to make it again from the same checkpoint.
 
-    checkpoint is the name or path that the model was loaded from, as given; None if unknown.
+    checkpoint is the name or path that the model was loaded from, as given; checksum is that of its
+    arrays. None if unknown.
     """
 
     layout: Layout
     settings: Settings
     seed: int
     checkpoint: str | None = None
+    checksum: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -44,6 +46,7 @@ class Recipe:
             "settings": self.settings.to_json(),
             "seed": int(self.seed),  # JSON knows no numpy integers
             "checkpoint": self.checkpoint,
+            "checksum": self.checksum,
         }
 
     @classmethod
@@ -62,6 +65,7 @@ class Recipe:
             settings=Settings.from_json(value["settings"]),
             seed=value["seed"],
             checkpoint=value.get("checkpoint"),
+            checksum=value.get("checksum"),
         )
 
 

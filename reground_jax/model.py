@@ -1,14 +1,16 @@
 """A model: its configuration, its arrays and its tokenizer; and the directory that holds them.
 
-    DIR/config.json      format, network configs, noise schedule, tokenizer settings, facts (`info`)
-    DIR/tokenizer.json   of the `tokenizers` library
-    DIR/arrays/NNN/      Orbax checkpoints, the arrays of all networks by name
+DIR/config.json      format, network configs, noise schedule, tokenizer settings, facts (`info`)
+DIR/tokenizer.json   of the `tokenizers` library
+DIR/arrays/NNN/      Orbax checkpoints, the arrays of all networks by name
 """
 
 import functools
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -81,7 +83,9 @@ def write_model(
     """
     directory = Path(directory)
     if directory.exists():
-        raise FileExistsError(f"{directory} exists already: choose another place, or remove it first")
+        raise FileExistsError(
+            f"{directory} exists already: choose another place, or remove it first"
+        )
     shapes = leaf_shapes(config)
     digest, sizes = hashlib.sha256(), {"parameters": 0, "bytes": 0}
     dtypes: set[str] = set()
@@ -101,8 +105,7 @@ def write_model(
         if shapes:
             raise CheckpointError(f"arrays missing: {', '.join(sorted(shapes))}")
 
-    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _partial(directory)
     try:
         partial.mkdir(parents=True)
         groups = save_arrays(partial / "arrays", checked())
@@ -115,6 +118,31 @@ def write_model(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return info
+
+
+def _partial(directory: Path) -> Path:
+    """A free sibling to write into. Removes what killed processes of this machine left there."""
+    prefix, host = f".{directory.name}.partial-", platform.node()
+    for path in directory.parent.glob(f"{glob.escape(prefix)}*"):
+        pid, _, node = path.name.removeprefix(prefix).partition("@")
+        if node == host and pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+    return directory.with_name(f"{prefix}{os.getpid()}@{host}")
+
+
+def _is_running(pid: int) -> bool:
+    """Whether another process has this id; True where that cannot be told."""
+    if pid == os.getpid():
+        return False
+    if os.name != "posix":  # there, `os.kill` would do what it says
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def is_model_directory(path: Path) -> bool:

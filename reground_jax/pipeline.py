@@ -222,7 +222,7 @@ class Pipeline:
         for layout in layouts:
             check_max_boxes(layout, settings.max_boxes)
 
-    def latent_shape(self, settings: Settings) -> tuple[int, int, int]:
+    def latent_shape(self, settings: Settings = Settings()) -> tuple[int, int, int]:  # noqa: B008
         """(h, w, C) for the settings' size, or for the checkpoint's own."""
         factor = self.config.vae.downsampling
         own = self.config.unet.sample_size * factor

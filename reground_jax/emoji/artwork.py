@@ -79,7 +79,7 @@ def save_artwork(artwork: Artwork, path: str | Path) -> None:
 
 def trimmed(image: Image.Image, side: int = SIDE) -> UInt8[np.ndarray, "H W 4"]:
     """`image` cut to its opaque pixels and scaled so that its longer side has `side` pixels."""
-    box = image.getchannel("A").point(lambda a: 255 * (a >= OPAQUE)).getbbox()
+    box = image.getchannel("A").point([255 * (a >= OPAQUE) for a in range(256)]).getbbox()
     if box is None:
         raise ValueError("pictogram is empty: it has no opaque pixel; choose another code point")
     scale = side / max(box[2] - box[0], box[3] - box[1])

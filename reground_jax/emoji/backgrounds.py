@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 Color = tuple[int, int, int]
-Point = tuple[float, float]
+Number = float | int  # beartype does not take an int for a float
+Point = tuple[Number, Number]
 
 
 class Canvas:
@@ -28,24 +29,24 @@ class Canvas:
         if not self.dark:
             return color
         r, g, b = color
-        return int(0.3 * r), int(0.33 * g), int(0.42 * b + 18)
+        return int(0.48 * r), int(0.5 * g), int(0.55 * b + 14)
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, color: Color) -> None:
+    def box(self, x0: Number, y0: Number, x1: Number, y1: Number, color: Color) -> None:
         corners = [self.scale * v for v in (x0, y0, x1, y1)]
         self.draw.rectangle(corners, fill=self._color(color))
 
     def polygon(self, points: list[Point], color: Color) -> None:
         self.draw.polygon([(self.scale * x, self.scale * y) for x, y in points], self._color(color))
 
-    def line(self, points: list[Point], width: float, color: Color) -> None:
+    def line(self, points: list[Point], width: Number, color: Color) -> None:
         points = [(self.scale * x, self.scale * y) for x, y in points]
         self.draw.line(points, self._color(color), max(1, round(width * self.scale)))
 
-    def disc(self, x: float, y: float, radius: float, color: Color) -> None:
+    def disc(self, x: Number, y: Number, radius: Number, color: Color) -> None:
         corners = [self.scale * v for v in (x - radius, y - radius, x + radius, y + radius)]
         self.draw.ellipse(corners, fill=self._color(color))
 
-    def light(self, x: float, y: float, radius: float, color: Color) -> None:
+    def light(self, x: Number, y: Number, radius: Number, color: Color) -> None:
         """A disc that the night does not darken."""
         corners = [self.scale * v for v in (x - radius, y - radius, x + radius, y + radius)]
         self.draw.ellipse(corners, fill=color)
@@ -53,7 +54,7 @@ class Canvas:
 
 def _sky(canvas: Canvas, rng: np.random.Generator, color: Color) -> None:
     """Day: a colour and a sun. Night: dark blue, a moon and stars."""
-    canvas.box(0, 0, 1, 1, (45, 70, 120) if canvas.dark else color)
+    canvas.box(0, 0, 1, 1, (30, 36, 100) if canvas.dark else color)
     x, y = rng.uniform(0.1, 0.9), rng.uniform(0.08, 0.16)
     if not canvas.dark:
         canvas.light(x, y, 0.07, (255, 225, 90))
@@ -63,7 +64,7 @@ def _sky(canvas: Canvas, rng: np.random.Generator, color: Color) -> None:
     canvas.light(x, y, 0.075, (245, 240, 200))
 
 
-def _wave(y: float, height: float, count: float, phase: float) -> list[Point]:
+def _wave(y: Number, height: Number, count: Number, phase: Number) -> list[Point]:
     """A sine across the image, as points from left to right."""
     xs = [i / 24 for i in range(25)]
     return [(x, y + height * math.sin(2 * math.pi * (count * x + phase))) for x in xs]
@@ -94,7 +95,9 @@ def snow(canvas: Canvas, rng: np.random.Generator) -> None:
         for step in range(3):  # a fir of three tiers, snow on top
             y, half = top + 0.05 * step, 0.04 + 0.02 * step
             canvas.polygon([(x, y), (x - half, y + 0.1), (x + half, y + 0.1)], (50, 110, 90))
-        canvas.polygon([(x, top), (x - 0.025, top + 0.06), (x + 0.025, top + 0.06)], (250, 250, 255))
+        canvas.polygon(
+            [(x, top), (x - 0.025, top + 0.06), (x + 0.025, top + 0.06)], (250, 250, 255)
+        )
     canvas.polygon(_below(_wave(horizon, 0.02, 1, rng.uniform())), (242, 246, 252))
     canvas.line(_wave(rng.uniform(0.6, 0.75), 0.02, 1, rng.uniform()), 0.012, (205, 218, 236))
     for x, y in rng.uniform(0, 1, (28, 2)):
@@ -109,20 +112,20 @@ def grass(canvas: Canvas, rng: np.random.Generator) -> None:
     for x, y in rng.uniform(0, 1, (22, 2)):
         y = horizon + 0.1 + (0.95 - horizon) * y
         for lean in (-0.025, 0, 0.025):  # a tuft of three blades
-            canvas.line([(x, y), (x + lean, y - 0.045)], 0.01, (60, 130, 45))
+            canvas.line([(x, y), (x + 1.2 * lean, y - 0.055)], 0.012, (45, 105, 30))
 
 
 def desert(canvas: Canvas, rng: np.random.Generator) -> None:
     horizon = rng.uniform(0.36, 0.46)
     _sky(canvas, rng, (250, 205, 150))
     canvas.polygon(_below(_wave(horizon, 0.06, 1.2, rng.uniform())), (225, 160, 85))
-    for x in (rng.uniform(0.05, 0.4), rng.uniform(0.6, 0.95)):
-        top, foot, green = horizon - 0.16, horizon + 0.08, (70, 130, 70)
-        canvas.line([(x, top), (x, foot)], 0.05, green)
-        for side, y in ((-1, horizon - 0.02), (1, horizon - 0.06)):  # the arms of the cactus
-            canvas.line([(x, y), (x + 0.07 * side, y), (x + 0.07 * side, y - 0.08)], 0.032, green)
-    canvas.polygon(_below(_wave(horizon + 0.17, 0.05, 0.8, rng.uniform())), (210, 140, 70))
-    canvas.polygon(_below(_wave(horizon + 0.38, 0.04, 0.6, rng.uniform())), (195, 125, 60))
+    for x in (rng.uniform(0.06, 0.4), rng.uniform(0.6, 0.94)):
+        top, foot, green = horizon - 0.2, horizon + 0.1, (45, 100, 50)
+        canvas.line([(x, top), (x, foot)], 0.06, green)
+        for side, y in ((-1, horizon - 0.02), (1, horizon - 0.07)):  # the arms of the cactus
+            canvas.line([(x, y), (x + 0.09 * side, y), (x + 0.09 * side, y - 0.1)], 0.04, green)
+    canvas.polygon(_below(_wave(horizon + 0.17, 0.05, 0.8, rng.uniform())), (200, 128, 60))
+    canvas.polygon(_below(_wave(horizon + 0.38, 0.04, 0.6, rng.uniform())), (172, 102, 45))
 
 
 def street(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -132,7 +135,7 @@ def street(canvas: Canvas, rng: np.random.Generator) -> None:
     glow = (255, 225, 130) if canvas.dark else (215, 235, 250)
     for wall in rng.permutation(np.array(walls)).tolist() * 2:
         width, top = rng.uniform(0.18, 0.28), rng.uniform(0.06, 0.26)
-        canvas.box(x, top, x + width, road, tuple(wall))
+        canvas.box(x, top, x + width, road, (wall[0], wall[1], wall[2]))
         for row in np.arange(top + 0.045, road - 0.08, 0.1):
             for column in np.arange(x + 0.035, x + width - 0.05, 0.08):
                 left, up, right, down = (

@@ -62,7 +62,7 @@ CATEGORIES: dict[str, Category] = {
         _category("clock", "23f0 1f570 1f550", colors=("red",), upright=False),
         _category("donut", "1f369", upright=False, colors=("pink",)),
         _category("cow", "1f404 1f42e"),
-        _category("broccoli", "1f966", plural="broccoli", colors=("green",)),
+        _category("broccoli", "1f966", plural="broccoli", upright=False, colors=("green",)),
         _category("elephant", "1f418"),
         _category("horse", "1f40e 1f434"),
         _category("boat", "26f5 1f6a4", colors=("blue",)),

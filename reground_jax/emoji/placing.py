@@ -11,7 +11,7 @@ from reground_jax.layout import Box
 
 # Share of the smaller box that another may cover: objects must stay recognisable.
 MAX_COVER = 0.12
-MAX_COVER_REAL = 0.3
+MAX_COVER_REAL = 0.2
 TRIES = 40
 
 
@@ -30,7 +30,8 @@ def real_box_sets() -> dict[int, tuple[tuple[Box, ...], ...]]:
     text = files("reground_jax.emoji").joinpath("box_sets.json").read_text("utf-8")
     sets: dict[int, list[tuple[Box, ...]]] = {}
     for boxes in json.loads(text)["box_sets"]:
-        sets.setdefault(len(boxes), []).append(tuple(tuple(box) for box in boxes))
+        floats = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in boxes)
+        sets.setdefault(len(boxes), []).append(floats)
     return {count: tuple(found) for count, found in sets.items()}
 
 
@@ -45,9 +46,7 @@ def real_boxes(count: int, rng: np.random.Generator) -> list[Box]:
     return list(boxes)
 
 
-def random_boxes(
-    aspects: Sequence[float], rng: np.random.Generator, *, least: float
-) -> list[Box]:
+def random_boxes(aspects: Sequence[float], rng: np.random.Generator, *, least: float) -> list[Box]:
     """One box per aspect (width / height), few overlaps; sides are fractions of the image.
 
     least  smallest geometric mean of a box's sides. If there is no room, the last boxes are left

@@ -41,7 +41,7 @@ def pencil(image: Picture) -> Picture:
     """Dark outlines and light tones on cream paper."""
     values = image.astype(np.float32)
     slope = np.maximum(_slope(values @ LUMA), 0.7 * _slope(values[..., 0] - values[..., 2]))
-    tone = 0.72 + 0.28 / 255 * (values @ LUMA)
+    tone = 0.62 + 0.38 / 255 * (values @ LUMA)
     ink = np.clip((slope - 8) / 70, 0, 1)
     paper = np.array([252, 248, 236], np.float32)
     return _uint8((tone * (1 - 0.85 * ink))[..., None] * paper)
@@ -92,7 +92,7 @@ STYLES: dict[str, Style] = {
     "color": Style("a picture", color, colors=True),
     "black and white": Style("a black and white photo", black_and_white),
     "pencil": Style("a pencil drawing", pencil),
-    "pixelated": Style("a pixelated picture", pixelated, colors=True, least=1.4),
+    "pixelated": Style("a pixelated picture", pixelated, colors=True, least=1.5),
     "watercolor": Style("a watercolor painting", watercolor, colors=True),
     "sepia": Style("an old sepia photo", sepia),
 }

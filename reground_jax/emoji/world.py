@@ -18,7 +18,7 @@ from reground_jax.emoji.artwork import FAMILIES, Artwork
 from reground_jax.emoji.backgrounds import SETTINGS, background
 from reground_jax.emoji.captions import UPSIDE_DOWN, Group, caption
 from reground_jax.emoji.categories import CATEGORIES, SMALL_CATEGORIES
-from reground_jax.emoji.placing import random_boxes, real_boxes
+from reground_jax.emoji.placing import MAX_COVER_REAL, cover, random_boxes, real_boxes
 from reground_jax.emoji.styles import STYLES
 from reground_jax.layout import Box, Layout
 
@@ -242,21 +242,33 @@ class World:
                 family, code, art = arts[rng.integers(len(arts))]
                 chosen.append((group, family, code, art))
                 aspects.append(art.width / art.height)
-        boxes = real_boxes(len(chosen), rng) if rng.random() < 0.4 and scale == 1 else []
-        boxes = boxes or random_boxes(aspects, rng, least=least)
-        objects, sprites = [], []
-        for (group, family, code, art), box in zip(chosen, boxes, strict=False):
-            sprite = fit(art, box, size, least, flip=bool(rng.random() < 0.5))
-            sprites.append(sprite)
-            facts = {"category": group.noun, "attribute": group.attribute, "boxed": True}
-            objects.append(facts | {"box": sprite.box(size), "family": family, "code": code})
+        flips = rng.random(len(chosen)) < 0.5
+        arts = list(zip((art for *_, art in chosen), flips.tolist(), strict=True))
+        sprites: list[Sprite] = []
+        if rng.random() < 0.4:
+            boxes = real_boxes(len(chosen), rng)
+            sprites = [fit(*a, b, size, least) for a, b in zip(arts, boxes, strict=False)]
+        if not sprites or not _apart([sprite.box(size) for sprite in sprites]):
+            boxes = random_boxes(aspects, rng, least=least)
+            sprites = [fit(*a, b, size, least) for a, b in zip(arts, boxes, strict=False)]
+        objects = [
+            {
+                "category": group.noun,
+                "attribute": group.attribute,
+                "box": sprite.box(size),
+                "boxed": True,
+                "family": family,
+                "code": code,
+            }
+            for (group, family, code, _), sprite in zip(chosen, sprites, strict=False)
+        ]
         return objects, sprites
 
     def _unboxed(self, rng: np.random.Generator, groups: Sequence[Group]) -> set[str]:
         """Categories that only the caption names: COCO's boxes leave things out, too."""
         if len(groups) < 2 or rng.random() < 0.75:
             return set()
-        return {groups[rng.integers(len(groups))].noun}
+        return {groups[int(rng.integers(len(groups)))].noun}
 
 
 def without_boxes(example: Example, categories: Sequence[str]) -> Example:
@@ -282,10 +294,11 @@ def blend(canvas: Float32[np.ndarray, "S S 3"], sprite: Sprite) -> None:
     canvas[rows, columns] += pixels[..., :3]
 
 
-def fit(art: Image.Image, box: Box, size: int, least: float, *, flip: bool) -> Sprite:
+def fit(art: Image.Image, flip: bool, box: Box, size: int, least: float) -> Sprite:
     """`art` in the middle of `box`, stretched by at most MAX_STRETCH, grown to `least` if small.
 
-    art is premultiplied ("RGBa"); box in fractions of the canvas; least as in WorldConfig.
+    art is premultiplied ("RGBa"); flip mirrors it; box in fractions of the canvas of `size`
+    pixels; least as in WorldConfig.
     """
     x0, y0, x1, y1 = (size * v for v in box)
     aspect = art.width / art.height
@@ -317,6 +330,11 @@ def _tinted(pixels: np.ndarray, tint: np.ndarray) -> np.ndarray:
     light = pixels[..., :3].astype(np.float32) @ np.array([0.3, 0.55, 0.15], np.float32) / 255
     rgb = tint * (0.3 + 0.75 * light)[..., None] + (90 * light**3)[..., None]
     return np.concatenate([np.clip(rgb, 0, 255).astype(np.uint8), pixels[..., 3:]], axis=2)
+
+
+def _apart(boxes: Sequence[Box]) -> bool:
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    return all(cover(a, b) <= MAX_COVER_REAL for a, b in pairs)
 
 
 def _present(groups: Sequence[Group], objects: Sequence[dict[str, Any]]) -> list[Group]:

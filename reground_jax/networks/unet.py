@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from reground_jax.config import UNetConfig
 from reground_jax.networks.attention import Attend
@@ -55,10 +55,10 @@ class TimeEmbedding(nnx.Module):
         self.linear_1 = Linear(channels, 4 * channels, rngs=rngs)
         self.linear_2 = Linear(4 * channels, 4 * channels, rngs=rngs)
 
-    def __call__(self, timesteps: Float[Array, "M"]) -> Float[Array, "M W"]:
+    def __call__(self, timesteps: Float[ArrayLike, "M"]) -> Float[Array, "M W"]:
         half = self.linear_1.kernel.shape[0] // 2
         frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-        angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+        angles = jnp.asarray(timesteps, jnp.float32)[:, None] * frequencies
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         return self.linear_2(jax.nn.silu(self.linear_1(waves)))
 
@@ -183,7 +183,7 @@ class UNet(nnx.Module):
         yield self.mid_block
         yield from self.up_blocks
 
-    def time_table(self, timesteps: Float[Array, "M"]) -> tuple[Float[Array, "M C"], ...]:
+    def time_table(self, timesteps: Float[ArrayLike, "M"]) -> tuple[Float[Array, "M C"], ...]:
         """What each resnet adds to its features at each time step: one table per resnet, float32."""
         h = jax.nn.silu(self.time_embedding(timesteps))
         return tuple(r.time_emb_proj(h) for level in self.levels() for r in level.resnets)
@@ -192,7 +192,7 @@ class UNet(nnx.Module):
         self,
         text: Float[Array, "B S E"],
         grounding: Grounding | None,
-        timesteps: Float[Array, "M"],
+        timesteps: Float[ArrayLike, "M"],
         *,
         wiring: Wiring,
     ) -> Prepared:

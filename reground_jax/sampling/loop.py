@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, ArrayLike, Float, Int, UInt32
 
 from reground_jax.conditioning import Conditioning
 from reground_jax.devices import SPLIT, WHOLE
@@ -61,7 +61,7 @@ def prepare(
     graph: nnx.GraphDef,
     params: Params,
     conditioning: Conditioning,
-    timesteps: Float[Array, "M"],
+    timesteps: Float[ArrayLike, "M"],
     *,
     wiring: Wiring,
     guided: bool,

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from reground_jax.layout import Layout
-from reground_jax.readers.images import square_image
-from reground_jax.readers.layouts import Annotated, grounded_layout
+from reground_jax.readers.annotated import Annotated, cropped
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Files:
         self.max_boxes, self.seed = max_boxes, seed
 
     def batch(self, index: int, batch_size: int) -> list[Example]:
-        """Images are cropped and scaled to squares as the boxes are (`readers/layouts.py`)."""
+        """Images and boxes are cropped to the middle square and scaled (`readers/annotated.py`)."""
         return [self._example(index * batch_size + i) for i in range(batch_size)]
 
     def _example(self, position: int) -> Example:
@@ -61,8 +60,7 @@ class Files:
         entry = self.entries[order[place]]
         # One of the captions of an image, by its position: epochs go through all of them.
         caption = entry.captions[epoch % len(entry.captions)] if entry.captions else ""
-        layout = grounded_layout(entry, caption, max_boxes=self.max_boxes)
-        return Example(square_image(entry.path, self.image_size), layout)
+        return Example(*cropped(entry, caption, size=self.image_size, max_boxes=self.max_boxes))
 
 
 def prefetch(make: Callable[[int], Any], start: int, *, ahead: int = 4) -> Iterator[Any]:

@@ -1,0 +1,94 @@
+"""`reground-jax convert`: a checkpoint in any form people have, into a model directory."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from reground_jax.cli.info import describe
+from reground_jax.cli.progress import Bar
+
+TOLERANCE = 1e-4  # of --verify, relative to the largest output
+VERIFIERS = ("torch", "diffusers", "transformers")
+EXAMPLES = """\
+examples:
+  reground-jax convert masterful/gligen-1-4-generation-text-box my-model
+      from the Hugging Face Hub; a diffusers folder on this machine works alike
+  reground-jax convert gligen/diffusion_pytorch_model.bin my-model
+      the original GLIGEN file; its code is never run
+  reground-jax convert sd-v1-4/ my-model --adapter gligen_sd14_textbox_pruned.safetensors
+      Stable Diffusion 1.x with GLIGEN's weights over it"""
+
+
+def add(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "convert",
+        help="make a model from a GLIGEN checkpoint: do this first",
+        description="Converts a PyTorch checkpoint, which takes no PyTorch, and reports on it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC", help="a diffusers folder, a file, or a Hub id")
+    parser.add_argument("destination", metavar="DST", help="the directory to make")
+    parser.add_argument(
+        "--adapter", metavar="FILE", help="GLIGEN's weights alone, to go over a base without them"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FOLDER_OR_ID",
+        help="for files that carry none: a folder, a merges file (bpe_simple_vocab_16e6.txt.gz) or "
+        "a Hub id (default: openai/clip-vit-large-patch14)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", metavar="NAME", help="float32, float16 or bfloat16 (default: the source's)"
+    )
+    parser.add_argument(
+        "--variant", metavar="NAME", help="which files of a diffusers folder, such as fp16"
+    )
+    parser.add_argument(
+        "--verify", action="store_true",
+        help="then compare every network with PyTorch's on random inputs; exits with 1 where they "
+        f"differ by more than {TOLERANCE:g} of the largest value (needs the extra `verify`)",
+    )  # fmt: skip
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.verify:
+        check_verifiers()  # before minutes of work
+    destination = Path(arguments.destination).expanduser().absolute()
+
+    from reground_jax.convert.convert import convert
+
+    with Bar("converting", unit=" parameters", unit_scale=True) as bar:
+        convert(
+            arguments.source,
+            destination,
+            adapter=arguments.adapter,
+            tokenizer=arguments.tokenizer,
+            dtype=arguments.dtype,
+            variant=arguments.variant,
+            progress=bar.show,
+        )
+    print(describe(destination))
+    return verified(arguments.source, destination) if arguments.verify else 0
+
+
+def check_verifiers() -> None:
+    """Raises ValueError unless the libraries that --verify compares with are installed."""
+    if missing := [name for name in VERIFIERS if importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"--verify needs {', '.join(VERIFIERS)}, and {', '.join(missing)} is not installed: "
+            "pip install 'reground-jax[verify]'"
+        )
+
+
+def verified(source: str, destination: Path) -> int:
+    """Prints the error of each network; 1 if one is above TOLERANCE, else 0."""
+    from reground_jax.convert.verify import verify
+
+    errors = verify(source, destination, tolerance=TOLERANCE)
+    for network, error in errors.items():
+        verdict = "as PyTorch's" if error <= TOLERANCE else f"ABOVE the tolerance {TOLERANCE:g}"
+        print(f"  verify      {network} differs by {error:.1e} of its largest value: {verdict}")
+    # NaN is above every tolerance.
+    return 0 if all(error <= TOLERANCE for error in errors.values()) else 1

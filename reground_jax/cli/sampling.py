@@ -1,0 +1,102 @@
+"""From a request to images: finding and loading the model, and running it."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from reground_jax.cli.progress import Bar, compile_clock, say
+from reground_jax.images import to_uint8
+from reground_jax.layout import Layout
+from reground_jax.settings import Settings
+
+if TYPE_CHECKING:
+    from reground_jax.pipeline import Pipeline
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("with what")
+    group.add_argument(
+        "--model", metavar="DIR_OR_ID",
+        help="a directory that `reground-jax convert` made; or a diffusers folder, a checkpoint "
+        "file or a Hugging Face Hub id, which is converted once, into ~/.cache/reground-jax",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-cache", action="store_true",
+        help="compile anew, and keep nothing of it in ~/.cache/reground-jax/xla",
+    )  # fmt: skip
+
+
+def locate(name: str | None) -> Path:
+    """The model directory behind a name, as an absolute path. Raises ValueError or OSError."""
+    if name is None:
+        raise ValueError(
+            "no model is given: name one with --model; `reground-jax convert SOURCE DIR` makes "
+            "one from a GLIGEN checkpoint"
+        )
+    from reground_jax.convert.locate import model_directory
+    from reground_jax.model import is_model_directory
+
+    path = Path(name).expanduser()
+    if path.exists() and not is_model_directory(path):
+        say(f"{name} is no converted model: converting it, once, into the cache")
+    return model_directory(name).absolute()
+
+
+def load(directory: Path, dtype: str, *, cache: bool) -> "Pipeline":
+    """The pipeline of a model directory, and the compilation cache on or off."""
+    import jax
+
+    from reground_jax.convert.locate import CACHE
+    from reground_jax.pipeline import Pipeline
+
+    if not cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif jax.config.read("jax_compilation_cache_dir") is None:  # else the environment names one
+        jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return Pipeline.load(directory, dtype=dtype)
+
+
+def sample(
+    pipe: "Pipeline",
+    layouts: Sequence[Layout],
+    settings: Settings,
+    seeds: Sequence[int],
+    *,
+    label: str,
+    announce: bool = True,
+    batch_size: int | None = None,
+) -> UInt8[np.ndarray, "B H W 3"]:
+    """Images of the layouts, with a bar of steps on stderr.
+
+    announce: say once on what and in which dtype, and how long it took to compile.
+    """
+    keywords = settings.to_json()
+    del keywords["dtype"]  # the pipeline's own
+    with compile_clock() as seconds, Bar(label, unit="step") as bar:
+
+        def progress(batch: int, batches: int, step: int) -> None:
+            if announce and (batch, step) == (0, 1):
+                where = describe_devices(pipe.devices)
+                say(f"{where}, {pipe.dtype}, compiled in {seconds():.1f} s")
+            total = settings.num_steps
+            bar.show(batch * total + step, batches * total)
+
+        images = pipe(
+            layouts,
+            **keywords,
+            seeds=seeds,
+            batch_size=batch_size,
+            output="numpy",
+            progress=progress,
+        )
+    return to_uint8(images, value_range="0..1")
+
+
+def describe_devices(devices: Sequence[Any]) -> str:
+    count, kind = len(devices), devices[0].device_kind
+    return kind if count == 1 else f"{count} x {kind}"

@@ -1,0 +1,35 @@
+"""The emoji world's tokenizer: one token per word, as the `tokenizer.json` that Texts reads."""
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from reground_jax.config import TokenizerConfig
+from reground_jax.emoji.captions import vocabulary
+from reground_jax.emoji.world import WorldConfig
+
+UNKNOWN, BEGIN, END = "<unk>", "<bos>", "<eos>"
+MAX_LENGTH = 48
+
+
+def emoji_tokenizer(config: WorldConfig) -> tuple[str, TokenizerConfig]:
+    """The text of tokenizer.json for this world, and what goes beside it; END also pads.
+
+    Lower-cases, and splits at white space and around punctuation. Ids: 0 unknown word, 1 begin,
+    2 end, then the words of `vocabulary`. The number of ids is `vocabulary_size`.
+    """
+    words = vocabulary(config.categories, config.tints)
+    ids = {word: i for i, word in enumerate((UNKNOWN, BEGIN, END, *words))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    # Hyphens and underscores of stray category names ("fire-hydrant") separate words.
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(Regex("[-_]+"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    length = TokenizerConfig(
+        max_length=MAX_LENGTH, bos_token_id=ids[BEGIN], eos_token_id=ids[END], pad_token_id=ids[END]
+    )
+    return tokenizer.to_str(), length
+
+
+def vocabulary_size(tokenizer_json: str) -> int:
+    """How many ids a tokenizer.json has: rows of the text encoder's embedding."""
+    return Tokenizer.from_str(tokenizer_json).get_vocab_size()

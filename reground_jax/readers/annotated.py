@@ -1,0 +1,76 @@
+"""Annotated image files, as training reads them, and GLIGEN's rules for their boxes.
+
+The rules are those of GLIGEN's COCO training: scale the shorter side to the image size, cut out the
+middle square, clip boxes to it, drop those under 1 % of its area, keep the 30 largest.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from reground_jax.layout import Box, Layout
+
+MIN_AREA = 0.01  # of the cropped image
+MAX_BOXES = 30
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """An image file, captions of it (any number), and what is where in it.
+
+    boxes  xyxy fractions of the whole image, before any crop; one per phrase
+    """
+
+    path: Path
+    captions: tuple[str, ...]
+    phrases: tuple[str, ...]
+    boxes: tuple[Box, ...]
+
+
+def cropped(
+    entry: Annotated, caption: str, *, size: int, max_boxes: int = MAX_BOXES
+) -> tuple[UInt8[np.ndarray, "S S 3"], Layout]:
+    """The middle square of an image at `size` pixels, with the boxes that remain inside.
+
+    Raises ValueError that names the file if it cannot be read.
+    """
+    try:
+        with Image.open(entry.path) as file:
+            image = file.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"cannot read image {entry.path}: {error}; remove its entry") from error
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    square = image.resize(
+        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+    )
+    boxes = [crop_box(box, image.size) for box in entry.boxes]
+    kept = largest(boxes, max_boxes)
+    layout = Layout(
+        prompt=caption,
+        phrases=[entry.phrases[i] for i in kept],
+        boxes=[boxes[i] for i in kept],
+        id=entry.path.name,
+    )
+    return np.asarray(square), layout
+
+
+def crop_box(box: Box, image_size: tuple[int, int]) -> Box:
+    """A box of an image of (width, height), in fractions of the image's middle square, clipped."""
+    side = min(image_size)
+    edges = []
+    for low, high, length in zip(box[:2], box[2:], image_size, strict=True):
+        offset = (length - side) / 2
+        edges.append([min(max((v * length - offset) / side, 0.0), 1.0) for v in (low, high)])
+    (x0, x1), (y0, y1) = edges
+    return x0, y0, x1, y1
+
+
+def largest(boxes: list[Box], count: int) -> list[int]:
+    """Indices of the boxes to keep: at least MIN_AREA, the `count` largest, largest first."""
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes]
+    kept = [i for i, area in enumerate(areas) if area >= MIN_AREA]
+    return sorted(kept, key=lambda i: -areas[i])[:count]

@@ -1,0 +1,74 @@
+"""COCO annotations: instances (boxes x, y, width, height in pixels) and captions, joined by image.
+
+The two JSON files of a split, such as instances_train2017.json and captions_train2017.json
+(cocodataset.org, "Data format"). A phrase is the category's name with an article, like NSR-1K's.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from reground_jax.layout import Layout
+from reground_jax.readers import Rejected
+from reground_jax.readers.annotated import Annotated
+from reground_jax.readers.nsr1k import phrase
+
+
+def read_coco(
+    instances: str | Path, captions: str | Path | None, images: str | Path
+) -> Iterator[Annotated | Rejected]:
+    """The images of a split in the order of the instances file, crowds left out.
+
+    images: the folder of the image files. captions: None for a split without them.
+    Raises ValueError if a file cannot be read or is not of COCO's form.
+    """
+    content = _load(instances, ("images", "annotations", "categories"))
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        if not annotation.get("iscrowd"):  # a crowd's box is around many things of one name
+            objects[annotation["image_id"]].append(annotation)
+    texts: dict[int, list[str]] = defaultdict(list)
+    if captions is not None:
+        for annotation in _load(captions, ("annotations",))["annotations"]:
+            texts[annotation["image_id"]].append(annotation["caption"].strip())
+    for image in content["images"]:
+        try:
+            yield _entry(image, objects[image["id"]], texts[image["id"]], names, Path(images))
+        except (ValueError, KeyError) as error:
+            yield Rejected(source=f"{instances}, image {image.get('id')}", reason=str(error))
+
+
+def _entry(
+    image: dict[str, Any],
+    objects: list[dict[str, Any]],
+    captions: list[str],
+    names: dict[int, str],
+    folder: Path,
+) -> Annotated:
+    width, height = image["width"], image["height"]
+    boxes = []
+    for thing in objects:
+        x, y, w, h = thing["bbox"]
+        edges = (x / width, y / height, (x + w) / width, (y + h) / height)
+        # COCO's boxes overhang the image by fractions of a pixel.
+        boxes.append([min(max(edge, 0.0), 1.0) for edge in edges])
+    phrases = [phrase(names[thing["category_id"]]) for thing in objects]
+    layout = Layout(prompt="", phrases=phrases, boxes=boxes, id=image["file_name"])
+    return Annotated(
+        folder / image["file_name"], tuple(captions), layout.phrases, layout.boxes  # type: ignore[arg-type]
+    )
+
+
+def _load(path: str | Path, parts: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read COCO file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"COCO file {path} is not JSON: {error}; download it again") from error
+    if not isinstance(content, dict) or any(part not in content for part in parts):
+        raise ValueError(f"COCO file {path} lacks {' or '.join(parts)}: is it another annotation file?")
+    return content

@@ -1,0 +1,95 @@
+"""From examples to the arrays of a step: images, or latents with token ids and grounding.
+
+Callables of a step's number, run in the prefetch thread. They depend on the number alone.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from reground_jax.conditioning import Texts
+from reground_jax.networks.unet import Grounding
+from reground_jax.training.data import Source
+from reground_jax.training.losses import ImageBatch, LatentBatch
+
+Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Float[np.ndarray, "B h w C"]]
+KEPT_PHRASES = 65536  # embeddings kept by phrase: 200 MB at 768 wide
+
+
+class ImageBatches:
+    def __init__(self, source: Source, batch_size: int):
+        self.source, self.batch_size = source, batch_size
+
+    def __call__(self, step: int) -> ImageBatch:
+        examples = self.source.batch(step, self.batch_size)
+        return ImageBatch(np.stack([e.image for e in examples]), _positions(step, self.batch_size))
+
+
+class LatentBatches:
+    """Latents by the frozen VAE, token ids of captions, and grounding if `pooled` is given.
+
+    cache_examples: train on that many examples over and over, and keep what was made of them;
+    0 makes everything anew. Rounded down to whole batches, so that a batch that is made again
+    after a resume is the same batch, bit for bit.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        texts: Texts,
+        *,
+        encode: Encode,
+        pooled: Callable[[np.ndarray], np.ndarray] | None,
+        cache_examples: int = 0,
+        max_boxes: int = 30,
+    ):
+        self.source, self.batch_size, self.texts = source, batch_size, texts
+        self.encode, self.pooled, self.max_boxes = encode, pooled, max_boxes
+        self.null_ids = texts.ids([""])
+        self.period = cache_examples // batch_size
+        self._kept: dict[int, LatentBatch] = {}
+        self._phrases: dict[str, np.ndarray] = {}
+
+    def __call__(self, step: int) -> LatentBatch:
+        if not self.period:
+            return self._make(step)._replace(position=_positions(step, self.batch_size))
+        epoch, index = divmod(step, self.period)
+        if index not in self._kept:
+            self._kept[index] = self._make(index)
+        return self._kept[index]._replace(position=_positions(step, self.batch_size))
+
+    def _make(self, index: int) -> LatentBatch:
+        examples = self.source.batch(index, self.batch_size)
+        ids = self.texts.ids([example.layout.prompt for example in examples])
+        return LatentBatch(
+            latents=np.asarray(self.encode(np.stack([e.image for e in examples]))),
+            ids=ids,
+            null_ids=np.broadcast_to(self.null_ids, ids.shape),
+            grounding=None if self.pooled is None else self._grounding(examples),
+            position=_positions(index, self.batch_size),
+        )
+
+    def _grounding(self, examples) -> Grounding:
+        rows = [[self._phrase(phrase) for phrase in e.layout.phrases] for e in examples]
+        width = self._phrase("").shape[-1]
+        boxes = np.zeros((len(rows), self.max_boxes, 4), np.float32)
+        phrases = np.zeros((len(rows), self.max_boxes, width), np.float32)
+        mask = np.zeros((len(rows), self.max_boxes), np.float32)
+        for i, (row, example) in enumerate(zip(rows, examples, strict=True)):
+            for slot, (embedding, box) in enumerate(zip(row, example.layout.boxes, strict=True)):
+                boxes[i, slot], phrases[i, slot], mask[i, slot] = box, embedding, 1
+        return Grounding(boxes, phrases, mask)  # type: ignore[arg-type]
+
+    def _phrase(self, text: str) -> np.ndarray:
+        if text not in self._phrases:
+            if len(self._phrases) >= KEPT_PHRASES:
+                self._phrases.clear()
+            assert self.pooled is not None
+            self._phrases[text] = self.pooled(self.texts.ids([text]))
+        return self._phrases[text]
+
+
+def _positions(step: int, batch_size: int) -> np.ndarray:
+    return np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64).astype(np.int32)
