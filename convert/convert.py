@@ -212,8 +212,9 @@ def _check_schedule(path: Path, config: ModelConfig, tables: TensorFile) -> None
     # 1e-5: the stored table is a float32 cumulative product.
     if stored.shape != ours.shape or np.abs(stored - ours).max() > 1e-5:
         raise ValueError(
-            f"{path}: its alphas_cumprod is not that of its config ({config.schedule.beta_schedule} "
-            f"{config.schedule.beta_start}..{config.schedule.beta_end}): the file is inconsistent"
+            f"{path}: its alphas_cumprod is not that of its config "
+            f"({config.schedule.beta_schedule} {config.schedule.beta_start}.."
+            f"{config.schedule.beta_end}): the file is inconsistent"
         )
 
 

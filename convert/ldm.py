@@ -88,10 +88,9 @@ def vae_prefixes(config: VAEConfig) -> dict[str, str]:
         }
     for level in range(levels):
         up = levels - 1 - level  # decoder.up counts from the highest resolution
-        table |= {
-            f"encoder.down.{level}.downsample.conv": f"encoder.down_blocks.{level}.downsamplers.0.conv",
-            f"decoder.up.{level}.upsample.conv": f"decoder.up_blocks.{up}.upsamplers.0.conv",
-        }
+        down_sampler, up_sampler = f"down.{level}.downsample.conv", f"up.{level}.upsample.conv"
+        table[f"encoder.{down_sampler}"] = f"encoder.down_blocks.{level}.downsamplers.0.conv"
+        table[f"decoder.{up_sampler}"] = f"decoder.up_blocks.{up}.upsamplers.0.conv"
         for half, ldm, diffusers, extra in (
             ("encoder", f"down.{level}", f"down_blocks.{level}", 0),
             ("decoder", f"up.{level}", f"up_blocks.{up}", 1),

@@ -5,6 +5,7 @@ for the original layouts diffusers' single-file converters. Our key tables (`key
 take no part, so an error in them shows. Needs torch, diffusers and transformers.
 """
 
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from reground_jax.devices import WHOLE, over_devices
 from reground_jax.model import NETWORKS, Model, network, read_model
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.unet import Grounding
+from reground_jax.settings import Wiring
 
 from .sources import ORIGINAL_PARTS, TensorFile, open_original, open_tensors, pick_weights, resolve
 
@@ -87,7 +89,7 @@ def _from_folder(folder: Path, variant: str | None, libraries: SimpleNamespace) 
     diffusers, transformers = libraries.diffusers, libraries.transformers
 
     def options(part: str) -> dict[str, Any]:
-        # The loaders find fp16 files only if told to; `convert` takes them where there are no others.
+        # The loaders must be told of fp16; `convert` takes it where there is nothing else.
         picked = pick_weights([entry.name for entry in (folder / part).iterdir()], variant) or ""
         return {"variant": "fp16" if variant is None and ".fp16." in picked else variant}
 
@@ -259,20 +261,32 @@ def _rounded(model: Any, dtype: str | None, libraries: SimpleNamespace) -> Any:
     return model
 
 
-def _run(model: Model, name: str, function: Any, *args: Any) -> Any:
-    """`function(network, *args)` as one compiled program on the first device."""
-    graph = network(model.config, name)[0]
-
-    def whole(params: Any, *args: Any) -> Any:
-        return function(nnx.merge(graph, params), *args)
-
-    specs = (WHOLE,) * (1 + len(args))
-    program = over_devices(whole, specs, WHOLE, devices=jax.devices()[:1])
+def _run(model: Model, name: str, forward: Any, *args: Any) -> Any:
+    """`forward(network, *args)` in NumPy arrays, on the first device."""
+    program = _program(model.config, name, forward, len(args))
     return jax.device_get(program(model.params[name], *args))
+
+
+@functools.cache
+def _program(config: ModelConfig, name: str, forward: Any, num_args: int) -> Any:
+    graph, specs = network(config, name)[0], (WHOLE,) * (1 + num_args)
+
+    def run(params: Any, *args: Any) -> Any:
+        return forward(nnx.merge(graph, params), *args)
+
+    return over_devices(run, specs, WHOLE, devices=jax.devices()[:1])
 
 
 def _attend() -> Any:
     return attention_for(jax.devices()[0].platform)
+
+
+def _both_wirings(unet: Any, x: Any, text: Any, timesteps: Any, grounding: Grounding) -> Any:
+    def forward(wiring: Wiring) -> Any:
+        prepared = unet.prepare(text, grounding, timesteps, wiring=wiring)
+        return unet(x, prepared, gate=jnp.float32(1), wiring=wiring, attend=_attend())
+
+    return forward("sequential"), forward("parallel")
 
 
 def _unet_error(theirs: Any, model: Model, torch: Any) -> float:
@@ -281,31 +295,21 @@ def _unet_error(theirs: Any, model: Model, torch: Any) -> float:
     x = _normal(random, 2, side, side, config.in_channels)
     text = _normal(random, 2, model.config.tokenizer.max_length, config.text_width)
     timesteps = np.array([901.0, 42.0], np.float32)
-    grounding = Grounding(
-        random.uniform(size=(2, slots, 4)).astype(np.float32),  # type: ignore[arg-type]
-        _normal(random, 2, slots, config.text_width),  # type: ignore[arg-type]
-        np.array([[1, 0, 0], [1, 1, 1]], np.float32),  # type: ignore[arg-type]
-    )
-    attend, errors = _attend(), []
-    for wiring in ("sequential", "parallel"):
+    boxes = random.uniform(size=(2, slots, 4)).astype(np.float32)
+    phrases = _normal(random, 2, slots, config.text_width)
+    mask = np.array([[1, 0, 0], [1, 1, 1]], np.float32)
+    grounding = Grounding(boxes, phrases, mask)  # type: ignore[arg-type]
+    gligen = {"boxes": boxes, "positive_embeddings": phrases, "masks": mask}
+    gligen = {name: torch.from_numpy(array) for name, array in gligen.items()}
 
-        def forward(unet: Any, x: Any, text: Any, *rest: Any, wiring: str = wiring) -> Any:
-            prepared = unet.prepare(text, Grounding(*rest[1:]), rest[0], wiring=wiring)
-            return unet(x, prepared, gate=jnp.float32(1), wiring=wiring, attend=attend)
+    def reference() -> np.ndarray:
+        inputs = _nchw(x, torch), torch.from_numpy(timesteps), torch.from_numpy(text)
+        return _nhwc(theirs(*inputs, cross_attention_kwargs={"gligen": gligen}).sample)
 
-        ours = _run(model, "unet", forward, x, text, timesteps, *grounding)
-        if wiring == "parallel":
-            _rewire(theirs)
-        boxes, phrases, mask = map(torch.from_numpy, grounding)
-        gligen = {"boxes": boxes, "positive_embeddings": phrases, "masks": mask}
-        out = theirs(
-            _nchw(x, torch),
-            torch.from_numpy(timesteps),
-            torch.from_numpy(text),
-            cross_attention_kwargs={"gligen": gligen},
-        ).sample
-        errors.append(_relative_error(ours, _nhwc(out)))
-    return max(errors)
+    sequential, parallel = _run(model, "unet", _both_wirings, x, text, timesteps, grounding)
+    error = _relative_error(sequential, reference())
+    _rewire(theirs)
+    return max(error, _relative_error(parallel, reference()))
 
 
 def _rewire(unet: Any) -> None:
@@ -323,18 +327,26 @@ def _rewire(unet: Any) -> None:
             module.forward = forward.__get__(module)
 
 
+def _both_ways(vae: Any, images: Any, latents: Any) -> Any:
+    attend = _attend()
+    return *vae.moments(images, attend=attend), vae.decode(latents, attend=attend)
+
+
 def _vae_error(theirs: Any, model: Model, torch: Any) -> float:
-    config, random, attend = model.config.vae, np.random.default_rng(1), _attend()
+    config, random = model.config.vae, np.random.default_rng(1)
     side = 4  # of the latents
     latents = _normal(random, 2, side, side, config.latent_channels)
     pixels = side * config.downsampling
     images = random.uniform(-1, 1, (2, pixels, pixels, config.image_channels)).astype(np.float32)
-    moments = _run(model, "vae", lambda vae, x: vae.moments(x, attend=attend), images)
-    decoded = _run(model, "vae", lambda vae, z: vae.decode(z, attend=attend), latents)
+    ours = _run(model, "vae", _both_ways, images, latents)
     posterior = theirs.encode(_nchw(images, torch)).latent_dist
-    image = theirs.decode(_nchw(latents, torch) / theirs.config.scaling_factor).sample
-    pairs = zip((*moments, decoded), (posterior.mean, posterior.logvar, image), strict=True)
+    decoded = theirs.decode(_nchw(latents, torch) / theirs.config.scaling_factor).sample
+    pairs = zip(ours, (posterior.mean, posterior.logvar, decoded), strict=True)
     return max(_relative_error(a, _nhwc(b)) for a, b in pairs)
+
+
+def _encode(encoder: Any, ids: Any) -> Any:
+    return encoder(ids)
 
 
 def _text_error(theirs: Any, model: Model, torch: Any) -> float:
@@ -345,7 +357,7 @@ def _text_error(theirs: Any, model: Model, torch: Any) -> float:
     for row, length in zip(ids, (tokens.max_length // 3, tokens.max_length), strict=True):
         row[0], row[length - 1] = tokens.bos_token_id, tokens.eos_token_id
         row[1 : length - 1] = random.choice(words, length - 2)
-    ours = _run(model, "text_encoder", lambda encoder, ids: encoder(ids), ids)
+    ours = _run(model, "text_encoder", _encode, ids)
     out = theirs(torch.from_numpy(ids).long())
     pairs = (ours.hidden, out.last_hidden_state), (ours.pooled, out.pooler_output)
     return max(_relative_error(a, b.numpy()) for a, b in pairs)

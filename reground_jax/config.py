@@ -145,5 +145,7 @@ def from_json(kind: type[T], value: dict[str, Any]) -> T:
     """A config dataclass from its JSON form (lists become tuples). Unknown fields are an error."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(value) - known):
-        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}; it has {sorted(known)}")
+        raise ValueError(
+            f"{kind.__name__} has no field {', '.join(unknown)}; it has {sorted(known)}"
+        )
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})

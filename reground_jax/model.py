@@ -9,6 +9,7 @@ import functools
 import glob
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -68,6 +69,44 @@ def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
+class Facts:
+    """What is recorded of a model's arrays as they pass by."""
+
+    def __init__(self) -> None:
+        self.digests: list[str] = []
+        self.dtypes: set[str] = set()
+        self.bytes = 0
+        self.parameters = dict.fromkeys((*NETWORKS, "grounding"), 0)
+        self.gates: dict[str, list[float]] = {}
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        content = hashlib.sha256(np.asarray(array, order="C").reshape(-1).view(np.uint8))
+        self.digests.append(f"{name} {array.dtype} {array.shape} {content.hexdigest()}")
+        self.dtypes.add(str(array.dtype))
+        self.bytes += array.nbytes
+        self.parameters[name.split("/")[0]] += array.size
+        if "/fuser/" in name or "/position_net/" in name:
+            self.parameters["grounding"] += array.size
+        if name.endswith(("/fuser/alpha_attn", "/fuser/alpha_dense")):
+            block = name.removeprefix("unet/").split("/block/")[0]
+            self.gates.setdefault(block, []).append(math.tanh(float(array)))
+
+    def checksum(self) -> str:
+        """Of names, dtypes, shapes and contents, whatever the order of the arrays."""
+        return hashlib.sha256("\n".join(sorted(self.digests)).encode()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """parameters: by network, and the U-Net's share of grounding. gates: tanh(alpha) of each
+        fuser's attention and feed-forward, by block."""
+        return {
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "dtype": "+".join(sorted(self.dtypes)),
+            "checksum": self.checksum(),
+            "gates": self.gates,
+        }
+
+
 def write_model(
     directory: str | Path,
     config: ModelConfig,
@@ -86,9 +125,7 @@ def write_model(
         raise FileExistsError(
             f"{directory} exists already: choose another place, or remove it first"
         )
-    shapes = leaf_shapes(config)
-    digest, sizes = hashlib.sha256(), {"parameters": 0, "bytes": 0}
-    dtypes: set[str] = set()
+    shapes, facts = leaf_shapes(config), Facts()
 
     def checked() -> Iterator[tuple[str, np.ndarray]]:
         for name, array in arrays:
@@ -96,11 +133,7 @@ def write_model(
             if expected != array.shape:
                 raise CheckpointError(f"array {name} has shape {array.shape}, expected {expected}")
             array = np.asarray(array, order="C")
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(array.reshape(-1).view(np.uint8))
-            sizes["parameters"] += array.size
-            sizes["bytes"] += array.nbytes
-            dtypes.add(str(array.dtype))
+            facts.add(name, array)
             yield name, array
         if shapes:
             raise CheckpointError(f"arrays missing: {', '.join(sorted(shapes))}")
@@ -109,7 +142,7 @@ def write_model(
     try:
         partial.mkdir(parents=True)
         groups = save_arrays(partial / "arrays", checked())
-        info = info | sizes | {"dtype": "+".join(sorted(dtypes)), "checksum": digest.hexdigest()}
+        info = info | facts.summary()
         (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         content = {"format": FORMAT, "groups": groups, "info": info, **config.to_json()}
         (partial / "config.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -180,7 +213,7 @@ def read_model(
     """
     directory = Path(directory)
     config, info, groups = read_description(directory)
-    shapes = leaf_shapes(config)
+    shapes, facts = leaf_shapes(config), Facts()
     leaves: dict[str, Any] = {}
     for name, array in load_arrays(directory / "arrays", groups):
         if shapes.get(name) != array.shape:
@@ -188,9 +221,12 @@ def read_model(
                 f"{directory}: array {name} has shape {array.shape}, its config.json asks for "
                 f"{shapes.get(name)}: convert the checkpoint again"
             )
+        facts.add(name, array)
         leaves[name] = place(array)
     if missing := sorted(set(shapes) - set(leaves)):
         raise CheckpointError(f"{directory} lacks {len(missing)} arrays, such as {missing[0]}")
+    if facts.checksum() != info["checksum"]:
+        raise CheckpointError(f"{directory}: its arrays are damaged (checksum): convert it again")
     try:
         tokenizer_json = (directory / "tokenizer.json").read_text(encoding="utf-8")
     except OSError as error:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, UInt32
+from PIL import Image
 
 from reground_jax.conditioning import Conditioning, Texts, assemble, distinct_texts
 from reground_jax.config import ModelConfig
@@ -65,7 +66,7 @@ class Pipeline:
         *,
         dtype: str = "float32",
         devices: Sequence[jax.Device] | None = None,
-        attention: Backend | None = None,
+        attention: Backend | str | None = None,
     ) -> "Pipeline":
         """A pipeline from a model directory, a diffusers folder or a Hub id, tried in this order.
 
@@ -94,7 +95,7 @@ class Pipeline:
         *,
         dtype: str = "float32",
         devices: Sequence[jax.Device] | None = None,
-        attention: Backend | None = None,
+        attention: Backend | str | None = None,
     ) -> "Pipeline":
         """A pipeline from a model in memory; its arrays are cast and placed if they are not."""
         chosen = tuple(devices or jax.devices())
@@ -116,7 +117,7 @@ class Pipeline:
         self,
         layouts: Sequence[Layout] | Layout,
         *,
-        wiring: Wiring = "parallel",
+        wiring: Wiring | str = "parallel",
         gamma: float | Sequence[float] = 1.0,
         num_steps: int = 50,
         guidance_scale: float = 7.5,
@@ -125,11 +126,11 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         latents: Float[np.ndarray | Array, "B h w C"] | None = None,
-        output: Output = "pil",
+        output: Output | str = "pil",
         eta: float = 0.0,
         max_boxes: int = 30,
         batch_size: int | None = None,
-        mapper: Mapper = "shard_map",
+        mapper: Mapper | str = "shard_map",
         progress: Progress | None = None,
     ) -> Any:
         """One image per layout.
@@ -287,7 +288,9 @@ class Pipeline:
         program = self._start_program(settings.solver, shape or self.latent_shape(settings), mapper)
         if latents is None:
             return program(seeds, plan)
-        return self._restart_program(settings.solver, mapper)(jnp.asarray(latents, jnp.float32), plan)
+        return self._restart_program(settings.solver, mapper)(
+            jnp.asarray(latents, jnp.float32), plan
+        )
 
     def advance(
         self,
@@ -302,9 +305,7 @@ class Pipeline:
         mapper: Mapper = "shard_map",
     ) -> State:
         """`state` after the steps start..stop-1; takes over the memory of `state`."""
-        program = self._advance_program(
-            settings.wiring, settings.solver, settings.eta > 0, mapper
-        )
+        program = self._advance_program(settings.wiring, settings.solver, settings.eta > 0, mapper)
         bounds = (np.int32(value) for value in (grounded_steps, start, stop))
         return program(self.params["unet"], state, prepared, inputs, *bounds)
 
@@ -407,5 +408,3 @@ class Pipeline:
             return jnp.clip(images / 2 + 0.5, 0, 1)
 
         return self._compile(decode, (WHOLE, SPLIT), SPLIT, mapper)
-
-

@@ -1,5 +1,45 @@
 """Every annotation with a shape is checked while the tests run (jaxtyping and beartype)."""
 
+from pathlib import Path
+
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("reground_jax", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory) -> Path:
+    """A model directory of random weights with CLIP's real vocabulary; images of 64x64."""
+    from reground_jax.convert.tokenizers import build_tokenizer
+    from reground_jax.model import random_params, write_model
+
+    built = build_tokenizer(Path(__file__).parent / "data/clip/bpe_simple_vocab_16e6.txt.gz")
+    config = tiny_config(built.config)
+    directory = tmp_path_factory.mktemp("tiny") / "model"
+    write_model(directory, config, random_params(config, 0), built.json, {"source": "random"})
+    return directory
+
+
+def tiny_config(tokenizer, **unet_changes):
+    """The configuration of `tiny_model_dir`."""
+    from reground_jax.config import CLIPTextConfig, ModelConfig, UNetConfig, VAEConfig
+
+    unet = dict(
+        block_channels=(16, 32),
+        layers_per_block=(1, 1),
+        num_heads=(2, 2),
+        down_attention=(True, False),
+        up_attention=(False, True),
+        text_width=16,
+        norm_groups=4,
+        sample_size=8,
+    )
+    return ModelConfig(
+        unet=UNetConfig(**(unet | unet_changes)),
+        vae=VAEConfig(block_channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4),
+        text_encoder=CLIPTextConfig(
+            width=16, num_layers=2, num_heads=2, mlp_width=32, eos_token_id=49407
+        ),
+        tokenizer=tokenizer,
+    )

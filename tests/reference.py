@@ -217,7 +217,11 @@ def write_diffusers(
     form: "today" as diffusers and transformers save now; "hub" as the old repositories are:
     pickles, the text encoder's prefix and position_ids, and the VAE's old attention names.
     """
-    parts = {"unet": unet(name, **unet_changes), "vae": vae(name), "text_encoder": text_encoder(name)}
+    parts = {
+        "unet": unet(name, **unet_changes),
+        "vae": vae(name),
+        "text_encoder": text_encoder(name),
+    }
     tokenizer = write_tokenizer(
         folder / "tokenizer", pad="!" if TEXTS[name].get("pad_token_id") == 0 else "<|endoftext|>"
     )
@@ -260,4 +264,3 @@ def hub_names(part: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
         for new, former in old.items():
             state = {k.replace(f".{new}.", f".{former}."): v for k, v in state.items()}
     return state
-

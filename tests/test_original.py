@@ -49,7 +49,10 @@ def fixture(name: str):
     source = DATA / "original" / f"original_{name}_tiny.bin"
     convert(source, folder / "model", tokenizer=tokenizer)
     with np.load(source.with_suffix(".npz")) as file:
-        arrays = {key: np.moveaxis(file[key], -3, -1) if file[key].ndim >= 4 else file[key] for key in file}
+        arrays = {
+            key: np.moveaxis(file[key], -3, -1) if file[key].ndim >= 4 else file[key]
+            for key in file
+        }
     return read_model(folder / "model"), arrays
 
 

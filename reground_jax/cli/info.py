@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import math
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +57,9 @@ def describe(directory: Path) -> str:
     """The report of a model directory, in lines. Raises CheckpointError if it is damaged."""
     from reground_jax.model import read_description
 
-    config, info, groups = read_description(directory)
-    gates = read_gates(directory, groups)
+    config, info, _ = read_description(directory)
+    gates, counts = info["gates"], info["parameters"]
+    total = sum(counts.values()) - counts["grounding"]
     origin = str(info.get("source", "unknown"))
     if "format" in info:
         origin += f" ({info['format']})"
@@ -70,8 +70,8 @@ def describe(directory: Path) -> str:
         str(directory),
         f"  source        {origin}",
         f"  kind          {kind_of(config)}, images of {side}x{side}",
-        *(f"  {name:<13} {count}" for name, count in count_parts(config).items()),
-        f"  size          {info['bytes'] / 1e9:.2f} GB, {info['parameters']:,} parameters",
+        *(f"  {name:<13} {count}" for name, count in count_parts(counts).items()),
+        f"  size          {info['bytes'] / 1e9:.2f} GB, {total:,} parameters",
         f"  dtype         {info['dtype']}",
         f"  checksum      {info['checksum']}",
         f"  gates         {len(gates)} pairs: tanh of a fuser's attention and feed-forward gate",
@@ -88,37 +88,12 @@ def kind_of(config: "ModelConfig") -> str:
     return "GLIGEN inpainting" if config.unet.is_inpainting else "GLIGEN text-box generation"
 
 
-def count_parts(config: "ModelConfig") -> dict[str, str]:
+def count_parts(counts: dict[str, int]) -> dict[str, str]:
     """Parameters by network, and how many of the U-Net's are GLIGEN's."""
-    from reground_jax.model import NETWORKS, leaf_shapes
-
-    counts, added = dict.fromkeys(NETWORKS, 0), 0
-    for path, shape in leaf_shapes(config).items():
-        size = math.prod(shape)
-        counts[path.split("/")[0]] += size
-        if "/fuser/" in path or path.startswith("unet/position_net/"):
-            added += size
     texts = {name: f"{count / 1e6:.2f} M parameters" for name, count in counts.items()}
-    texts["unet"] += f", {added / 1e6:.2f} M of them in fusers and position net"
+    texts["unet"] += f", {counts['grounding'] / 1e6:.2f} M of them in fusers and position net"
+    del texts["grounding"]
     return texts
-
-
-def read_gates(directory: Path, groups: int) -> dict[str, tuple[float, float]]:
-    """tanh of the two gates of each fuser, by block, in the order of the U-Net."""
-    from reground_jax.checkpoint import load_arrays
-
-    alphas = {
-        name: float(array)
-        for name, array in load_arrays(directory / "arrays", groups)
-        if name.endswith(("/fuser/alpha_attn", "/fuser/alpha_dense"))
-    }
-    gates = {}
-    for name, alpha in alphas.items():
-        fuser, kind = name.rsplit("/", 1)
-        if kind == "alpha_attn":
-            block = fuser.removeprefix("unet/").removesuffix("/block/fuser")
-            gates[block] = math.tanh(alpha), math.tanh(alphas[f"{fuser}/alpha_dense"])
-    return gates
 
 
 def config_lines(config: "ModelConfig") -> Iterator[str]:

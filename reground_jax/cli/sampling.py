@@ -53,9 +53,10 @@ def load(directory: Path, dtype: str, *, cache: bool) -> "Pipeline":
     from reground_jax.convert.locate import CACHE
     from reground_jax.pipeline import Pipeline
 
+    chosen: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if not cache:
         jax.config.update("jax_enable_compilation_cache", False)
-    elif jax.config.read("jax_compilation_cache_dir") is None:  # else the environment names one
+    elif chosen is None:  # else the environment has named another place
         jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return Pipeline.load(directory, dtype=dtype)
@@ -70,8 +71,8 @@ def sample(
     label: str,
     announce: bool = True,
     batch_size: int | None = None,
-) -> UInt8[np.ndarray, "B H W 3"]:
-    """Images of the layouts, with a bar of steps on stderr.
+) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """An image per layout, with a bar of steps on stderr.
 
     announce: say once on what and in which dtype, and how long it took to compile.
     """
@@ -94,7 +95,7 @@ def sample(
             output="numpy",
             progress=progress,
         )
-    return to_uint8(images, value_range="0..1")
+    return list(to_uint8(images, value_range="0..1"))
 
 
 def describe_devices(devices: Sequence[Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Backend = Literal["plain", "lean", "cudnn", "pallas"]
@@ -26,9 +27,7 @@ LOGITS = 5 * 2**20
 LANES = 128  # TPU registers are 128 wide: the Pallas kernel wants head width and lengths in these
 
 
-def choose_backend(
-    platform: str, dtype: jnp.dtype, q_shape: tuple[int, ...], keys: int
-) -> Backend:
+def choose_backend(platform: str, dtype: DTypeLike, q_shape: tuple[int, ...], keys: int) -> Backend:
     """The default for a platform ("cpu", "gpu", "tpu"), dtype and shape; a static decision.
 
     cuDNN takes half precision and head widths that are multiples of 8, up to 128 on every card that
@@ -42,14 +41,16 @@ def choose_backend(
 
 
 @functools.cache
-def attention_for(platform: str, backend: Backend | None = None) -> Attend:
+def attention_for(platform: str, backend: Backend | str | None = None) -> Attend:
     """`attend(q, k, v)` for a platform, or with one named backend everywhere.
 
     The same arguments return the same function object, so that it can be a static argument of a
     jitted program. Raises ValueError for an unknown backend.
     """
     if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"unknown attention backend {backend!r}; choose from {', '.join(BACKENDS)}")
+        raise ValueError(
+            f"unknown attention backend {backend!r}; choose from {', '.join(BACKENDS)}"
+        )
 
     def attend(
         q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
@@ -91,7 +92,9 @@ def lean(
         if count == 1:
             return one_block(q)
         padded = jnp.pad(q, ((0, count * block - queries), (0, 0)))
-        return jax.lax.map(one_block, padded.reshape(count, block, width)).reshape(-1, width)[:queries]
+        return jax.lax.map(one_block, padded.reshape(count, block, width)).reshape(-1, width)[
+            :queries
+        ]
 
     out = jax.lax.map(one_head, (fold(q * width**-0.5), fold(k), fold(v)))
     return out.reshape(batch, heads, queries, width).transpose(0, 2, 1, 3)
@@ -124,14 +127,17 @@ def pallas(
         block_k=_largest_block(keys, 1024),
         block_b=1,
     )
-    out = tpu.flash_attention(
-        pad(q),
-        pad(k),
-        pad(v),
-        segment_ids=tpu.SegmentIds(q=segment(q), kv=segment(k)),
-        sm_scale=q.shape[-1] ** -0.5,
-        block_sizes=sizes,
-    )
+    # The kernel knows one precision for half inputs, and refuses to be asked for another.
+    precision = "highest" if q.dtype == jnp.float32 else "default"
+    with jax.default_matmul_precision(precision):
+        out = tpu.flash_attention(
+            pad(q),
+            pad(k),
+            pad(v),
+            segment_ids=tpu.SegmentIds(q=segment(q), kv=segment(k)),
+            sm_scale=q.shape[-1] ** -0.5,
+            block_sizes=sizes,
+        )
     return out.transpose(0, 2, 1, 3)[:, : q.shape[1], :, : q.shape[3]]
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from reground_jax.config import CLIPTextConfig
@@ -68,9 +69,7 @@ class CLIPTextModel(nnx.Module):
         self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.num_layers))
         self.final_layer_norm = LayerNorm(config.width, eps=EPS, rngs=rngs)
 
-    def __call__(
-        self, ids: Int[Array, "B S"], *, dtype: jnp.dtype = jnp.float32
-    ) -> TextEncoding:
+    def __call__(self, ids: Int[Array, "B S"], *, dtype: DTypeLike = jnp.float32) -> TextEncoding:
         """`ids` with begin, end and padding tokens in place, S at most `max_length`."""
         x = self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))
         x = x.astype(dtype)

@@ -146,9 +146,7 @@ class AutoencoderKL(nnx.Module):
         mean, log_variance = jnp.split(h, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
-    def encode(
-        self, images: Float[Array, "B H W 3"], *, attend: Attend
-    ) -> Float[Array, "B h w C"]:
+    def encode(self, images: Float[Array, "B H W 3"], *, attend: Attend) -> Float[Array, "B h w C"]:
         """Mean latents, scaled. `images` in -1..1, sides multiples of `config.downsampling`."""
         return self.moments(images, attend=attend)[0] * self.config.scaling_factor
 

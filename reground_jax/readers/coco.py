@@ -58,7 +58,10 @@ def _entry(
     phrases = [phrase(names[thing["category_id"]]) for thing in objects]
     layout = Layout(prompt="", phrases=phrases, boxes=boxes, id=image["file_name"])
     return Annotated(
-        folder / image["file_name"], tuple(captions), layout.phrases, layout.boxes  # type: ignore[arg-type]
+        folder / image["file_name"],
+        tuple(captions),
+        layout.phrases,
+        layout.boxes,  # type: ignore[arg-type]
     )
 
 
@@ -70,5 +73,7 @@ def _load(path: str | Path, parts: tuple[str, ...]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"COCO file {path} is not JSON: {error}; download it again") from error
     if not isinstance(content, dict) or any(part not in content for part in parts):
-        raise ValueError(f"COCO file {path} lacks {' or '.join(parts)}: is it another annotation file?")
+        raise ValueError(
+            f"COCO file {path} lacks {' or '.join(parts)}: is it another annotation file?"
+        )
     return content

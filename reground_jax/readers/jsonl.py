@@ -45,7 +45,11 @@ def _entry(value: Any, folder: Path) -> Annotated:
     layout = Layout.from_json(
         {
             "prompt": captions[0] if captions else "",
-            **{field: value[field] for field in ("phrases", "boxes", "box_format") if field in value},
+            **{
+                field: value[field]
+                for field in ("phrases", "boxes", "box_format")
+                if field in value
+            },
         }
     )
     return Annotated(folder / value["image"], captions, layout.phrases, layout.boxes)

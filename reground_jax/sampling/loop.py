@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, UInt32
 
 from reground_jax.conditioning import Conditioning
@@ -65,7 +66,7 @@ def prepare(
     *,
     wiring: Wiring,
     guided: bool,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> Prepared:
     """Everything that no step changes. `guided` adds the unconditional branch to each sample."""
     text, grounding = conditioning.text, conditioning.grounding

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,6 +25,7 @@ class Example:
     layout: Layout
 
 
+@runtime_checkable
 class Source(Protocol):
     """Anything with endless batches of examples (objects with `image` and `layout`)."""
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from reground_jax.config import ModelConfig, NoiseSchedule
 from reground_jax.model import Params, network
@@ -98,9 +98,9 @@ class DiffusionLoss:
 
     def __call__(self, params: Params, batch: LatentBatch) -> tuple[Array, dict[str, Array]]:
         schedule, position = self.config.schedule, batch.position
-        timesteps = jax.vmap(
-            lambda key: jax.random.randint(key, (), 0, schedule.num_train_steps)
-        )(keys(self.seed, position, TIMESTEP))
+        timesteps = jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_steps))(
+            keys(self.seed, position, TIMESTEP)
+        )
         noise = normal(self.seed, position, NOISE, batch.latents.shape[1:])
         noisy, target, snr = forward_process(schedule, batch.latents, noise, timesteps)
 
@@ -125,9 +125,7 @@ class DiffusionLoss:
             drop = chance(self.seed, batch.position, GROUNDING_DROP, self.grounding_drop)
             grounding = grounding._replace(mask=jnp.where(drop[:, None], 0.0, grounding.mask))
             gate = jnp.float32(1)
-        prepared = unet.prepare(
-            text, grounding, timesteps.astype(jnp.float32), wiring=self.wiring
-        )
+        prepared = unet.prepare(text, grounding, timesteps.astype(jnp.float32), wiring=self.wiring)
         return unet(noisy, prepared, gate=gate, wiring=self.wiring, attend=self.attend)
 
 
@@ -183,6 +181,6 @@ def normal(
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys(seed, position, use))
 
 
-def chance(seed: int, position: Int[Array, "B"], use: int, probability: float):
+def chance(seed: int, position: Int[Array, "B"], use: int, probability: float) -> Bool[Array, "B"]:
     """bool [B], each true with `probability`."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys(seed, position, use))

@@ -36,7 +36,6 @@ from reground_jax.training.state import Leaves, nested, split_leaves
 from reground_jax.training.trainer import Trainer
 
 
-
 @dataclass(frozen=True)
 class Stage:
     """What one command works with."""
@@ -178,9 +177,7 @@ def initialised(model: ModelConfig, name: str, seed: int) -> dict[Any, Any]:
     if name != "unet":
         return params
     zero = ("conv2/kernel", "conv2/bias", "/proj_out/kernel", "conv_out/kernel", "conv_out/bias")
-    return nested(
-        {k: jnp.zeros_like(v) if k.endswith(zero) else v for k, v in flatten(params)}
-    )
+    return nested({k: jnp.zeros_like(v) if k.endswith(zero) else v for k, v in flatten(params)})
 
 
 def latent_deviation(stage: Stage, average: Leaves, batches: int = 8) -> float:
@@ -274,7 +271,9 @@ def _trainer(stage, loss, trained, frozen, make, on_sample) -> Trainer:
     )
 
 
-def _write(stage: Stage, model: ModelConfig, trainer: Trainer, frozen: Leaves | None = None) -> None:
+def _write(
+    stage: Stage, model: ModelConfig, trainer: Trainer, frozen: Leaves | None = None
+) -> None:
     """The averaged weights, and everything else as it was, as OUT/model."""
     leaves = stage.leaves | (frozen or {}) | trainer.state.average
     kind = jnp.dtype(stage.config.save_dtype)

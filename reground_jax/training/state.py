@@ -111,4 +111,7 @@ def load_state(path: Path, like: TrainState) -> TrainState:
 def _named(state: TrainState) -> list[tuple[str, np.ndarray]]:
     """Every array of a state with a name of its place, in the order of the tree."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf)) for path, leaf in flat]
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
+        for path, leaf in flat
+    ]

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 from tqdm import tqdm
 
 from reground_jax.devices import SPLIT, WHOLE, over_devices, place_whole
@@ -34,10 +35,16 @@ from reground_jax.training.state import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to optimise: AdamW with warm-up, clipped gradients, and an average of the weights."""
+    """How to optimise: warm-up, clipped gradients, and an average of the weights.
+
+    optimizer: "adamw", or "muon": kernels by Muon (Jordan et al. 2024), as large as AdamW's
+    updates (arXiv 2502.16982), and the rest by AdamW. On the small autoencoder of `configs/emoji64`
+    it needs fewer steps; it costs a few matrix products of every kernel per step.
+    """
 
     num_steps: int
     batch_size: int  # over all devices
+    optimizer: str = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 100
     decay: str = "cosine"  # to zero at `num_steps`; or "constant"
@@ -53,6 +60,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.decay not in ("cosine", "constant"):
             raise ValueError(f"decay is {self.decay!r}: it must be 'cosine' or 'constant'")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer is {self.optimizer!r}: it must be 'adamw' or 'muon'")
         for name in ("num_steps", "batch_size", "log_every", "sample_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -65,19 +74,33 @@ class Recipe:
             after = optax.cosine_decay_schedule(self.learning_rate, left)
         return optax.join_schedules([warm, after], [self.warmup_steps])
 
-    def optimizer(self) -> optax.GradientTransformation:
+    def transform(self) -> optax.GradientTransformation:
+        """The optimiser over flat parameters."""
+
         def kernels(params: Leaves) -> dict[str, bool]:
             return {name: name.endswith("kernel") for name in params}
 
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(
-                self.learning_rates(),
-                b2=self.beta2,
+        def matrices(params: Leaves) -> dict[str, MuonDimensionNumbers | None]:
+            """Kernels as matrices: their last axis is the output, a convolution's rest the input."""
+            return {
+                name: MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+                if name.endswith("kernel")
+                else None
+                for name, leaf in params.items()
+            }
+
+        rates = self.learning_rates()
+        if self.optimizer == "muon":
+            step = muon(
+                rates,
                 weight_decay=self.weight_decay,
-                mask=kernels,
-            ),
-        )
+                adam_b2=self.beta2,
+                muon_weight_dimension_numbers=matrices,
+                consistent_rms=0.2,
+            )
+        else:
+            step = optax.adamw(rates, b2=self.beta2, weight_decay=self.weight_decay, mask=kernels)
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), step)
 
 
 def train_step(
@@ -85,7 +108,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step on this device's share of the batch; runs inside `over_devices`."""
     gradients, metrics = averaged_gradients(loss, state.params, frozen, batch)
-    updates, moments = recipe.optimizer().update(gradients, state.moments, state.params)
+    updates, moments = recipe.transform().update(gradients, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
     average = moving_average(state.average, params, state.step, recipe.average_decay)  # type: ignore[arg-type]
     metrics["gradient_norm"] = optax.global_norm(gradients)
@@ -128,7 +151,7 @@ class Trainer:
                 f"batch_size {self.recipe.batch_size} does not divide over {len(self.devices)} "
                 "devices: choose a multiple"
             )
-        state = initial_state(self.trained, self.recipe.optimizer())
+        state = initial_state(self.trained, self.recipe.transform())
         if (path := latest_state(self.out / "state")) is not None:
             state = load_state(path, state)
         self.state = jax.tree.map(self._place, state)

@@ -1,0 +1,35 @@
+# `make demo` and `make test` set up all they need, in .venv, on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet
+
+.PHONY: demo test lint slow clean
+
+demo: $(VENV)/.run
+	$(VENV)/bin/python -m reground_jax.demo --out out/demo
+
+test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest
+
+slow: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -m slow -s
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.run: $(VENV)/.venv pyproject.toml
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.venv pyproject.toml
+	$(PIP) --editable ".[test,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

@@ -1,0 +1,115 @@
+"""Proof 6: many devices give what one gives, without collectives; and the program lowers for TPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from reground_jax.conditioning import Conditioning
+from reground_jax.config import ModelConfig
+from reground_jax.model import network
+from reground_jax.networks.attention import attention_for
+from reground_jax.networks.unet import Grounding
+from reground_jax.sampling.loop import Inputs, Program, advance, prepare
+from reground_jax.sampling.solvers import SOLVERS
+
+ROOT = Path(__file__).parent.parent
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+EIGHT_DEVICES = """
+import json, sys
+import jax, numpy as np
+from reground_jax import Pipeline, Layout
+from tests.models import tiny_model
+
+assert jax.device_count() == 8
+layouts = [Layout(f"cat {i}", ["a cat"], [(0.1, 0.1, 0.2 + i / 20, 0.9)]) for i in range(11)]
+settings = dict(num_steps=3, gamma=0.4, solver="ddim", eta=0.5, seeds=range(20, 31))
+model = tiny_model()
+one = Pipeline.from_model(model, devices=jax.devices()[:1])
+many = Pipeline.from_model(model)
+images = {
+    "one": one(layouts, batch_size=2, output="numpy", **settings),
+    "shard_map": many(layouts, batch_size=2, output="numpy", **settings),
+    "pmap": many(layouts, batch_size=2, output="numpy", mapper="pmap", **settings),
+}
+program = many._advance_program("parallel", "ddim", True, "shard_map")
+conditioning = many.encode(layouts[:8])
+from reground_jax import Settings
+from reground_jax.sampling.loop import Inputs
+from reground_jax.sampling.gate import gate_table
+chosen = Settings(num_steps=3, solver="ddim", eta=0.5)
+plan, seeds = many.plan(chosen), np.arange(8, dtype=np.uint32)
+prepared = many.prepare(conditioning, plan.timesteps)
+state = many.start(plan, chosen, seeds)
+inputs = Inputs(plan, gate_table(1.0, 3), np.float32(7.5), seeds)
+bounds = [np.int32(v) for v in (3, 0, 3)]
+args = (many.params["unet"], state, prepared, inputs, *bounds)
+hlo = program.lower(*args).compile().as_text()
+print(json.dumps({
+    "shard_map": float(np.abs(images["one"] - images["shard_map"]).max()),
+    "pmap": float(np.abs(images["one"] - images["pmap"]).max()),
+    "spread": float(np.abs(images["one"][1:] - images["one"][:-1]).max()),
+    "collectives": [name for name in %r if name in hlo],
+    "partitions": "num_partitions=8" in hlo,
+}))
+""" % (COLLECTIVES,)
+
+
+def test_eight_devices_give_the_same_images_as_one_and_no_collective():
+    flags = "--xla_force_host_platform_device_count=8"
+    result = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:reground_jax", "-c", EIGHT_DEVICES],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report["spread"] > 0.1  # the images are not all one image
+    # The same per-device program on the same rows: the same bits.
+    assert report["shard_map"] == 0 and report["pmap"] == 0
+    assert report["partitions"] and report["collectives"] == []
+
+
+@pytest.mark.parametrize("backend", [None, "pallas"])
+def test_the_full_size_sampling_program_lowers_for_tpu(backend):
+    """SD1.x size in bfloat16, from shapes alone: no array is made."""
+    graph, params = network(ModelConfig(), "unet")
+    solver = SOLVERS["plms"]
+    plan = solver.plan(ModelConfig().schedule, 50)
+    attend = attention_for("tpu", backend)
+
+    def sample(params, conditioning, x, seeds, gates, scale, bounds):
+        prepared = prepare(
+            graph, params, conditioning, plan.timesteps,
+            wiring="parallel", guided=True, dtype=jnp.dtype("bfloat16"),
+        )  # fmt: skip
+        inputs = Inputs(jax.tree.map(jnp.asarray, plan), gates, scale, seeds)
+        program = Program(graph, "parallel", solver, attend)
+        with jax.default_matmul_precision("highest"):
+            state = solver.init(x, plan)
+            return advance(program, params, state, prepared, inputs, *bounds).x
+
+    def shape(*dims, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(dims, dtype)
+
+    half = jax.tree.map(lambda leaf: shape(*leaf.shape, dtype=jnp.bfloat16), params)
+    grounding = Grounding(shape(2, 30, 4), shape(2, 30, 768), shape(2, 30))
+    conditioning = Conditioning(shape(2, 77, 768), shape(2, 77, 768), grounding)
+    scalar = shape(dtype=jnp.int32)
+    exported = jax.export.export(jax.jit(sample), platforms=["tpu"])(
+        half, conditioning, shape(2, 64, 64, 4), shape(2, dtype=jnp.uint32), shape(50), shape(),
+        (scalar,) * 3,
+    )  # fmt: skip
+    assert exported.platforms == ("tpu",)
+    assert exported.out_avals[0].shape == (2, 64, 64, 4)
+    # Two loops, with and without fusers; Pallas kernels are custom calls of their own.
+    assert ("tpu_custom_call" in exported.mlir_module()) == (backend == "pallas")

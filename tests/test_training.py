@@ -1,0 +1,436 @@
+"""The trainer, at sizes that take seconds: what is frozen, what resumes, what devices share."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from reground_jax.checkpoint import CheckpointError, flatten
+from reground_jax.config import (
+    CLIPTextConfig,
+    ModelConfig,
+    NoiseSchedule,
+    UNetConfig,
+    VAEConfig,
+)
+from reground_jax.emoji.tokenizer import emoji_tokenizer, vocabulary_size
+from reground_jax.emoji.world import WorldConfig
+from reground_jax.layout import Layout
+from reground_jax.model import network, random_params, read_model, write_model
+from reground_jax.networks.attention import attention_for
+from reground_jax.networks.unet import Grounding
+from reground_jax.pipeline import Pipeline
+from reground_jax.readers import Rejected
+from reground_jax.readers.annotated import crop_box, largest
+from reground_jax.readers.coco import read_coco
+from reground_jax.readers.jsonl import read_jsonl
+from reground_jax.training.__main__ import main
+from reground_jax.training.batches import ImageBatches, LatentBatches
+from reground_jax.training.config import Data, StageConfig
+from reground_jax.training.data import Example, prefetch
+from reground_jax.training.losses import edge_loss, forward_process
+from reground_jax.training.stages import (
+    STAGES,
+    Stage,
+    is_grounding,
+    latent_deviation,
+    open_stage,
+)
+from reground_jax.training.state import split_leaves
+from reground_jax.training.trainer import Recipe, Trainer
+
+SIZE = 16  # pixels: 8x8 latents under the one halving of TINY's autoencoder
+TOKENIZER, LENGTHS = emoji_tokenizer(WorldConfig())
+TINY = ModelConfig(
+    unet=UNetConfig(
+        in_channels=2, out_channels=2, block_channels=(8, 16), layers_per_block=(1, 1),
+        num_heads=(2, 2), down_attention=(True, False), up_attention=(False, True), text_width=8,
+        norm_groups=4, sample_size=8, grounded=False,
+    ),
+    vae=VAEConfig(latent_channels=2, block_channels=(8, 8), layers_per_block=1, norm_groups=4),
+    text_encoder=CLIPTextConfig(
+        vocab_size=vocabulary_size(TOKENIZER), width=8, num_layers=1, num_heads=2, mlp_width=16,
+        max_length=16, eos_token_id=LENGTHS.eos_token_id,
+    ),
+    schedule=NoiseSchedule(prediction_type="v_prediction", clip_sample=False),
+    tokenizer=dataclasses.replace(LENGTHS, max_length=16),
+)  # fmt: skip
+
+
+class Squares:
+    """A coloured square on a plain ground: a source that costs nothing."""
+
+    def batch(self, index: int, batch_size: int) -> list[Example]:
+        return [self._example(index * batch_size + i) for i in range(batch_size)]
+
+    def _example(self, seed: int) -> Example:
+        rng = np.random.default_rng(seed)
+        image = np.full((SIZE, SIZE, 3), rng.integers(0, 256, 3), np.uint8)
+        x, y = rng.integers(0, SIZE // 2, 2)
+        image[y : y + 8, x : x + 8] = rng.integers(0, 256, 3)
+        box = (x / SIZE, y / SIZE, (x + 8) / SIZE, (y + 8) / SIZE)
+        return Example(image, Layout(prompt="a cat on the grass", phrases=["a cat"], boxes=[box]))
+
+
+def tiny_recipe(**changes) -> Recipe:
+    numbers = {"num_steps": 3, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 1}
+    return Recipe(**(numbers | {"log_every": 1, "sample_every": 3} | changes))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A model directory of TINY with random weights, without fusers."""
+    directory = tmp_path_factory.mktemp("base") / "model"
+    write_model(directory, TINY, random_params(TINY, 0), TOKENIZER, {"source": "random"})
+    return directory
+
+
+def squares_stage(kind: str, out: Path, base: Path, monkeypatch, **changes) -> Stage:
+    squares = Squares()
+    data = Data(squares, lambda count: squares.batch(0, count), None)
+    monkeypatch.setattr("reground_jax.training.stages.open_data", lambda config: data)
+    values = {"source": {}, "recipe": tiny_recipe(), "save_dtype": "float32", "num_samples": 2}
+    return open_stage(kind, StageConfig(**(values | changes)), out, base=base)
+
+
+@pytest.mark.parametrize("wiring", ["sequential", "parallel"])
+def test_grounding_changes_every_new_leaf_and_no_frozen_bit(wiring, base, tmp_path, monkeypatch):
+    stage = squares_stage("grounding", tmp_path, base, monkeypatch, wiring=wiring)
+    assert STAGES["grounding"](stage, minutes=None)
+    before = dict(flatten(read_model(base).params))
+    after = dict(flatten(read_model(tmp_path / "model").params))
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    new = set(after) - set(before)
+    assert new and all(is_grounding(name) for name in new)
+    start = {name: np.asarray(leaf) for name, leaf in stage.leaves.items()}
+    # The first step moves only gates: behind a zero gate there is no gradient. Later ones move all
+    # but the bias of keys (none here) and what no sample uses.
+    unmoved = {name for name in new if np.array_equal(start[name], after[name])}
+    assert not unmoved
+    assert (tmp_path / "samples" / "0000003.png").exists()
+    pipeline = Pipeline.load(tmp_path / "model")
+    layout = Squares().batch(0, 1)[0].layout
+    images = pipeline([layout], wiring=wiring, num_steps=2, output="numpy")
+    assert images.shape == (1, SIZE, SIZE, 3)
+
+
+def test_fusers_with_zero_gates_leave_the_u_net_as_it_was(base, tmp_path, monkeypatch):
+    stage = squares_stage("grounding", tmp_path, base, monkeypatch)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 8, 8, 2)), jnp.float32)
+    text = jnp.asarray(rng.standard_normal((2, 5, 8)), jnp.float32)
+    boxes = jnp.tile(jnp.array([0.1, 0.2, 0.6, 0.9]), (2, 3, 1))
+    grounding = Grounding(boxes, jnp.ones((2, 3, 8)), jnp.ones((2, 3)))
+    timesteps = jnp.array([10.0, 700.0])
+
+    def output(config, leaves, wiring, gate):
+        from reground_jax.training.state import nested
+
+        unet = nnx.merge(network(config, "unet")[0], nested(leaves)["unet"])
+        prepared = unet.prepare(text, grounding, timesteps, wiring=wiring)
+        attend = attention_for("cpu", "plain")
+        return np.asarray(unet(x, prepared, gate=gate, wiring=wiring, attend=attend))
+
+    plain = output(TINY, dict(flatten(read_model(base).params)), "no_grounding", None)
+    for wiring in ("sequential", "parallel"):
+        grounded = output(stage.model, stage.leaves, wiring, jnp.float32(1))
+        np.testing.assert_array_equal(grounded, plain)  # 0 * anything adds exactly nothing
+
+
+def test_text_to_image_trains_all_but_the_autoencoder(base, tmp_path, monkeypatch):
+    stage = squares_stage("text_to_image", tmp_path, base, monkeypatch, cache_examples=8)
+    assert STAGES["text_to_image"](stage, minutes=None)
+    before = dict(flatten(read_model(base).params))
+    after = dict(flatten(read_model(tmp_path / "model").params))
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {name.split("/")[0] for name in changed} == {"unet", "text_encoder"}
+
+
+def test_the_autoencoder_stage_scales_latents_to_unit_variance(base, tmp_path, monkeypatch):
+    stage = squares_stage("autoencoder", tmp_path, base, monkeypatch)
+    assert STAGES["autoencoder"](stage, minutes=None)
+    trained = read_model(tmp_path / "model")
+    deviation = latent_deviation(stage, dict(flatten(trained.params)))
+    # scaling_factor is stored with five decimals, hence not exact.
+    assert deviation * trained.config.vae.scaling_factor == pytest.approx(1, abs=1e-3)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+class Killed(Exception):
+    """What the tests raise in the middle of a step, in place of SIGKILL: nothing is saved."""
+
+
+def latent_trainer(stage: Stage, out: Path, recipe: Recipe, killed_at: int | None) -> Trainer:
+    from reground_jax.training.losses import DiffusionLoss
+
+    loss = DiffusionLoss(stage.model, stage.attend(), "no_grounding")
+    trained, frozen = split_leaves(stage.leaves, lambda name: name.startswith("unet/"))
+    rng = np.random.default_rng(7)
+    latents = rng.standard_normal((64, 4, 8, 8, 2)).astype(np.float32)
+    ids = np.tile(np.arange(16, dtype=np.int32), (4, 1))
+
+    def make(step: int):
+        from reground_jax.training.losses import LatentBatch
+
+        if step == killed_at:
+            raise Killed
+        positions = np.arange(4 * step, 4 * step + 4, dtype=np.int32)
+        return LatentBatch(latents[step], ids, np.zeros_like(ids), None, positions)
+
+    return Trainer(loss, recipe, trained, frozen, make, out, tuple(jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_killed_at_three_random_steps_it_goes_on_bit_for_bit(
+    optimizer, base, tmp_path, monkeypatch
+):
+    stage = squares_stage("text_to_image", tmp_path, base, monkeypatch)
+    recipe = tiny_recipe(num_steps=12, save_every=2, optimizer=optimizer)
+    whole = latent_trainer(stage, tmp_path / "whole", recipe, None)
+    assert whole.run(progress=False)
+    kills = np.random.default_rng(3).choice(np.arange(3, 12), 3, replace=False)
+    for step in sorted(kills.tolist()):
+        with pytest.raises(Killed):
+            latent_trainer(stage, tmp_path / "killed", recipe, step).run(progress=False)
+    resumed = latent_trainer(stage, tmp_path / "killed", recipe, None)
+    assert int(resumed.state.step) > 0  # it did start from a checkpoint
+    assert resumed.run(progress=False)
+
+    def losses(folder: str) -> dict[int, set[float]]:
+        seen: dict[int, set[float]] = {}
+        for line in (tmp_path / folder / "log.jsonl").read_text().splitlines():
+            value = json.loads(line)
+            seen.setdefault(value["step"], set()).add(value["loss"])
+        return seen
+
+    # Steps after a checkpoint were run twice: both times with the loss of the undisturbed run.
+    assert losses("killed") == losses("whole")
+    for mine, theirs in zip(
+        jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_state_of_another_optimiser_is_refused(base, tmp_path, monkeypatch):
+    stage = squares_stage("text_to_image", tmp_path, base, monkeypatch)
+    latent_trainer(stage, tmp_path, tiny_recipe(), None).run(progress=False)
+    with pytest.raises(CheckpointError, match="another --out folder"):
+        latent_trainer(stage, tmp_path, tiny_recipe(optimizer="muon"), None)
+
+
+def test_a_time_limit_ends_in_a_checkpoint(base, tmp_path, monkeypatch):
+    stage = squares_stage("text_to_image", tmp_path, base, monkeypatch)
+    trainer = latent_trainer(stage, tmp_path, tiny_recipe(num_steps=60), None)
+    assert not trainer.run(minutes=0, progress=False)
+    assert (tmp_path / "state").is_dir() or int(trainer.state.step) == 0
+
+
+PARALLEL = """
+    import jax, numpy as np
+    from tests.test_training import TINY, TOKENIZER, Squares
+    from reground_jax.conditioning import Texts
+    from reground_jax.checkpoint import flatten
+    from reground_jax.devices import SPLIT, WHOLE, over_devices
+    from reground_jax.model import random_params
+    from reground_jax.networks.attention import attention_for
+    from reground_jax.training.batches import LatentBatches
+    from reground_jax.training.losses import DiffusionLoss
+    from reground_jax.training.state import split_leaves
+    from reground_jax.training.trainer import averaged_gradients
+    import dataclasses
+
+    config = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, grounded=True))
+    trained, frozen = split_leaves(dict(random_params(config, 0)), lambda n: "vae" not in n)
+    latents = lambda images: images[:, ::2, ::2, :2].astype(np.float32) / 128 - 1
+    texts = Texts(TOKENIZER, config.tokenizer)
+    make = LatentBatches(
+        Squares(), 8, texts, encode=latents, pooled=lambda ids: np.ones(8, np.float32)
+    )
+    loss = DiffusionLoss(
+        config, attention_for("cpu", "plain"), "parallel", caption_drop=0.5, grounding_drop=0.5
+    )
+    assert len(jax.devices()) == 4
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        run = over_devices(
+            lambda p, f, b: averaged_gradients(loss, p, f, b),
+            (WHOLE, WHOLE, SPLIT), WHOLE, devices=devices,
+        )
+        results.append(run(trained, frozen, make(5)))
+    (one, _), (four, _) = results
+    largest = max(float(np.abs(g).max()) for g in one.values())
+    print(max(float(np.abs(np.asarray(one[k]) - np.asarray(four[k])).max()) for k in one) / largest)
+"""
+
+
+def test_gradients_of_four_devices_equal_those_of_one():
+    root = Path(__file__).parents[1]
+    environment = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(root),
+        "PATH": "/usr/bin:/bin",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PARALLEL)],
+        env=environment, cwd=root, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    # float32 sums of 8 samples in another order; another noise or drop would change it by 1.
+    assert float(done.stdout) < 1e-5
+
+
+def test_v_and_epsilon_give_back_the_image_that_was_noised():
+    rng = np.random.default_rng(0)
+    latents, noise = (jnp.asarray(rng.standard_normal((3, 4, 4, 2)), jnp.float32) for _ in "ab")
+    timesteps = jnp.array([0, 500, 999])
+    for kind in ("epsilon", "v_prediction"):
+        schedule = NoiseSchedule(prediction_type=kind)
+        noisy, target, snr = forward_process(schedule, latents, noise, timesteps)
+        kept = snr / (1 + snr)
+        alpha, sigma = (jnp.sqrt(v)[:, None, None, None] for v in (kept, 1 - kept))
+        if kind == "epsilon":
+            back = (noisy - sigma * target) / alpha
+        else:
+            back = alpha * noisy - sigma * target
+        np.testing.assert_allclose(back, latents, atol=2e-4)  # alpha is 0.07 at the last step
+
+
+def test_edges_see_blur_that_a_mean_does_not():
+    stripes = jnp.tile(jnp.array([0.5, -0.5]), 4)[None, None, :, None] * jnp.ones((1, 8, 8, 1))
+    flat = 0.5 * jnp.ones((1, 8, 8, 1))
+    assert float(jnp.abs(stripes).mean()) == float(jnp.abs(flat).mean())
+    assert float(edge_loss(flat, 1)) == 0
+    assert float(edge_loss(stripes, 1)) == 1  # each step across is 1, each step down 0
+
+
+def test_cached_batches_repeat_with_new_positions():
+    calls = []
+
+    def encode(images):
+        calls.append(len(images))
+        return images[..., :2].astype(np.float32)
+
+    from reground_jax.conditioning import Texts
+
+    texts = Texts(TOKENIZER, TINY.tokenizer)
+    make = LatentBatches(Squares(), 4, texts, encode=encode, pooled=None, cache_examples=11)
+    first, again = make(1), make(3)  # 11 examples are two whole batches of 4
+    np.testing.assert_array_equal(first.latents, again.latents)
+    assert again.position.tolist() == [12, 13, 14, 15]  # 3 * 4 and on: other noise than before
+    assert calls == [4]
+    assert ImageBatches(Squares(), 4)(1).position.tolist() == [4, 5, 6, 7]
+
+
+def test_prefetching_keeps_order_and_raises_where_the_batch_failed():
+    def make(index: int) -> int:
+        if index == 4:
+            raise ValueError("batch 4 is bad")
+        return index
+
+    batches = prefetch(make, 2, ahead=3)
+    assert [next(batches), next(batches)] == [2, 3]
+    with pytest.raises(ValueError, match="batch 4 is bad"):
+        next(batches)
+
+
+# GLIGEN's own arithmetic in pixels: scale the shorter side to S, cut (longer - S) / 2 off each end.
+@pytest.mark.parametrize(
+    ("image_size", "xywh", "expected"),
+    [
+        ((640, 480), (80, 0, 480, 480), (0, 0, 1, 1)),  # exactly the middle square
+        ((640, 480), (0, 120, 200, 240), (0, 0.25, 0.25, 0.75)),  # cut at the left: 80 px are gone
+        ((480, 640), (240, 60, 240, 60), (0.5, 0, 1, 40 / 480)),  # cut at the top
+        ((640, 480), (0, 0, 40, 100), (0, 0, 0, 100 / 480)),  # outside: no width is left
+    ],
+)
+def test_boxes_follow_the_crop_of_the_image(image_size, xywh, expected):
+    x, y, w, h = xywh
+    width, height = image_size
+    box = (x / width, y / height, (x + w) / width, (y + h) / height)
+    assert crop_box(box, image_size) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_thirty_largest_boxes_stay_and_none_under_one_percent():
+    boxes = [(0.0, 0.0, 0.1 + 0.01 * i, 0.1) for i in range(40)]
+    assert largest(boxes, 30) == list(range(39, 9, -1))
+    small = [(0.0, 0.0, 0.1, 0.09), (0.0, 0.0, 0.2, 0.06)]  # 0.9 % and 1.2 %
+    assert largest(small, 30) == [1]
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    """Four images of 24x16 pixels in COCO's form, one of them with a crowd and a tiny box."""
+    rng = np.random.default_rng(0)
+    images, boxes, captions = [], [], []
+    for i in range(4):
+        pixels = rng.integers(0, 256, (16, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 24, "height": 16})
+        boxes.append({"image_id": i, "category_id": 3, "bbox": [4, 0, 8, 8], "iscrowd": 0})
+        captions += [{"image_id": i, "caption": f"a cat on the {word}."} for word in "ab"]
+    boxes.append({"image_id": 0, "category_id": 3, "bbox": [4, 0, 16, 16], "iscrowd": 1})
+    boxes.append({"image_id": 0, "category_id": 5, "bbox": [4, 0, 1, 1], "iscrowd": 0})
+    categories = [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": captions}))
+    lines = [
+        {"image": f"{i}.png", "caption": "a dog", "phrases": ["a dog"], "boxes": [[0, 0, 0.5, 1]]}
+        for i in range(4)
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json\n")
+    return tmp_path
+
+
+def test_coco_is_read_without_crowds_and_with_all_captions(coco):
+    entries = list(read_coco(coco / "instances.json", coco / "captions.json", coco))
+    assert len(entries) == 4
+    first = entries[0]
+    assert not isinstance(first, Rejected)
+    assert first.captions == ("a cat on the a.", "a cat on the b.")
+    assert first.phrases == ("a cat", "a dog")
+    assert first.boxes[0] == pytest.approx((4 / 24, 0, 12 / 24, 8 / 16))
+
+
+def test_a_bad_line_of_jsonl_is_named(coco):
+    entries = list(read_jsonl(coco / "train.jsonl"))
+    assert isinstance(entries[-1], Rejected) and "line 5" in entries[-1].source
+    assert sum(not isinstance(entry, Rejected) for entry in entries) == 4
+
+
+@pytest.mark.parametrize("kind", ["coco", "jsonl"])
+def test_a_folder_of_annotated_images_trains_grounding(kind, coco, base, capsys):
+    source = {
+        "coco": {"instances": "instances.json", "captions": "captions.json", "images": "."},
+        "jsonl": {"path": "train.jsonl"},
+    }[kind]
+    config = {
+        "source": {"kind": kind, "image_size": SIZE, **source},
+        "wiring": "parallel",
+        "num_samples": 2,
+        "recipe": dataclasses.asdict(tiny_recipe(num_steps=2)),
+    }
+    (coco / "config.json").write_text(json.dumps(config))
+    command = ["grounding", "--config", str(coco / "config.json"), "--from", str(base)]
+    assert main([*command, "--out", str(coco / "run")]) == 0
+    model = read_model(coco / "run" / "model")
+    assert model.config.unet.grounded
+    assert model.info["training"][-1]["wiring"] == "parallel"
+
+
+def test_a_wrong_config_is_one_sentence(coco, base, capsys):
+    (coco / "config.json").write_text('{"source": {"kind": "video"}, "recipe": {"num_step": 3}}')
+    command = ["grounding", "--config", str(coco / "config.json"), "--out", str(coco / "run")]
+    assert main(command) == 2
+    assert "Recipe has no field num_step" in capsys.readouterr().err
