@@ -1,4 +1,4 @@
-"""The shapes of the networks and the noise schedule, as plain frozen values that go to JSON and back.
+"""The shapes of the networks and the noise schedule: frozen values that go to JSON and back.
 
 Fields say what they mean (`num_heads` is a number of heads). Other people's config files are
 translated, and refused where they ask for something that is not built, in `convert/configs.py`.
@@ -132,7 +132,7 @@ class ModelConfig:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_json`. Raises ValueError that names an unknown or missing part."""
-        parts = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        parts: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(cls)}
         if set(value) != set(parts):
             raise ValueError(
                 f"model config has parts {sorted(value)}, expected {sorted(parts)}: "

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+# jax.Device is a variable to type checkers.
+Device = Any
 Mapper = Literal["shard_map", "pmap"]
 MAPPERS: tuple[Mapper, ...] = ("shard_map", "pmap")
 
@@ -23,7 +25,7 @@ def over_devices(
     in_specs: tuple[Any, ...],
     out_specs: Any,
     *,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
     mapper: Mapper = "shard_map",
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
@@ -42,12 +44,12 @@ def over_devices(
     return wrap(precise, in_specs, out_specs, tuple(devices), donate)
 
 
-def place_whole(array: Any, devices: Sequence[jax.Device]) -> jax.Array:
+def place_whole(array: Any, devices: Sequence[Device]) -> jax.Array:
     """`array` on every device, as WHOLE arguments want it."""
     return jax.device_put(array, NamedSharding(_mesh(devices), WHOLE))
 
 
-def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str]:
+def compiler_options(devices: Sequence[Device]) -> dict[str, str]:
     """Per-program options: on CPU, no YNNPACK fusions, which jaxlib 0.10-0.11 miscompiles.
 
     (jax issues 39103, 39257, 40412.) The full-size U-Net is also faster without them.
@@ -56,7 +58,7 @@ def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str]:
     return {"xla_cpu_experimental_ynn_fusion_type": ""} if cpu else {}
 
 
-def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+def _mesh(devices: Sequence[Device]) -> Mesh:
     return Mesh(np.array(devices), ("data",))
 
 

@@ -76,11 +76,11 @@ class Facts:
         self.digests: list[str] = []
         self.dtypes: set[str] = set()
         self.bytes = 0
-        self.parameters = dict.fromkeys((*NETWORKS, "grounding"), 0)
+        self.parameters: dict[str, int] = dict.fromkeys((*NETWORKS, "grounding"), 0)
         self.gates: dict[str, list[float]] = {}
 
     def add(self, name: str, array: np.ndarray) -> None:
-        content = hashlib.sha256(np.asarray(array, order="C").reshape(-1).view(np.uint8))
+        content = hashlib.sha256(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
         self.digests.append(f"{name} {array.dtype} {array.shape} {content.hexdigest()}")
         self.dtypes.add(str(array.dtype))
         self.bytes += array.nbytes

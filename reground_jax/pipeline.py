@@ -19,7 +19,15 @@ from PIL import Image
 
 from reground_jax.conditioning import Conditioning, Texts, assemble, distinct_texts
 from reground_jax.config import ModelConfig
-from reground_jax.devices import MAPPERS, SPLIT, WHOLE, Mapper, over_devices, place_whole
+from reground_jax.devices import (
+    MAPPERS,
+    SPLIT,
+    WHOLE,
+    Device,
+    Mapper,
+    over_devices,
+    place_whole,
+)
 from reground_jax.images import to_uint8
 from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.model import Model, Params, network, read_model
@@ -55,7 +63,7 @@ class Pipeline:
     params: Params  # on every device of `devices`, in `dtype`
     texts: Texts
     dtype: str
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
     attention: Backend | None  # None: chosen by platform, dtype and shape
     info: dict[str, Any]  # facts about the checkpoint: source, checksum, sizes
 
@@ -65,7 +73,7 @@ class Pipeline:
         name: str | os.PathLike[str],
         *,
         dtype: str = "float32",
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Device] | None = None,
         attention: Backend | str | None = None,
     ) -> "Pipeline":
         """A pipeline from a model directory, a diffusers folder or a Hub id, tried in this order.
@@ -94,7 +102,7 @@ class Pipeline:
         model: Model,
         *,
         dtype: str = "float32",
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Device] | None = None,
         attention: Backend | str | None = None,
     ) -> "Pipeline":
         """A pipeline from a model in memory; its arrays are cast and placed if they are not."""

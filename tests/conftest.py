@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("reground_jax", "beartype.beartype")
+import tests.typechecker  # noqa: F401  the hook names it
+
+install_import_hook("reground_jax", "tests.typechecker.check")
 
 
 @pytest.fixture(scope="session")

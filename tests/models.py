@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from reground_jax.checkpoint import unflatten
 from reground_jax.config import (
     CLIPTextConfig,
     ModelConfig,
+    NoiseSchedule,
     TokenizerConfig,
     UNetConfig,
     VAEConfig,
@@ -24,7 +26,7 @@ from tests import reference
 
 
 @functools.cache
-def converted(name: str, form: str = "today") -> tuple[Model, object, Path]:
+def converted(name: str, form: str = "today") -> tuple[Model, Any, Path]:
     """(our model, diffusers' pipeline of the same weights, our model directory)."""
     folder = Path(tempfile.mkdtemp(prefix=f"reground-{name}-"))
     theirs = reference.write_diffusers(folder / "diffusers", name, form=form)
@@ -32,7 +34,7 @@ def converted(name: str, form: str = "today") -> tuple[Model, object, Path]:
     return read_model(folder / "ours"), theirs, folder / "ours"
 
 
-def module(model: Model, name: str) -> nnx.Module:
+def module(model: Model, name: str) -> Any:
     """A fresh module; changing it changes no other test's."""
     return nnx.merge(network(model.config, name)[0], jax.tree.map(jnp.array, model.params[name]))
 
@@ -51,6 +53,9 @@ TINY = ModelConfig(
     vae=VAEConfig(block_channels=(8, 8), layers_per_block=1, norm_groups=4),
     text_encoder=CLIPTextConfig(
         vocab_size=1000, width=12, num_layers=1, num_heads=2, mlp_width=24, eos_token_id=999
+    ),
+    schedule=NoiseSchedule(  # as Stable Diffusion 1.4's scheduler file says
+        steps_offset=1, set_alpha_to_one=False, clip_sample=False, skip_prk_steps=True
     ),
     tokenizer=TokenizerConfig(bos_token_id=998, eos_token_id=999, pad_token_id=999),
 )

@@ -1,3 +1,5 @@
+# The libraries under test annotate their configs too narrowly for what they accept.
+# pyright: reportArgumentType=false, reportPrivateImportUsage=false, reportReturnType=false
 """Tiny PyTorch models that no one here wrote, with every leaf random; and the formula of ReGround.
 
 At diffusers' own initialisation gates and null features are 0 and norm scales 1, which would prove
@@ -32,6 +34,12 @@ SD2 = SD1 | dict(
     attention_head_dim=[2, 4, 8], use_linear_projection=True, cross_attention_dim=32,
     upcast_attention=True,
 )  # fmt: skip
+SMALL = SD1 | dict(  # for what is around the U-Net: fewer blocks compile sooner
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)
 INPAINT = SD1 | dict(in_channels=9, layers_per_block=1)
 ODD = dict(
     sample_size=6,
@@ -59,6 +67,7 @@ VAE = dict(
 )
 VAES = {
     "sd1": VAE,
+    "small": VAE,
     "sd2": VAE | dict(layers_per_block=2),
     "inpaint": VAE,
     "odd": VAE
@@ -86,6 +95,7 @@ TEXT = dict(
 )
 TEXTS = {
     "sd1": TEXT,
+    "small": TEXT,
     "sd2": TEXT | dict(hidden_size=32, hidden_act="gelu", pad_token_id=0),
     "inpaint": TEXT,
     "odd": TEXT | dict(hidden_size=20, eos_token_id=2),  # 2: read at the largest id
@@ -111,7 +121,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def unet(name: str, **changes) -> UNet2DConditionModel:
-    return randomise(UNet2DConditionModel(**(UNETS[name] | changes)))
+    return randomise(UNet2DConditionModel(**((UNETS | {"small": SMALL})[name] | changes)))
 
 
 def vae(name: str, **changes) -> AutoencoderKL:
@@ -174,7 +184,7 @@ def byte_symbols() -> list[str]:
 
 
 def small_vocabulary() -> tuple[dict[str, int], list[str]]:
-    """CLIP's vocabulary cut to 1000 tokens: bytes, bytes that end a word, 486 merges, two specials."""
+    """CLIP's vocabulary cut to 1000: bytes, bytes that end a word, 486 merges, two specials."""
     with gzip.open(DATA / "clip" / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
         merges = [line.rstrip("\n") for line in file][1:487]
     symbols = byte_symbols()

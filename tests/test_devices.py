@@ -1,4 +1,4 @@
-"""Proof 6: many devices give what one gives, without collectives; and the program lowers for TPU."""
+"""Proof 6: many devices give what one gives, no collective; the program lowers for TPU."""
 
 import json
 import os
@@ -27,6 +27,7 @@ import jax, numpy as np
 from reground_jax import Pipeline, Layout
 from tests.models import tiny_model
 
+COLLECTIVES = json.loads(sys.argv[1])
 assert jax.device_count() == 8
 layouts = [Layout(f"cat {i}", ["a cat"], [(0.1, 0.1, 0.2 + i / 20, 0.9)]) for i in range(11)]
 settings = dict(num_steps=3, gamma=0.4, solver="ddim", eta=0.5, seeds=range(20, 31))
@@ -55,16 +56,17 @@ print(json.dumps({
     "shard_map": float(np.abs(images["one"] - images["shard_map"]).max()),
     "pmap": float(np.abs(images["one"] - images["pmap"]).max()),
     "spread": float(np.abs(images["one"][1:] - images["one"][:-1]).max()),
-    "collectives": [name for name in %r if name in hlo],
+    "collectives": [name for name in COLLECTIVES if name in hlo],
     "partitions": "num_partitions=8" in hlo,
 }))
-""" % (COLLECTIVES,)
+"""
 
 
 def test_eight_devices_give_the_same_images_as_one_and_no_collective():
     flags = "--xla_force_host_platform_device_count=8"
     result = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:reground_jax", "-c", EIGHT_DEVICES],
+        [sys.executable, "-W", "error::DeprecationWarning:reground_jax", "-c", EIGHT_DEVICES]
+        + [json.dumps(COLLECTIVES)],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         cwd=ROOT,
         capture_output=True,

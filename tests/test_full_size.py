@@ -43,10 +43,12 @@ def save(part, model):
 save("unet", UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_type="gated"))
 # The published size; the other parts are tiny, as only the U-Net's size matters here.
 save("vae", AutoencoderKL(**R.VAE))
-save("text_encoder", CLIPTextModel(CLIPTextConfig(**R.TEXT | dict(hidden_size=768, num_attention_heads=12))))
+text = R.TEXT | dict(hidden_size=768, num_attention_heads=12)
+save("text_encoder", CLIPTextModel(CLIPTextConfig(**text)))
 R.write_tokenizer(folder / "diffusers" / "tokenizer")
-(folder / "diffusers" / "scheduler").mkdir()
-(folder / "diffusers" / "scheduler" / "scheduler_config.json").write_text(json.dumps(R.SD14_SCHEDULER))
+scheduler = folder / "diffusers" / "scheduler"
+scheduler.mkdir()
+(scheduler / "scheduler_config.json").write_text(json.dumps(R.SD14_SCHEDULER))
 size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 report(gib=size / 2**30)
 """,
@@ -70,11 +72,13 @@ first, latents = run()
 second, again = run()
 assert (latents == again).all()
 np.save(folder / "ours.npy", latents)
-report(unet_parameters=count_parameters(pipe.params["unet"]), load=loaded, first=first, second=second)
+parameters = count_parameters(pipe.params["unet"])
+report(unet_parameters=parameters, load=loaded, first=first, second=second)
 """,
     "theirs": """
 import diffusers, torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionGLIGENPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import StableDiffusionGLIGENPipeline
 from tests import reference as R
 from transformers import CLIPTextModel
 source = folder / "diffusers"

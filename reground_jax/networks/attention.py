@@ -1,6 +1,6 @@
 """Attention behind one function, and the one place that chooses how it is computed.
 
-`q` [B, T, N, D] attends over `k`, `v` [B, S, N, D] with scale D ** -0.5, no mask. Softmax is float32.
+`q` [B, T, N, D] attends over `k`, `v` [B, S, N, D], scale D ** -0.5, no mask, softmax in float32.
 
 plain    einsum, softmax, einsum: materialises [B, N, T, S]
 lean     the same, one head and one block of queries at a time: at most `LOGITS` at once

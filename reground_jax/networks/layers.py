@@ -139,7 +139,7 @@ class ResnetBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B H W I"], time: Float[Array, "#B O"] | None = None
     ) -> Float[Array, "B H W O"]:
-        """`time` is this block's own row of the time table (`UNet.time_table`), already projected."""
+        """`time` is this block's own row of the time table (`UNet.time_table`), projected."""
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if time is not None:
             h = h + time[:, None, None, :].astype(h.dtype)
@@ -163,7 +163,7 @@ class Upsample(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """3x3 convolution of stride 2: padded on both sides in the U-Net, right and bottom in the VAE."""
+    """3x3 convolution, stride 2: padded on both sides in the U-Net, right and bottom in the VAE."""
 
     def __init__(self, channels: int, *, padding: tuple[int, int], rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, stride=2, padding=(padding, padding), rngs=rngs)

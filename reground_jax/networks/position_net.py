@@ -1,4 +1,4 @@
-"""Grounding tokens from boxes and phrase embeddings (GLIGEN, section 3.1; `text_grounding_net.py`)."""
+"""Grounding tokens from boxes and phrase embeddings (GLIGEN's `text_grounding_net.py`)."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ HIDDEN = 512
 
 
 def fourier_features(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 64"]:
-    """[..., 4] xyxy in 0..1 to [..., 64] float32: frequency-major, then sin and cos, then x0 y0 x1 y1.
+    """[..., 4] xyxy in 0..1 to [..., 64] float32: by frequency, then sin and cos, then x0 y0 x1 y1.
 
     Frequencies are 100 ** (k / 8), without pi. Always float32: bfloat16 boxes would be off by 0.1
     radian at the highest one.
@@ -25,7 +25,7 @@ def fourier_features(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 64"]:
 
 
 class PositionNet(nnx.Module):
-    """Linear, SiLU, Linear, SiLU, Linear over [phrase, Fourier(box)], with learned null features."""
+    """Linear, SiLU, Linear, SiLU, Linear over [phrase, Fourier(box)]; learned null features."""
 
     def __init__(self, text_width: int, *, rngs: nnx.Rngs):
         self.linears = nnx.List(

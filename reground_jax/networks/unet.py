@@ -184,7 +184,7 @@ class UNet(nnx.Module):
         yield from self.up_blocks
 
     def time_table(self, timesteps: Float[ArrayLike, "M"]) -> tuple[Float[Array, "M C"], ...]:
-        """What each resnet adds to its features at each time step: one table per resnet, float32."""
+        """What each resnet adds to its features at each time step: a table per resnet, float32."""
         h = jax.nn.silu(self.time_embedding(timesteps))
         return tuple(r.time_emb_proj(h) for level in self.levels() for r in level.resnets)
 

@@ -1,4 +1,4 @@
-"""AutoencoderKL: images to latents and back (Rombach et al., arXiv 2112.10752; diffusers' names)."""
+"""AutoencoderKL: images to latents and back (arXiv 2112.10752; diffusers' names)."""
 
 import math
 
@@ -160,7 +160,7 @@ class AutoencoderKL(nnx.Module):
     def decode_in_chunks(
         self, latents: Float[Array, "B h w C"], *, attend: Attend, pixels: int = 2**19
     ) -> Float[Array, "B H W 3"]:
-        """`decode`, a few images (about `pixels` pixels) at a time, so that memory does not grow with B."""
+        """`decode`, about `pixels` pixels at a time, so that memory does not grow with B."""
         batch, height, width, _ = latents.shape
         area = height * width * self.config.downsampling**2
         chunk = math.gcd(batch, max(1, pixels // area))

@@ -1,6 +1,6 @@
 """JSONL of annotated images: one object per line with image, caption, phrases, boxes.
 
-    {"image": "a.jpg", "caption": "a cat on a bed", "phrases": ["a cat"], "boxes": [[.1, .2, .5, .9]]}
+    {"image": "a.jpg", "caption": "a cat", "phrases": ["a cat"], "boxes": [[.1, .2, .5, .9]]}
 
 Image paths are relative to the file. Boxes are fractions of the whole image, xyxy, or what a
 "box_format" in the line says. "caption" may be a list of captions.

@@ -34,7 +34,7 @@ def branch_grounding(grounding: Grounding) -> Grounding:
 def guide(
     output: Float[Array, "K H W C"], scale: Float[Array, ""] | float, batch: int
 ) -> Float[Array, "B H W C"]:
-    """unconditional + scale * (conditional - unconditional); `output` itself if it has one branch."""
+    """unconditional + scale * (conditional - unconditional); one branch: `output` itself."""
     if output.shape[0] == batch:
         return output
     branches = output.reshape(batch, 2, *output.shape[1:])
