@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from reground_jax.config import CLIPTextConfig, ModelConfig, TokenizerConfig
-from reground_jax.devices import WHOLE, over_devices
+from reground_jax.devices import compiler_options
 from reground_jax.model import NETWORKS, Model, network, read_model
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.unet import Grounding
@@ -155,6 +155,7 @@ def _ldm_params(ours: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     unet, vae = ours.unet, ours.vae
     return {
         "in_channels": unet.in_channels,
+        "out_channels": unet.out_channels,
         "model_channels": unet.block_channels[0],
         "channel_mult": [c // unet.block_channels[0] for c in unet.block_channels],
         "num_res_blocks": unet.layers_per_block[0],
@@ -263,27 +264,30 @@ def _rounded(model: Any, dtype: str | None, libraries: SimpleNamespace) -> Any:
 
 def _run(model: Model, name: str, forward: Any, *args: Any) -> Any:
     """`forward(network, *args)` in NumPy arrays, on the first device."""
-    program = _program(model.config, name, forward, len(args))
-    return jax.device_get(program(model.params[name], *args))
+    program = _program(model.config, name, forward)
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(program(model.params[name], *args))
 
 
 @functools.cache
-def _program(config: ModelConfig, name: str, forward: Any, num_args: int) -> Any:
-    graph, specs = network(config, name)[0], (WHOLE,) * (1 + num_args)
+def _program(config: ModelConfig, name: str, forward: Any) -> Any:
+    graph, options = network(config, name)[0], compiler_options(jax.devices()[:1])
+    if options:  # on CPU; for one call of a small size, fast code is not worth its compile time
+        options = options | {"xla_backend_optimization_level": 0}
 
     def run(params: Any, *args: Any) -> Any:
         return forward(nnx.merge(graph, params), *args)
 
-    return over_devices(run, specs, WHOLE, devices=jax.devices()[:1])
+    return jax.jit(run, compiler_options=options)
 
 
 def _attend() -> Any:
     return attention_for(jax.devices()[0].platform)
 
 
-def _both_wirings(unet: Any, x: Any, text: Any, timesteps: Any, grounding: Grounding) -> Any:
+def _both_wirings(unet: Any, x: Any, text: Any, timesteps: Any, *grounding: Any) -> Any:
     def forward(wiring: Wiring) -> Any:
-        prepared = unet.prepare(text, grounding, timesteps, wiring=wiring)
+        prepared = unet.prepare(text, Grounding(*grounding), timesteps, wiring=wiring)
         return unet(x, prepared, gate=jnp.float32(1), wiring=wiring, attend=_attend())
 
     return forward("sequential"), forward("parallel")
@@ -298,7 +302,6 @@ def _unet_error(theirs: Any, model: Model, torch: Any) -> float:
     boxes = random.uniform(size=(2, slots, 4)).astype(np.float32)
     phrases = _normal(random, 2, slots, config.text_width)
     mask = np.array([[1, 0, 0], [1, 1, 1]], np.float32)
-    grounding = Grounding(boxes, phrases, mask)  # type: ignore[arg-type]
     gligen = {"boxes": boxes, "positive_embeddings": phrases, "masks": mask}
     gligen = {name: torch.from_numpy(array) for name, array in gligen.items()}
 
@@ -306,7 +309,9 @@ def _unet_error(theirs: Any, model: Model, torch: Any) -> float:
         inputs = _nchw(x, torch), torch.from_numpy(timesteps), torch.from_numpy(text)
         return _nhwc(theirs(*inputs, cross_attention_kwargs={"gligen": gligen}).sample)
 
-    sequential, parallel = _run(model, "unet", _both_wirings, x, text, timesteps, grounding)
+    sequential, parallel = _run(
+        model, "unet", _both_wirings, x, text, timesteps, boxes, phrases, mask
+    )
     error = _relative_error(sequential, reference())
     _rewire(theirs)
     return max(error, _relative_error(parallel, reference()))

@@ -111,7 +111,7 @@ def train_step(
     updates, moments = recipe.transform().update(gradients, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
     average = moving_average(state.average, params, state.step, recipe.average_decay)  # type: ignore[arg-type]
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     return TrainState(state.step + 1, params, average, moments), metrics  # type: ignore[arg-type]
 
 
