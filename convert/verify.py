@@ -264,14 +264,14 @@ def _rounded(model: Any, dtype: str | None, libraries: SimpleNamespace) -> Any:
 
 def _run(model: Model, name: str, forward: Any, *args: Any) -> Any:
     """`forward(network, *args)` in NumPy arrays, on the first device."""
-    program = _program(model.config, name, forward)
+    program = _program(network(model.config, name)[0], forward)
     with jax.default_matmul_precision("highest"):
         return jax.device_get(program(model.params[name], *args))
 
 
 @functools.cache
-def _program(config: ModelConfig, name: str, forward: Any) -> Any:
-    graph, options = network(config, name)[0], compiler_options(jax.devices()[:1])
+def _program(graph: nnx.GraphDef, forward: Any) -> Any:
+    options = compiler_options(jax.devices()[:1])
     if options:  # on CPU; for one call of a small size, fast code is not worth its compile time
         options = options | {"xla_backend_optimization_level": 0}
 

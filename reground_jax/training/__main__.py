@@ -1,4 +1,4 @@
-"""`python -m reground_jax.training STAGE --config FILE.json --out DIR [--from DIR] [--minutes M]`."""
+"""`python -m reground_jax.training STAGE --config FILE --out DIR [--from DIR] [--minutes M]`."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when all steps are done, 3 when it stopped before (the same command goes on), 2 for errors."""
+    """0 when all steps are done, 2 for errors, 3 when it stopped before (run it again to go on)."""
     parser = argparse.ArgumentParser(
         prog="python -m reground_jax.training",
         description="Train one stage. Stopped or killed, the same command goes on where it was.",

@@ -35,7 +35,7 @@ class Source(Protocol):
 
 
 class Files:
-    """Annotated image files as a source: each epoch shows every one of them once, in a new order."""
+    """Annotated image files as a source: each epoch shows every one once, in a new order."""
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ frozen, fusers whose gates are zero and a position net are inserted, and only th
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -246,7 +247,7 @@ def _diffusion(
         stage.data.source,
         config.recipe.batch_size,
         Texts(stage.tokenizer_json, stage.model.tokenizer),
-        encode=lambda images, run=encoder(stage): run(params["vae"], images),
+        encode=functools.partial(encoder(stage), params["vae"]),
         pooled=_pooled(stage, params) if wiring != "no_grounding" else None,
         cache_examples=config.cache_examples,
     )

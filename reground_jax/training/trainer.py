@@ -81,7 +81,7 @@ class Recipe:
             return {name: name.endswith("kernel") for name in params}
 
         def matrices(params: Leaves) -> dict[str, MuonDimensionNumbers | None]:
-            """Kernels as matrices: their last axis is the output, a convolution's rest the input."""
+            """Kernels as matrices: the last axis is the output, a convolution's rest the input."""
             return {
                 name: MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
                 if name.endswith("kernel")
@@ -184,9 +184,10 @@ class Trainer:
         return int(self.state.step) >= self.recipe.num_steps
 
     def _loop(self, batches: Iterator[Any], bar: tqdm, stop: Callable[[], bool]) -> None:
-        recipe, step = self.recipe, int(self.state.step)
-        saved, since, count = step, time.monotonic(), 0
-        while step < recipe.num_steps and not stop():
+        recipe, first = self.recipe, int(self.state.step)
+        step, saved, since, count = first, first, time.monotonic(), 0
+        # At least one step, so that however short the stretches are, the end comes.
+        while step < recipe.num_steps and (step == first or not stop()):
             self.state, metrics = self._step(self.state, self.frozen, next(batches))
             step, count = step + 1, count + 1
             if step % recipe.log_every == 0 or step == recipe.num_steps:

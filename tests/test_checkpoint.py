@@ -1,0 +1,271 @@
+"""Arrays and model directories on disk: they come back as written, whole, or not at all."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from reground_jax import checkpoint
+from reground_jax.checkpoint import CheckpointError, flatten, load_arrays, save_arrays, unflatten
+from reground_jax.config import TokenizerConfig
+from reground_jax.convert.convert import convert
+from reground_jax.model import random_params, read_model, write_model
+from tests import reference
+from tests.conftest import tiny_config
+
+ARRAYS = {
+    "unet/0/alpha": np.array(0.5, np.float32),  # gates are 0-d
+    "unet/0/kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "unet/1/scale": np.arange(5).astype(np.float16),
+    "vae/bias": np.array([1.5, -2.0, 3e38]).astype(ml_dtypes.bfloat16),  # beyond float16
+    "vae/counts": np.arange(3, dtype=np.int32),
+}
+
+
+def assert_same(arrays, expected):
+    assert dict(arrays).keys() == expected.keys()
+    for name, array in dict(arrays).items():
+        assert array.dtype == expected[name].dtype and array.shape == expected[name].shape
+        np.testing.assert_array_equal(array, expected[name])
+
+
+# ---- arrays
+
+
+# The five arrays have 4, 96, 10, 6 and 12 bytes; an array larger than a group is one by itself.
+@pytest.mark.parametrize(("limit", "groups"), [(2**27, 1), (100, 2), (1, 5)])
+def test_arrays_come_back_from_any_number_of_groups(tmp_path, monkeypatch, limit, groups):
+    monkeypatch.setattr(checkpoint, "GROUP_BYTES", limit)
+    assert save_arrays(tmp_path, ARRAYS.items()) == groups
+    assert_same(load_arrays(tmp_path, groups), ARRAYS)
+
+
+def test_arrays_are_written_as_they_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "GROUP_BYTES", 8)
+    written = []
+
+    def stream():
+        for index in range(4):
+            written.append(len(list(tmp_path.iterdir())))
+            yield f"x{index}", np.zeros(2, np.float32)  # 8 bytes: a group each
+
+    save_arrays(tmp_path, stream())
+    assert written == [0, 0, 1, 2]  # a group is written when the next array does not fit into it
+
+
+def test_flatten_and_unflatten_are_inverse():
+    tree = {"unet": {"blocks": {0: {"kernel": 1}, 10: {"kernel": 2}}}, "vae": {"bias": 3}}
+    flat = dict(flatten(tree))
+    assert flat == {"unet/blocks/0/kernel": 1, "unet/blocks/10/kernel": 2, "vae/bias": 3}
+    assert unflatten(flat.items()) == tree  # numbers are int again
+
+
+# ---- model directories
+
+
+@pytest.fixture(scope="module")
+def config():
+    return tiny_config(TokenizerConfig())
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, config):
+    """A model directory of several groups; no test changes it."""
+    directory = tmp_path_factory.mktemp("model") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "GROUP_BYTES", 2**20)
+        write_model(directory, config, random_params(config, 0), "{}", {"source": "random"})
+    return directory
+
+
+@pytest.fixture
+def directory(written, tmp_path):
+    """A copy of `written` to damage."""
+    return Path(shutil.copytree(written, tmp_path / "model"))
+
+
+def change_config(directory, change):
+    path = directory / "config.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_model_comes_back_with_its_facts(written, config):
+    model = read_model(written)
+    assert_same(flatten(model.params), dict(random_params(config, 0)))
+    assert model.config == config and model.tokenizer_json == "{}"
+    assert model.info["source"] == "random" and model.info["dtype"] == "float32"
+    assert json.loads((written / "config.json").read_text())["groups"] > 1
+
+
+def test_place_sees_every_array_in_its_stored_dtype(written, config):
+    seen = []
+    read_model(written, place=lambda array: seen.append(array.dtype) or array)
+    assert seen == [np.float32] * len(dict(random_params(config, 0)))
+
+
+def _remove_a_group(directory):
+    shutil.rmtree(directory / "arrays" / "001")
+
+
+def _cut_a_file(directory):
+    data = max((directory / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    os.truncate(data, data.stat().st_size // 2)
+
+
+def _flip_a_byte(directory):
+    data = max((directory / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+
+
+def _forget_a_group(directory):
+    change_config(directory, lambda content: content.update(groups=content["groups"] - 1))
+
+
+def _ask_for_another_width(directory):
+    change_config(directory, lambda content: content["text_encoder"].update(mlp_width=64))
+
+
+def _cut_the_config(directory):
+    os.truncate(directory / "config.json", 100)
+
+
+def _remove_the_config(directory):
+    (directory / "config.json").unlink()
+
+
+def _remove_the_tokenizer(directory):
+    (directory / "tokenizer.json").unlink()
+
+
+def _be_of_another_version(directory):
+    change_config(directory, lambda content: content.update(format="reground-jax/99"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_remove_a_group, r"arrays/001 is missing or damaged .*convert the checkpoint again"),
+        (_cut_a_file, r"arrays/\d+ is missing or damaged|damaged \(checksum\)"),
+        (_flip_a_byte, r"arrays/\d+ is missing or damaged|damaged \(checksum\): convert it again"),
+        (_forget_a_group, r"lacks \d+ arrays, such as"),
+        (_ask_for_another_width, r"array text_encoder/layers/0/.* its config.json asks for"),
+        (_cut_the_config, r"is not a model directory .*config.json is missing or damaged"),
+        (_remove_the_config, r"is not a model directory .*`reground-jax convert SOURCE"),
+        (_remove_the_tokenizer, r"tokenizer.json is missing: convert it again"),
+        (_be_of_another_version, r"has format 'reground-jax/99', this version reads"),
+    ],
+)
+def test_a_damaged_directory_is_one_clear_sentence(directory, damage, message):
+    damage(directory)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_model(directory)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_part_of_another_version_is_named(directory):
+    change_config(directory, lambda content: content.update(controlnet={}))
+    with pytest.raises(ValueError, match="another version; convert it again"):
+        read_model(directory)
+
+
+def test_wrong_arrays_are_refused_and_nothing_is_left(tmp_path, config):
+    arrays = dict(random_params(config, 0))
+    wider = dataclasses.replace(config, unet=dataclasses.replace(config.unet, text_width=24))
+    for other, given, message in (
+        (config, list(arrays.items())[:-1], "arrays missing: vae/"),
+        (config, [*arrays.items(), ("extra", np.zeros(3))], "array extra has shape .* None"),
+        (wider, arrays.items(), r"has shape \(16.* expected \(24"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            write_model(tmp_path / "model", other, given, "{}", {})
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_destination_is_refused(written, config):
+    with pytest.raises(FileExistsError, match="exists already: choose another place, or remove it"):
+        write_model(written, config, random_params(config, 0), "{}", {})
+
+
+def test_a_relative_path_works(tmp_path, monkeypatch, config):
+    monkeypatch.chdir(tmp_path)
+    write_model("model", config, random_params(config, 0), "{}", {})
+    assert read_model("model").config == config
+
+
+# ---- killed at any moment
+
+
+def dead_pid() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, config):
+    here = platform.node()
+    kept = [
+        f".model.partial-1@{here}",
+        f".model.partial-{dead_pid()}@elsewhere",
+        ".model.partial-x",
+    ]
+    for name in [*kept, f".model.partial-{dead_pid()}@{here}"]:
+        (tmp_path / name / "arrays").mkdir(parents=True)
+    write_model(tmp_path / "model", config, random_params(config, 0), "{}", {})
+    assert {path.name for path in tmp_path.iterdir()} == {"model", *kept}
+
+
+def test_killed_at_ten_random_moments_a_conversion_leaves_nothing_that_loads(tmp_path):
+    source = tmp_path / "source"
+    reference.write_diffusers(source, "sd1")
+    # Processes forked from one that has imported everything: a kill then hits the work itself.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["reground_jax.convert.convert", "orbax.checkpoint"])
+
+    def run(destination: Path, seconds: float | None = None) -> float:
+        process = processes.Process(target=convert, args=(source, destination))
+        begin = time.perf_counter()
+        process.start()
+        process.join(seconds)
+        process.kill()  # SIGKILL
+        process.join()
+        return time.perf_counter() - begin
+
+    run(tmp_path / "warm-up")
+    whole = run(tmp_path / "whole")
+    assert read_model(tmp_path / "whole").info["dtype"] == "float32"
+    moments, killed = random.Random(0), 0
+    for index in range(10):
+        destination = tmp_path / f"killed-{index}"
+        run(destination, moments.uniform(0.0, whole))
+        if destination.exists():  # it was faster this time, and had finished
+            assert read_model(destination).params
+        else:
+            killed += 1
+            print('KILL', whole, [sorted(str(q.relative_to(p)) for q in p.rglob('*'))[:6] for p in tmp_path.glob(f'.killed-{index}.partial-*')])
+            with pytest.raises(CheckpointError, match="is not a model directory"):
+                read_model(destination)
+            for partial in tmp_path.glob(f".killed-{index}.partial-*"):
+                with pytest.raises(CheckpointError):
+                    read_model(partial)
+    assert killed >= 5
+    for index in (0, 9):  # and the same place can be converted to again
+        shutil.rmtree(tmp_path / f"killed-{index}", ignore_errors=True)
+        convert(source, tmp_path / f"killed-{index}")
+        assert read_model(tmp_path / f"killed-{index}").params
+        assert not list(tmp_path.glob(f".killed-{index}.partial-*"))
