@@ -31,12 +31,12 @@ def save_arrays(directory: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> in
     with context:
         for name, array in arrays:
             if group and size + array.nbytes > GROUP_BYTES:
-                ocp.save(directory / f"{count:03}", group)
+                ocp.save(str(directory / f"{count:03}"), group)
                 count, group, size = count + 1, {}, 0
             group[name] = array
             size += array.nbytes
         if group:
-            ocp.save(directory / f"{count:03}", group)
+            ocp.save(str(directory / f"{count:03}"), group)
             count += 1
     return count
 
@@ -51,7 +51,7 @@ def load_arrays(directory: Path, groups: int) -> Iterator[tuple[str, np.ndarray]
     for index in range(groups):
         path = directory.absolute() / f"{index:03}"
         try:
-            yield from ocp.load(path).items()
+            yield from ocp.load(str(path)).items()
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
             raise CheckpointError(
                 f"{path} is missing or damaged ({type(error).__name__}): "

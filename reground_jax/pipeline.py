@@ -8,13 +8,13 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, UInt32
+from jaxtyping import Array, ArrayLike, Float, Float32, UInt32
 from PIL import Image
 
 from reground_jax.conditioning import Conditioning, Texts, assemble, distinct_texts
@@ -64,7 +64,7 @@ class Pipeline:
     texts: Texts
     dtype: str
     devices: tuple[Device, ...]
-    attention: Backend | None  # None: chosen by platform, dtype and shape
+    attention: Backend | str | None  # None: chosen by platform, dtype and shape
     info: dict[str, Any]  # facts about the checkpoint: source, checksum, sizes
 
     @classmethod
@@ -154,7 +154,7 @@ class Pipeline:
         """
         layouts = [layouts] if isinstance(layouts, Layout) else list(layouts)
         settings = Settings(
-            wiring=wiring,
+            wiring=cast(Wiring, wiring),  # checked by Settings
             gamma=gamma,  # type: ignore[arg-type]  # Settings takes any sequence of three
             num_steps=num_steps,
             guidance_scale=guidance_scale,
@@ -167,6 +167,7 @@ class Pipeline:
         )
         check_name("output", output, OUTPUTS)
         check_name("mapper", mapper, MAPPERS)
+        mapper = cast(Mapper, mapper)
         chosen_seeds = check_seeds(range(len(layouts)) if seeds is None else seeds)
         shape = self.latent_shape(settings)
         self.check(layouts, settings, chosen_seeds, latents, shape, batch_size)
@@ -266,7 +267,7 @@ class Pipeline:
     def prepare(
         self,
         conditioning: Conditioning,
-        timesteps: Float32[np.ndarray, "M"],
+        timesteps: Float32[ArrayLike, "M"],
         *,
         wiring: Wiring = "parallel",
         guided: bool = True,

@@ -1,5 +1,3 @@
-# The libraries under test annotate their configs too narrowly for what they accept.
-# pyright: reportArgumentType=false, reportPrivateImportUsage=false, reportReturnType=false
 """Tiny PyTorch models that no one here wrote, with every leaf random; and the formula of ReGround.
 
 At diffusers' own initialisation gates and null features are 0 and norm scales 1, which would prove

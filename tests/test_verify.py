@@ -82,3 +82,13 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # makes its import fail
     with pytest.raises(ValueError, match=r"needs torch, .*pip install 'reground-jax\[verify\]'"):
         verify(tmp_path, tmp_path)
+
+
+def test_numbers_that_are_no_numbers_do_not_pass(tmp_path, tiny):
+    source, destination = tiny
+    model = read_model(destination)
+    arrays = dict(flatten(model.params))
+    path = "vae/decoder/conv_out/bias"  # the last of three outputs that are compared
+    arrays[path] = np.full_like(arrays[path], np.nan)
+    write_model(tmp_path / "wrong", model.config, arrays.items(), model.tokenizer_json, {})
+    assert np.isnan(verify(source, tmp_path / "wrong")["vae"])

@@ -141,6 +141,21 @@ class TransformerBlock(nnx.Module):
             else None
         )
 
+    def context(
+        self,
+        text: Float[Array, "B S E"],
+        tokens: Float[Array, "B G E"] | None,
+        *,
+        wiring: Wiring,
+    ) -> BlockContext:
+        """What `__call__` attends to besides `x`: nothing in it changes from step to step."""
+        return BlockContext(
+            text=None if wiring == "no_text" else self.attn2.key_value(text),
+            grounding=None
+            if tokens is None or self.fuser is None
+            else self.fuser.key_value(tokens),
+        )
+
     def __call__(
         self,
         x: Float[Array, "A T C"],

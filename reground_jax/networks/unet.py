@@ -186,7 +186,8 @@ class UNet(nnx.Module):
     def time_table(self, timesteps: Float[ArrayLike, "M"]) -> tuple[Float[Array, "M C"], ...]:
         """What each resnet adds to its features at each time step: a table per resnet, float32."""
         h = jax.nn.silu(self.time_embedding(timesteps))
-        return tuple(r.time_emb_proj(h) for level in self.levels() for r in level.resnets)
+        resnets = (r for level in self.levels() for r in level.resnets)
+        return tuple(r.time_emb_proj(h) for r in resnets if r.time_emb_proj is not None)
 
     def prepare(
         self,
@@ -206,12 +207,9 @@ class UNet(nnx.Module):
             phrases = grounding.phrases.astype(text.dtype)
             tokens = self.position_net(grounding.boxes, phrases, grounding.mask)
         blocks = tuple(
-            BlockContext(
-                text=None if wiring == "no_text" else a.block.attn2.key_value(text),
-                grounding=None if tokens is None else a.block.fuser.key_value(tokens),
-            )
+            attention.block.context(text, tokens, wiring=wiring)
             for level in self.levels()
-            for a in level.attentions
+            for attention in level.attentions
         )
         return Prepared(blocks, self.time_table(timesteps))
 

@@ -26,8 +26,8 @@ class Annotated:
 
     path: Path
     captions: tuple[str, ...]
-    phrases: tuple[str, ...]
-    boxes: tuple[Box, ...]
+    phrases: Sequence[str]
+    boxes: Sequence[Sequence[float]]
 
 
 def cropped(

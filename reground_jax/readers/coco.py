@@ -58,10 +58,7 @@ def _entry(
     phrases = [phrase(names[thing["category_id"]]) for thing in objects]
     layout = Layout(prompt="", phrases=phrases, boxes=boxes, id=image["file_name"])
     return Annotated(
-        folder / image["file_name"],
-        tuple(captions),
-        layout.phrases,
-        layout.boxes,  # type: ignore[arg-type]
+        folder / image["file_name"], tuple(captions), layout.phrases, layout.boxes
     )
 
 

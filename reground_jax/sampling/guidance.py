@@ -4,20 +4,21 @@ The unconditional branch reads the negative prompt and keeps its fusers on, over
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
 
 from reground_jax.networks.unet import Grounding
 
 
 def interleave(
-    first: Float[Array, "B ..."], second: Float[Array, "B ..."]
+    first: Float[ArrayLike, "B ..."], second: Float[ArrayLike, "B ..."]
 ) -> Float[Array, "K ..."]:
     """[a0, b0, a1, b1, ...]: both branches of a sample side by side, K = 2 B."""
-    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+    return jnp.stack([first, second], axis=1).reshape(-1, *np.shape(first)[1:])
 
 
 def branch_text(
-    text: Float[Array, "B S E"], null_text: Float[Array, "B S E"]
+    text: Float[ArrayLike, "B S E"], null_text: Float[ArrayLike, "B S E"]
 ) -> Float[Array, "K S E"]:
     return interleave(text, null_text)
 
