@@ -4,6 +4,7 @@ The rules are those of GLIGEN's COCO training: scale the shorter side to the ima
 middle square, clip boxes to it, drop those under 1 % of its area, keep the 30 largest.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from reground_jax.layout import Box, Layout
+from reground_jax.layout import Layout
 
 MIN_AREA = 0.01  # of the cropped image
 MAX_BOXES = 30
