@@ -9,7 +9,7 @@ demo: $(VENV)/.run
 	$(VENV)/bin/python -m reground_jax.demo --out out/demo
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 slow: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m slow -s

@@ -22,7 +22,7 @@ from reground_jax.cli.sampling import load
 from reground_jax.draw import comparison_grid
 from reground_jax.images import read_recipe, save_png
 from reground_jax.layout import Layout
-from reground_jax.model import random_params, read_model, write_model
+from reground_jax.model import count_parameters, random_params, read_model, write_model
 from reground_jax.settings import Settings
 from tests.conftest import tiny_config
 
@@ -351,8 +351,8 @@ def test_a_damaged_model_directory_is_refused(tiny_model_dir, tmp_path, capsys, 
     broken = tmp_path / "model"
     shutil.copytree(tiny_model_dir, broken)
     shutil.rmtree(broken / "arrays" / "000" / "state")
-    for argv in (["generate", "x", "--model", str(broken)], ["info", str(broken)]):
-        assert "is missing or damaged" in one_error(capsys, argv)
+    request = ["generate", "x", "--model", str(broken)]
+    assert "is missing or damaged" in one_error(capsys, request)
     (broken / "config.json").write_text('{"format": "reground-jax/1"}')
     assert "is not a model directory" in one_error(capsys, ["info", str(broken)])
     assert compiled == []
@@ -407,7 +407,7 @@ def test_info_says_what_a_model_is(tiny_model_dir, capsys, compiled):
     assert capsys.readouterr().out == shown
     model = read_model(tiny_model_dir)
     assert model.info["checksum"] in shown and "float32" in shown and "images of 64x64" in shown
-    assert f"{model.info['parameters']:,} parameters" in shown
+    assert f"{count_parameters(model.params):,} parameters" in shown
     assert "4 pairs" in shown  # a fuser on the way down, one in the middle, two on the way up
     fuser = model.params["unet"]["down_blocks"][0]["attentions"][0]["block"]["fuser"]
     gates = [f"{np.tanh(fuser[name]):+.4f}" for name in ("alpha_attn", "alpha_dense")]

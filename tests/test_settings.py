@@ -37,8 +37,8 @@ def test_whole_numbers_lists_and_numpy_numbers_are_stored_as_plain_values():
 
 
 def test_three_parts_may_miss_one_by_rounding():
-    parts = (0.7, 0.2, 0.1)
-    assert sum(parts) != 1  # 0.9999999999999999: GLIGEN's own assertion fails on it
+    parts = on, decay, off = 0.7, 0.2, 0.1
+    assert on + decay + off != 1  # 0.9999999999999999: GLIGEN's own assertion fails on it
     assert Settings(gamma=parts).gamma == parts
 
 
