@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from reground_jax.layout import Layout
+from reground_jax.layout import Box, Layout
 
 MIN_AREA = 0.01  # of the cropped image
 MAX_BOXES = 30
@@ -59,7 +59,7 @@ def cropped(
     return np.asarray(square), layout
 
 
-def crop_box(box: Box, image_size: tuple[int, int]) -> Box:
+def crop_box(box: Sequence[float], image_size: tuple[int, int]) -> Box:
     """A box of an image of (width, height), in fractions of the image's middle square, clipped."""
     side = min(image_size)
     edges = []

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt8
 
 from reground_jax.config import ModelConfig, NoiseSchedule
 from reground_jax.model import Params, network
@@ -129,9 +129,9 @@ class DiffusionLoss:
         return unet(noisy, prepared, gate=gate, wiring=self.wiring, attend=self.attend)
 
 
-def from_uint8(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+def from_uint8(images: UInt8[ArrayLike, "B H W 3"]) -> Float[Array, "B H W 3"]:
     """0..255 -> -1..1, float32: the inverse of `images.to_uint8`."""
-    return images.astype(jnp.float32) / 127.5 - 1
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1
 
 
 def edge_loss(error: Float[Array, "B H W C"], scales: int) -> Float[Array, ""]:
@@ -147,13 +147,14 @@ def edge_loss(error: Float[Array, "B H W C"], scales: int) -> Float[Array, ""]:
 
 def forward_process(
     schedule: NoiseSchedule,
-    latents: Float[Array, "B h w C"],
+    latents: Float[ArrayLike, "B h w C"],
     noise: Float[Array, "B h w C"],
     timesteps: Int[Array, "B"],
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"], Float[Array, "B"]]:
     """x_t, what the U-Net is to say of it (epsilon or v), and the signal-to-noise ratio."""
     kept = jnp.asarray(alphas_cumprod(schedule), jnp.float32)[timesteps]
     alpha, sigma = (jnp.sqrt(s)[:, None, None, None] for s in (kept, 1 - kept))
+    latents = jnp.asarray(latents)
     noisy = alpha * latents + sigma * noise
     target = noise if schedule.prediction_type == "epsilon" else alpha * noise - sigma * latents
     return noisy, target, kept / (1 - kept)
@@ -169,18 +170,20 @@ def loss_weights(
     return clipped / (snr if schedule.prediction_type == "epsilon" else snr + 1)
 
 
-def keys(seed: int, position: Int[Array, "B"], use: int) -> Array:
+def keys(seed: int, position: Int[ArrayLike, "B"], use: int) -> Array:
     """A random key per example: a function of the run's seed, its position and the use."""
     base = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), use)
-    return jax.vmap(lambda place: jax.random.fold_in(base, place))(position)
+    return jax.vmap(lambda place: jax.random.fold_in(base, place))(jnp.asarray(position))
 
 
 def normal(
-    seed: int, position: Int[Array, "B"], use: int, shape: tuple[int, ...]
+    seed: int, position: Int[ArrayLike, "B"], use: int, shape: tuple[int, ...]
 ) -> Float[Array, "B ..."]:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys(seed, position, use))
 
 
-def chance(seed: int, position: Int[Array, "B"], use: int, probability: float) -> Bool[Array, "B"]:
+def chance(
+    seed: int, position: Int[ArrayLike, "B"], use: int, probability: float
+) -> Bool[Array, "B"]:
     """bool [B], each true with `probability`."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys(seed, position, use))

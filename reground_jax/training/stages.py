@@ -21,7 +21,7 @@ from flax import nnx
 from reground_jax.checkpoint import flatten
 from reground_jax.conditioning import Texts
 from reground_jax.config import ModelConfig, from_json
-from reground_jax.devices import SPLIT, WHOLE, over_devices
+from reground_jax.devices import SPLIT, WHOLE, Device, over_devices
 from reground_jax.images import to_uint8
 from reground_jax.model import NETWORKS, Model, network, read_model, write_model
 from reground_jax.networks.attention import attention_for
@@ -47,7 +47,7 @@ class Stage:
     leaves: Leaves  # of all networks, by flat name
     tokenizer_json: str
     out: Path
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
     info: dict[str, Any]
 
     def attend(self) -> Callable[..., Any]:
@@ -110,7 +110,7 @@ def open_stage(
     out: Path,
     *,
     base: Path | None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> Stage:
     """Everything that a stage starts with. Raises ValueError for whatever does not fit.
 
@@ -247,7 +247,7 @@ def _diffusion(
         stage.data.source,
         config.recipe.batch_size,
         Texts(stage.tokenizer_json, stage.model.tokenizer),
-        encode=functools.partial(encoder(stage), params["vae"]),
+        encode=functools.partial(encoder(stage), params["vae"]),  # type: ignore[arg-type]
         pooled=_pooled(stage, params) if wiring != "no_grounding" else None,
         cache_examples=config.cache_examples,
     )

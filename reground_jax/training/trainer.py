@@ -18,7 +18,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 from tqdm import tqdm
 
-from reground_jax.devices import SPLIT, WHOLE, over_devices, place_whole
+from reground_jax.devices import SPLIT, WHOLE, Device, over_devices, place_whole
 from reground_jax.training.data import prefetch
 from reground_jax.training.losses import Loss
 from reground_jax.training.state import (
@@ -95,7 +95,7 @@ class Recipe:
                 rates,
                 weight_decay=self.weight_decay,
                 adam_b2=self.beta2,
-                muon_weight_dimension_numbers=matrices,
+                muon_weight_dimension_numbers=matrices,  # type: ignore[arg-type]
                 consistent_rms=0.2,
             )
         else:
@@ -141,7 +141,7 @@ class Trainer:
     frozen: Leaves
     make_batch: Callable[[int], Any]
     out: Path
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
     on_sample: Callable[[int, Leaves], None] | None = None
     state: TrainState = field(init=False)
 
