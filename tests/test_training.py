@@ -141,7 +141,10 @@ def test_fusers_with_zero_gates_leave_the_u_net_as_it_was(base, tmp_path, monkey
     plain = output(TINY, dict(flatten(read_model(base).params)), "no_grounding", None)
     for wiring in ("sequential", "parallel"):
         grounded = output(stage.model, stage.leaves, wiring, jnp.float32(1))
-        np.testing.assert_array_equal(grounded, plain)  # 0 * anything adds exactly nothing
+        if wiring == "sequential":
+            np.testing.assert_array_equal(grounded, plain)  # 0 * anything adds exactly nothing
+        else:  # there cross-attention's q comes from folded weights: rounding, of values near 1
+            np.testing.assert_allclose(grounded, plain, atol=1e-5)
 
 
 def test_text_to_image_trains_all_but_the_autoencoder(base, tmp_path, monkeypatch):

@@ -60,6 +60,13 @@ class Conv(nnx.Module):
         return y + self.bias[...].astype(x.dtype)
 
 
+def normalise(x: Float[Array, "... C"], eps: float) -> Float[Array, "... C"]:
+    """Zero mean and unit variance over the last axis: LayerNorm before its affine."""
+    h = x.astype(jnp.float32)
+    h = h - h.mean(-1, keepdims=True)
+    return (h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + eps)).astype(x.dtype)
+
+
 class LayerNorm(nnx.Module):
     def __init__(self, channels: int, *, eps: float, rngs: nnx.Rngs):
         self.scale = nnx.Param(jnp.ones((channels,)))
@@ -67,9 +74,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        h = x.astype(jnp.float32)
-        h = h - h.mean(-1, keepdims=True)
-        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.eps)
+        h = normalise(x.astype(jnp.float32), self.eps)
         return (h * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 

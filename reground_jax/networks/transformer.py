@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from reground_jax.networks.attention import Attend
-from reground_jax.networks.layers import FeedForward, GroupNorm, LayerNorm, Linear
+from reground_jax.networks.layers import FeedForward, GroupNorm, LayerNorm, Linear, normalise
 from reground_jax.settings import Wiring
 
 LAYER_NORM_EPS = 1e-5
@@ -35,6 +36,17 @@ class BlockContext(NamedTuple):
     grounding: KeyValue | None
 
 
+class Packed(NamedTuple):
+    """One linear layer for the fuser's q, k, v and cross-attention's q, from one normalised input.
+
+    In the parallel wiring both branches read the same features: their LayerNorms have the same
+    statistics, and their affines are folded into the weights here, in float32.
+    """
+
+    kernel: Float[Array, "C M"]  # M = 4 C
+    bias: Float[Array, "M"]
+
+
 def split_heads(x: Float[Array, "B T M"], heads: int, parts: int) -> tuple[Array, ...]:
     """[B, T, parts * N * D] to `parts` arrays [B, T, N, D]."""
     x = x.reshape(*x.shape[:2], parts, heads, -1)
@@ -50,10 +62,18 @@ def repeat_to(x: Float[Array, "A ..."], batch: int) -> Float[Array, "B ..."]:
     return x if x.shape[0] == batch else jnp.repeat(x, batch // x.shape[0], axis=0)
 
 
+def add(x: Float[Array, "A ..."], *residuals: Float[Array, "B ..."] | None) -> Array:
+    """x plus each residual that is there. B may be larger than A: guidance's branches part here."""
+    for residual in residuals:
+        x = x if residual is None else repeat_to(x, residual.shape[0]) + residual
+    return x
+
+
 class SelfAttention(nnx.Module):
     """Attention over the block's own tokens; with `extra`, over those of the grounding as well.
 
-    q, k, v are stored packed: `to_qkv` [C, 3C]. No query is computed for extra tokens.
+    q, k, v are stored packed: `to_qkv` [C, 3C] makes what a call takes. No query is computed for
+    extra tokens.
     """
 
     def __init__(self, channels: int, *, num_heads: int, rngs: nnx.Rngs):
@@ -66,17 +86,18 @@ class SelfAttention(nnx.Module):
         return KeyValue(*split_heads(tokens @ kernel, self.num_heads, 2))
 
     def __call__(
-        self, x: Float[Array, "B T C"], *, extra: KeyValue | None = None, attend: Attend
+        self, qkv: Float[Array, "A T M"], *, extra: KeyValue | None = None, attend: Attend
     ) -> Float[Array, "B T C"]:
-        q, k, v = split_heads(self.to_qkv(x), self.num_heads, 3)
+        q, k, v = split_heads(qkv, self.num_heads, 3)
         if extra is not None:
+            q, k, v = (repeat_to(part, extra.key.shape[0]) for part in (q, k, v))
             k = jnp.concatenate([k, extra.key], axis=1)
             v = jnp.concatenate([v, extra.value], axis=1)
         return self.to_out(merge_heads(attend(q, k, v)))
 
 
 class CrossAttention(nnx.Module):
-    """Attention over the text, whose keys and values come ready (`key_value`)."""
+    """Attention over the text, whose keys and values come ready (`key_value`), of `to_q`'s q."""
 
     def __init__(self, channels: int, text_width: int, *, num_heads: int, rngs: nnx.Rngs):
         self.to_q = Linear(channels, channels, bias=False, rngs=rngs)
@@ -88,9 +109,10 @@ class CrossAttention(nnx.Module):
         return KeyValue(*split_heads(self.to_kv(text), self.num_heads, 2))
 
     def __call__(
-        self, x: Float[Array, "B T C"], text: KeyValue, *, attend: Attend
+        self, q: Float[Array, "A T C"], text: KeyValue, *, attend: Attend
     ) -> Float[Array, "B T C"]:
-        (q,) = split_heads(self.to_q(x), self.num_heads, 1)
+        (q,) = split_heads(q, self.num_heads, 1)
+        q = repeat_to(q, text.key.shape[0])
         return self.to_out(merge_heads(attend(q, text.key, text.value)))
 
 
@@ -111,17 +133,22 @@ class GatedSelfAttention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T C"],
+        x: Float[Array, "A T C"],
         grounding: KeyValue,
         gate: Float[Array, ""],
         *,
+        qkv: Float[Array, "A T M"] | None = None,
         attend: Attend,
     ) -> Float[Array, "B T C"]:
-        """GSA(x, g) of the formulas above; `gate` in 0..1 is the step's schedule, float32."""
+        """GSA(x, g) of the formulas above; `gate` in 0..1 is the step's schedule, float32.
+
+        qkv: the attention's projections of `x`, where they have been computed already (`Packed`).
+        """
         scale_attn = (gate * jnp.tanh(self.alpha_attn[...].astype(jnp.float32))).astype(x.dtype)
         scale_dense = (gate * jnp.tanh(self.alpha_dense[...].astype(jnp.float32))).astype(x.dtype)
-        a = scale_attn * self.attn(self.norm1(x), extra=grounding, attend=attend)
-        return a + scale_dense * self.ff(self.norm2(x + a))
+        qkv = self.attn.to_qkv(self.norm1(x)) if qkv is None else qkv
+        a = scale_attn * self.attn(qkv, extra=grounding, attend=attend)
+        return a + scale_dense * self.ff(self.norm2(add(x, a)))
 
 
 class TransformerBlock(nnx.Module):
@@ -156,46 +183,74 @@ class TransformerBlock(nnx.Module):
             else self.fuser.key_value(tokens),
         )
 
+    def pack(self, dtype: DTypeLike) -> Packed | None:
+        """The shared projection of the parallel wiring: a function of the parameters alone."""
+        if self.fuser is None:
+            return None
+        to_qkv, to_q = self.fuser.attn.to_qkv.kernel[...], self.attn2.to_q.kernel[...]
+        pairs = ((self.fuser.norm1, to_qkv), (self.norm2, to_q))
+        scales = [norm.scale[...].astype(jnp.float32) for norm, _ in pairs]
+        biases = [norm.bias[...].astype(jnp.float32) for norm, _ in pairs]
+        kernels = [kernel.astype(jnp.float32) for _, kernel in pairs]
+        return Packed(
+            jnp.concatenate(
+                [s[:, None] * k for s, k in zip(scales, kernels, strict=True)], axis=1
+            ).astype(dtype),
+            jnp.concatenate([b @ k for b, k in zip(biases, kernels, strict=True)]).astype(dtype),
+        )
+
     def __call__(
         self,
         x: Float[Array, "A T C"],
         context: BlockContext,
+        packed: Packed | None = None,
         *,
-        batch: int,
         gate: Float[Array, ""] | None,
         wiring: Wiring,
         attend: Attend,
     ) -> Float[Array, "B T C"]:
-        """`x` may have a batch that divides `batch`: self-attention is then shared by the branches.
+        """B is the batch of `context`; `x` may have a batch that divides it, and what comes before
+        the first context is then shared by its branches.
 
-        gate: None leaves the fuser out of the program; `wiring` is static.
+        gate: None leaves the fuser out of the program. packed: of `pack`, for `parallel` only.
         """
 
-        def ground(h: Array) -> Array | float:
+        def ground(h: Array, qkv: Array | None = None) -> Array | None:
             if gate is None or self.fuser is None or context.grounding is None:
-                return 0.0
-            return self.fuser(h, context.grounding, gate, attend=attend)
+                return None
+            return self.fuser(h, context.grounding, gate, qkv=qkv, attend=attend)
 
-        def read(h: Array) -> Array:
+        def read(h: Array, q: Array | None = None) -> Array:
             assert context.text is not None
-            return self.attn2(self.norm2(h), context.text, attend=attend)
+            q = self.attn2.to_q(self.norm2(h)) if q is None else q
+            return self.attn2(q, context.text, attend=attend)
 
-        x = x + self.attn1(self.norm1(x), attend=attend)
-        x = repeat_to(x, batch)
+        x = x + self.attn1(self.attn1.to_qkv(self.norm1(x)), attend=attend)
         match wiring:
             case "sequential":  # GLIGEN: the text is read from features that grounding has changed
-                x = x + ground(x)
-                x = x + read(x)
+                x = add(x, ground(x))
+                x = add(x, read(x))
             case "parallel":  # ReGround: both read the same features
-                x = x + ground(x) + read(x)
+                qkv, q = project_both(x, packed) if gate is not None else (None, None)
+                x = add(x, ground(x, qkv), read(x, q))
             case "text_first":
-                x = x + read(x)
-                x = x + ground(x)
+                x = add(x, read(x))
+                x = add(x, ground(x))
             case "no_text":
-                x = x + ground(x)
+                x = add(x, ground(x))
             case "no_grounding":  # plain Stable Diffusion
-                x = x + read(x)
+                x = add(x, read(x))
         return x + self.ff(self.norm3(x))
+
+
+def project_both(
+    x: Float[Array, "A T C"], packed: Packed | None
+) -> tuple[Float[Array, "A T M"] | None, Float[Array, "A T C"] | None]:
+    """The fuser's q, k, v and cross-attention's q of `x`, by one matrix product."""
+    if packed is None:
+        return None, None
+    both = normalise(x, LAYER_NORM_EPS) @ packed.kernel + packed.bias
+    return both[..., : -x.shape[-1]], both[..., -x.shape[-1] :]
 
 
 class SpatialTransformer(nnx.Module):
@@ -226,13 +281,13 @@ class SpatialTransformer(nnx.Module):
         self,
         x: Float[Array, "A H W C"],
         context: BlockContext,
+        packed: Packed | None = None,
         *,
-        batch: int,
         gate: Float[Array, ""] | None,
         wiring: Wiring,
         attend: Attend,
     ) -> Float[Array, "B H W C"]:
         _, height, width, channels = x.shape
         h = self.proj_in(self.norm(x)).reshape(x.shape[0], height * width, channels)
-        h = self.block(h, context, batch=batch, gate=gate, wiring=wiring, attend=attend)
-        return repeat_to(x, batch) + self.proj_out(h).reshape(batch, height, width, channels)
+        h = self.block(h, context, packed, gate=gate, wiring=wiring, attend=attend)
+        return add(x, self.proj_out(h).reshape(h.shape[0], height, width, channels))

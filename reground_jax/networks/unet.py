@@ -24,7 +24,7 @@ from reground_jax.networks.layers import (
     Upsample,
 )
 from reground_jax.networks.position_net import PositionNet
-from reground_jax.networks.transformer import BlockContext, SpatialTransformer, repeat_to
+from reground_jax.networks.transformer import BlockContext, Packed, SpatialTransformer, repeat_to
 from reground_jax.settings import Wiring
 
 RESNET_EPS = 1e-5
@@ -43,6 +43,7 @@ class Prepared(NamedTuple):
 
     blocks: tuple[BlockContext, ...]  # of each transformer block in order of execution, batch k * B
     time: tuple[Float[Array, "M C"], ...]  # of each resnet in order, a row per time step, float32
+    packed: tuple[Packed | None, ...]  # of each transformer block; None but in the parallel wiring
 
     def at(self, row: Int[Array, ""] | int) -> "Prepared":
         """With the time table cut to one row (which may be traced), as the U-Net wants it."""
@@ -206,12 +207,14 @@ class UNet(nnx.Module):
         if wiring != "no_grounding" and grounding is not None and self.position_net is not None:
             phrases = grounding.phrases.astype(text.dtype)
             tokens = self.position_net(grounding.boxes, phrases, grounding.mask)
-        blocks = tuple(
-            attention.block.context(text, tokens, wiring=wiring)
-            for level in self.levels()
-            for attention in level.attentions
+        blocks = [attention.block for level in self.levels() for attention in level.attentions]
+        return Prepared(
+            blocks=tuple(block.context(text, tokens, wiring=wiring) for block in blocks),
+            time=self.time_table(timesteps),
+            packed=tuple(
+                block.pack(text.dtype) if wiring == "parallel" else None for block in blocks
+            ),
         )
-        return Prepared(blocks, self.time_table(timesteps))
 
     def __call__(
         self,
@@ -226,22 +229,20 @@ class UNet(nnx.Module):
 
         gate: the step's schedule gate (float32 scalar), or None for a network without fusers.
         Computes in the dtype of the context, and returns K = k * B samples in it, each sample's k
-        branches as neighbours.
+        branches as neighbours; K = B if no block has read a context (`no_text` without fusers).
         """
-        context = jax.tree.leaves(prepared.blocks)[0]
-        batch = context.shape[0]
-        contexts, times = iter(prepared.blocks), iter(prepared.time)
+        dtype = jax.tree.leaves(prepared.blocks)[0].dtype
+        times = iter(prepared.time)
+        contexts = zip(prepared.blocks, prepared.packed, strict=True)
 
         def layer(level: Level, i: int, h: Array) -> Array:
             time = next(times)
             h = level.resnets[i](h, time if time.shape[0] == 1 else repeat_to(time, h.shape[0]))
             if i < len(level.attentions):
-                h = level.attentions[i](
-                    h, next(contexts), batch=batch, gate=gate, wiring=wiring, attend=attend
-                )
+                h = level.attentions[i](h, *next(contexts), gate=gate, wiring=wiring, attend=attend)
             return h
 
-        h = self.conv_in(x.astype(context.dtype))
+        h = self.conv_in(x.astype(dtype))
         skips = [h]
         for level in self.down_blocks:
             for i in range(len(level.resnets)):

@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
 
 # How these are laid over devices (devices.py).
 INPUT_SPECS = Inputs(plan=WHOLE, gates=WHOLE, guidance_scale=WHOLE, seeds=SPLIT, inpaint=SPLIT)  # type: ignore[arg-type]
-PREPARED_SPECS = Prepared(blocks=SPLIT, time=WHOLE)  # type: ignore[arg-type]
+PREPARED_SPECS = Prepared(blocks=SPLIT, time=WHOLE, packed=WHOLE)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

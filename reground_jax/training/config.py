@@ -89,10 +89,15 @@ def open_data(config: StageConfig) -> Data:
 def _emoji(
     folder: Path,
     *,
-    artwork: str,
+    artwork: str | None = None,
     world: dict[str, Any] | str = "small",
     seed: int = 0,
 ) -> Data:
+    if artwork is None:
+        raise ValueError(
+            "the emoji world needs its artwork: give --artwork DIR/artwork.npz, which "
+            "`python -m reground_jax.emoji.artwork --out DIR` makes"
+        )
     named = {"small": WorldConfig(), "large": LARGE}
     settings = named[world] if isinstance(world, str) else from_json(WorldConfig, world)
     made = World(settings, load_artwork(folder / artwork))

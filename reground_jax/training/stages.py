@@ -1,4 +1,4 @@
-"""The three stages: autoencoder, text-to-image, grounding. Each ends in a model directory.
+"""The stages: autoencoder, text-to-image, grounding. Each ends in a model directory.
 
 Every stage starts from the model of the one before and passes on all networks, so that
 `Pipeline.load` reads each. GLIGEN's recipe (arXiv 2301.07093, section 3): the trained model is
@@ -41,6 +41,7 @@ from reground_jax.training.trainer import Trainer
 class Stage:
     """What one command works with."""
 
+    kind: str  # one of STAGES
     config: StageConfig
     data: Data
     model: ModelConfig
@@ -60,27 +61,21 @@ class Stage:
 
 def autoencoder(stage: Stage, *, minutes: float | None) -> bool:
     """Stage 1: the VAE, on images alone; then measures the scale of its latents."""
-    config = stage.config
-    loss = AutoencoderLoss(
-        stage.model, stage.attend(), config.dtype, config.recipe.seed, **config.loss
-    )
-    trained, _ = split_leaves(stage.leaves, lambda name: name.startswith("vae/"))
-    examples = stage.layouts()
-    images = np.stack([example.image for example in examples])
-    reconstruct = _reconstruction(stage)
-
-    def on_sample(step: int, average: Leaves) -> None:
-        decoded = to_uint8(np.asarray(reconstruct(nested(average)["vae"], images)))
-        sheet = sample_grid([e.layout for e in examples], [images, decoded], boxes=False)
-        save_grid(sheet, stage.out / "samples" / f"{step:07}.png")
-
-    make = ImageBatches(stage.data.source, config.recipe.batch_size)
-    trainer = _trainer(stage, loss, trained, {}, make, on_sample)
+    trainer = _autoencoder_trainer(stage, lambda name: name.startswith("vae/"))
     done = trainer.run(minutes=minutes)
     if done:
         scale = 1 / latent_deviation(stage, trainer.state.average)
         vae = dataclasses.replace(stage.model.vae, scaling_factor=round(scale, 5))
         _write(stage, dataclasses.replace(stage.model, vae=vae), trainer)
+    return done
+
+
+def decoder(stage: Stage, *, minutes: float | None) -> bool:
+    """The VAE's decoder alone: latents keep their meaning, so it may follow any stage."""
+    trainer = _autoencoder_trainer(stage, is_decoder)
+    done = trainer.run(minutes=minutes)
+    if done:
+        _write(stage, stage.model, trainer)
     return done
 
 
@@ -96,7 +91,16 @@ def grounding(stage: Stage, *, minutes: float | None) -> bool:
     return _diffusion(stage, stage.config.wiring, is_grounding, minutes=minutes)
 
 
-STAGES = {"autoencoder": autoencoder, "text_to_image": text_to_image, "grounding": grounding}
+STAGES = {
+    "autoencoder": autoencoder,
+    "text_to_image": text_to_image,
+    "grounding": grounding,
+    "decoder": decoder,
+}
+
+
+def is_decoder(name: str) -> bool:
+    return name.startswith(("vae/decoder/", "vae/post_quant_conv/"))
 
 
 def is_grounding(name: str) -> bool:
@@ -133,11 +137,11 @@ def open_stage(
         leaves = dict(flatten(given.params))
         info = {"source": given.info.get("source"), "training": given.info.get("training", [])}
     model = changed(model, config.model)
-    if kind != "autoencoder":
+    if kind in ("text_to_image", "grounding"):
         unet = dataclasses.replace(model.unet, grounded=kind == "grounding")
         model = dataclasses.replace(model, unet=unet)
     leaves = completed(model, leaves, seed=config.recipe.seed)
-    return Stage(config, data, model, leaves, tokenizer_json, out, chosen, info)
+    return Stage(kind, config, data, model, leaves, tokenizer_json, out, chosen, info)
 
 
 def changed(model: ModelConfig, parts: dict[str, dict[str, Any]]) -> ModelConfig:
@@ -204,6 +208,26 @@ def encoder(stage: Stage, *, scaled: bool = True) -> Callable[..., jax.Array]:
         return latents.astype(jnp.float32) / factor
 
     return over_devices(encode, (WHOLE, SPLIT), SPLIT, devices=stage.devices)
+
+
+def _autoencoder_trainer(stage: Stage, trainable: Callable[[str], bool]) -> Trainer:
+    config = stage.config
+    loss = AutoencoderLoss(
+        stage.model, stage.attend(), config.dtype, config.recipe.seed, **config.loss
+    )
+    leaves = {name: leaf for name, leaf in stage.leaves.items() if name.startswith("vae/")}
+    trained, frozen = split_leaves(leaves, trainable)
+    examples = stage.layouts()
+    images = np.stack([example.image for example in examples])
+    reconstruct = _reconstruction(stage)
+
+    def on_sample(step: int, average: Leaves) -> None:
+        decoded = to_uint8(np.asarray(reconstruct(nested(average, frozen)["vae"], images)))
+        sheet = sample_grid([e.layout for e in examples], [images, decoded], boxes=False)
+        save_grid(sheet, stage.out / "samples" / f"{step:07}.png")
+
+    make = ImageBatches(stage.data.source, config.recipe.batch_size)
+    return _trainer(stage, loss, trained, frozen, make, on_sample)
 
 
 def _reconstruction(stage: Stage) -> Callable[..., jax.Array]:
@@ -279,10 +303,12 @@ def _write(
     leaves = stage.leaves | (frozen or {}) | trainer.state.average
     kind = jnp.dtype(stage.config.save_dtype)
     record = {
+        "stage": stage.kind,
         "steps": int(trainer.state.step),
         "recipe": dataclasses.asdict(stage.config.recipe),
-        "wiring": stage.config.wiring,
-        "source": stage.config.source,
+        "wiring": stage.config.wiring if stage.kind == "grounding" else None,
+        # Not the paths: they mean nothing elsewhere.
+        "source": {k: v for k, v in stage.config.source.items() if k in ("kind", "world", "seed")},
         "finished": time.strftime("%Y-%m-%d"),
     }
     info = {**stage.info, "training": [*stage.info["training"], record]}
