@@ -112,7 +112,9 @@ class Recipe:
             }
 
         return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm), step, optax.stateless(hurry_gates)
+            optax.clip_by_global_norm(self.clip_norm),
+            step,
+            optax.stateless(hurry_gates),  # type: ignore[arg-type]
         )
 
 
