@@ -18,13 +18,15 @@ from tests.reference import relative_error
 ROOT = Path(__file__).parent.parent
 
 HEAD = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import numpy as np
 folder = Path(sys.argv[1])
 begin = time.perf_counter()
 def report(**facts):
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Not ru_maxrss, which starts at the peak of the process that started this one.
+    (line,) = (l for l in open("/proc/self/status") if l.startswith("VmHWM"))
+    peak = int(line.split()[1]) / 2**20
     print(json.dumps({"seconds": time.perf_counter() - begin, "peak_gib": peak, **facts}))
 LAYOUT = dict(prompt="a cat and a dog", phrases=["a cat", "a dog"],
               boxes=[(0.05, 0.2, 0.45, 0.9), (0.55, 0.3, 0.95, 0.9)], negative_prompt="dark")
@@ -63,17 +65,21 @@ from reground_jax import Layout, Pipeline
 from reground_jax.model import count_parameters
 pipe = Pipeline.load(folder / "ours")
 loaded = time.perf_counter() - begin
-def run():
+def run(wiring):
     start = time.perf_counter()
-    latents = pipe(Layout(**LAYOUT), wiring="sequential", gamma=1.0, solver="ddim", latents=X,
+    latents = pipe(Layout(**LAYOUT), wiring=wiring, gamma=1.0, solver="ddim", latents=X,
                    output="latents", **SETTINGS)
     return time.perf_counter() - start, latents
-first, latents = run()
-second, again = run()
+first, latents = run("sequential")
+second, again = run("sequential")
 assert (latents == again).all()
+run("parallel")
+parallel, other = run("parallel")
+assert np.abs(latents - other).max() > 1e-3
 np.save(folder / "ours.npy", latents)
 parameters = count_parameters(pipe.params["unet"])
-report(unet_parameters=parameters, load=loaded, first=first, second=second)
+report(unet_parameters=parameters, load=loaded, first=first, second=second,
+       parallel=parallel)
 """,
     "theirs": """
 import diffusers, torch
