@@ -187,16 +187,10 @@ class TransformerBlock(nnx.Module):
         """The shared projection of the parallel wiring: a function of the parameters alone."""
         if self.fuser is None:
             return None
-        to_qkv, to_q = self.fuser.attn.to_qkv.kernel[...], self.attn2.to_q.kernel[...]
-        pairs = ((self.fuser.norm1, to_qkv), (self.norm2, to_q))
-        scales = [norm.scale[...].astype(jnp.float32) for norm, _ in pairs]
-        biases = [norm.bias[...].astype(jnp.float32) for norm, _ in pairs]
-        kernels = [kernel.astype(jnp.float32) for _, kernel in pairs]
+        layers = ((self.fuser.norm1, self.fuser.attn.to_qkv), (self.norm2, self.attn2.to_q))
+        kernels, biases = zip(*(fold(norm, linear) for norm, linear in layers), strict=True)
         return Packed(
-            jnp.concatenate(
-                [s[:, None] * k for s, k in zip(scales, kernels, strict=True)], axis=1
-            ).astype(dtype),
-            jnp.concatenate([b @ k for b, k in zip(biases, kernels, strict=True)]).astype(dtype),
+            jnp.concatenate(kernels, axis=1).astype(dtype), jnp.concatenate(biases).astype(dtype)
         )
 
     def __call__(
@@ -241,6 +235,13 @@ class TransformerBlock(nnx.Module):
             case "no_grounding":  # plain Stable Diffusion
                 x = add(x, read(x))
         return x + self.ff(self.norm3(x))
+
+
+def fold(norm: LayerNorm, linear: Linear) -> tuple[Float[Array, "C M"], Float[Array, "M"]]:
+    """Kernel and bias that do to normalised features what `linear` does after `norm`; float32."""
+    parts = (linear.kernel, norm.scale, norm.bias)
+    kernel, scale, bias = (jnp.asarray(part[...], jnp.float32) for part in parts)
+    return scale[:, None] * kernel, bias @ kernel
 
 
 def project_both(
