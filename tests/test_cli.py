@@ -25,6 +25,7 @@ from reground_jax.layout import Layout
 from reground_jax.model import count_parameters, random_params, read_model, write_model
 from reground_jax.settings import Settings
 from tests.conftest import tiny_config
+from tests.originals import write_tiny_tokenizer
 
 DATA = Path(__file__).parent / "data"
 TEDDY = DATA / "layouts" / "teddy.json"
@@ -419,12 +420,7 @@ def test_info_says_what_a_model_is(tiny_model_dir, capsys, compiled):
 @pytest.fixture(scope="module")
 def byte_tokenizer(tmp_path_factory) -> Path:
     """A vocabulary of 256 with the special tokens of the tiny original (begin 0, end 255)."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    words = {"<|startoftext|>": 0, "<|endoftext|>": 255, "a": 1, "b": 2, "ab": 3}
-    words |= {chr(0x100 + i): i for i in range(4, 255)}
-    (folder / "vocab.json").write_text(json.dumps(words))
-    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
-    return folder
+    return write_tiny_tokenizer(tmp_path_factory.mktemp("original") / "tokenizer")
 
 
 def convert_original(destination: Path, tokenizer: Path, *options: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Proof 2: every array that the original GLIGEN code computed from its own tiny checkpoints."""
 
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -19,6 +18,7 @@ from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.sampling.loop import Inpaint, Inputs, Program, advance, prepare
 from reground_jax.sampling.solvers import SOLVERS
 from tests.models import module
+from tests.originals import write_tiny_tokenizer
 from tests.reference import DATA, relative_error
 
 ATTEND = attention_for("cpu")
@@ -29,23 +29,13 @@ NAMES = ("text_box", "inpaint")
 WIRINGS = ("sequential", "parallel")
 
 
-def write_byte_tokenizer(folder: Path) -> Path:
-    """A vocabulary of 256 with the fixtures' special tokens (begin 0, end and padding 255)."""
-    words = {"<|startoftext|>": 0, "<|endoftext|>": 255}
-    words |= {"a": 1, "b": 2, "ab": 3} | {chr(0x100 + i): i for i in range(4, 255)}
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps(words))
-    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
-    return folder
-
-
 @functools.cache
 def fixture(name: str):
     """(model, arrays by name, NHWC where they are images)."""
     import tempfile
 
     folder = Path(tempfile.mkdtemp(prefix="reground-original-"))
-    tokenizer = write_byte_tokenizer(folder / "tokenizer")
+    tokenizer = write_tiny_tokenizer(folder / "tokenizer")
     source = DATA / "original" / f"original_{name}_tiny.bin"
     convert(source, folder / "model", tokenizer=tokenizer)
     with np.load(source.with_suffix(".npz")) as file:

@@ -73,7 +73,6 @@ class AutoencoderLoss:
         l1, edges = jnp.abs(error).mean(), edge_loss(error, self.scales)
         loss = l1 + self.edge_weight * edges + self.kl_weight * kl
         psnr = 10 * jnp.log10(4 / jnp.square(error).mean())  # images span 2
-        # The square of the latents' RMS: its root is what `scaling_factor` undoes.
         return loss, {"l1": l1, "edges": edges, "kl": kl, "psnr": psnr}
 
 
