@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow train clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m reground_jax.demo --out out/demo
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+train: $(VENV)/.test
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh reground_jax/training/configs/emoji64/train.sh out/emoji64
 
 slow: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m slow -s

@@ -1,19 +1,26 @@
-"""From a name to a model directory: ours as it is, anything else converted once into a cache."""
+"""From a name to a model directory: ours as it is, anything else converted once into a cache.
+
+The models that come with the package have a plain name: `BUILT_IN`.
+"""
 
 import hashlib
 import os
 from pathlib import Path
 
+import reground_jax
 from reground_jax.model import is_model_directory
 
 from .convert import convert
 from .sources import resolve
 
 CACHE = Path.home() / ".cache" / "reground-jax"
+MODELS = Path(reground_jax.__file__).parent / "models"
+BUILT_IN = ("emoji", "emoji-parallel")  # folders of MODELS, each with a model card
 
 
 def model_directory(name: str | os.PathLike[str], *, cache: Path = CACHE) -> Path:
-    """The model directory behind a path (ours, or any that `convert` reads) or a Hub id.
+    """The model directory behind a path (ours, or any that `convert` reads), the name of a built-in
+    model, or a Hub id, tried in this order.
 
     Sources that are not ours are converted into `cache`, under a name that changes when a file of
     theirs changes. Raises ValueError or OSError with a sentence that says what is wrong.
@@ -21,6 +28,8 @@ def model_directory(name: str | os.PathLike[str], *, cache: Path = CACHE) -> Pat
     path = Path(name).expanduser()
     if is_model_directory(path):
         return path
+    if name in BUILT_IN and not path.exists():
+        return MODELS / name
     source = resolve(os.fspath(name))
     if source.kind == "ours":
         return source.path

@@ -27,16 +27,28 @@ class Texts:
     def __init__(self, tokenizer_json: str, config: TokenizerConfig):
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
         self.config = config
+        unknown = getattr(self.tokenizer.model, "unk_token", None)
+        unknown_id = None if unknown is None else self.tokenizer.token_to_id(unknown)
+        # CLIP's names its end token, which never stands for a word: bytes have tokens of their own.
+        special = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+        self._unknown_id = None if unknown_id in special else unknown_id
 
     def ids(self, texts: Iterable[str]) -> np.ndarray:
-        """int32 [n, max_length]: begin, tokens, end, padding. Warns once of texts that are cut."""
+        """int32 [n, max_length]: begin, tokens, end, padding.
+
+        Warns once of texts that are cut, and of words that the tokenizer has no token for.
+        """
         config = self.config
         room = config.max_length - 2
         rows, cut = [], []
+        unknown: dict[str, None] = {}
         for text in texts:
             encoding = self.tokenizer.encode(text, add_special_tokens=False)
             if len(encoding.ids) > room:
                 cut.append((text, text[encoding.offsets[room - 1][1] :].strip()))
+            for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+                if token == self._unknown_id:
+                    unknown[text[start:stop]] = None
             ids = [config.bos_token_id, *encoding.ids[:room], config.eos_token_id]
             rows.append(ids + [config.pad_token_id] * (config.max_length - len(ids)))
         if cut:
@@ -44,6 +56,11 @@ class Texts:
             warnings.warn(
                 f"{len(cut)} of the texts are longer than {room} tokens and were cut; not read: "
                 f"{shown}. Shorten them to have all of it count.",
+                stacklevel=3,
+            )
+        if unknown:
+            warnings.warn(
+                f"this model does not know {', '.join(map(repr, unknown))}: say it in other words",
                 stacklevel=3,
             )
         return np.array(rows, np.int32).reshape(-1, config.max_length)

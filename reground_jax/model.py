@@ -3,6 +3,9 @@
 DIR/config.json      format, network configs, noise schedule, tokenizer settings, facts (`info`)
 DIR/tokenizer.json   of the `tokenizers` library
 DIR/arrays/NNN/      Orbax checkpoints, the arrays of all networks by name
+
+A directory may stand on another one, its base (`"base"` in config.json, a relative path), and then
+holds only the arrays that differ: fusers trained on one frozen model share its bulk.
 """
 
 import functools
@@ -16,7 +19,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -113,12 +116,16 @@ def write_model(
     arrays: Iterable[tuple[str, np.ndarray]],
     tokenizer_json: str,
     info: dict[str, Any],
+    *,
+    base: str | Path | None = None,
 ) -> dict[str, Any]:
     """Writes a model directory, all or nothing, and returns `info` with checksum and counts added.
 
-    Arrays are written as they come. Everything goes to a sibling directory that is renamed at the
-    end, so a process killed at any moment leaves nothing that loads. Raises FileExistsError if
-    `directory` exists, CheckpointError if the arrays are not those of `config`.
+    base: another model directory; arrays equal to its own are not written, and the two must keep
+    their places relative to each other. Arrays are written as they come. Everything goes to a
+    sibling directory that is renamed at the end, so a process killed at any moment leaves nothing
+    that loads. Raises FileExistsError if `directory` exists, CheckpointError if the arrays are not
+    those of `config`.
     """
     directory = Path(directory)
     if directory.exists():
@@ -126,6 +133,7 @@ def write_model(
             f"{directory} exists already: choose another place, or remove it first"
         )
     shapes, facts = leaf_shapes(config), Facts()
+    shared = set() if base is None else _digests(Path(base))
 
     def checked() -> Iterator[tuple[str, np.ndarray]]:
         for name, array in arrays:
@@ -134,7 +142,8 @@ def write_model(
                 raise CheckpointError(f"array {name} has shape {array.shape}, expected {expected}")
             array = np.asarray(array, order="C")
             facts.add(name, array)
-            yield name, array
+            if facts.digests[-1] not in shared:
+                yield name, array
         if shapes:
             raise CheckpointError(f"arrays missing: {', '.join(sorted(shapes))}")
 
@@ -145,6 +154,8 @@ def write_model(
         info = info | facts.summary()
         (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         content = {"format": FORMAT, "groups": groups, "info": info, **config.to_json()}
+        if base is not None:
+            content["base"] = os.path.relpath(base, directory)
         (partial / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         partial.rename(directory)
     except BaseException:
@@ -178,6 +189,26 @@ def _is_running(pid: int) -> bool:
     return True
 
 
+def _digests(directory: Path) -> set[str]:
+    """What `Facts` notes of every array of a model directory."""
+    facts = Facts()
+    for name, array in _stored_arrays(directory):
+        facts.add(name, array)
+    return set(facts.digests)
+
+
+def _stored_arrays(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """All arrays of a model directory, its own before those that its base adds."""
+    description = read_description(directory)
+    own = set()
+    for name, array in load_arrays(directory / "arrays", description.groups):
+        own.add(name)
+        yield name, array
+    if description.base is not None:
+        base = directory / description.base
+        yield from ((name, array) for name, array in _stored_arrays(base) if name not in own)
+
+
 def is_model_directory(path: Path) -> bool:
     """Whether `path` claims to be a model directory of this package (it may still be damaged)."""
     try:
@@ -186,12 +217,22 @@ def is_model_directory(path: Path) -> bool:
         return False
 
 
-def read_description(directory: Path) -> tuple[ModelConfig, dict[str, Any], int]:
-    """Config, info and number of array groups. Raises CheckpointError if damaged or foreign."""
+class Description(NamedTuple):
+    """What config.json says."""
+
+    config: ModelConfig
+    info: dict[str, Any]
+    groups: int  # of arrays
+    base: str | None  # a model directory relative to this one, which holds the arrays not here
+
+
+def read_description(directory: Path) -> Description:
+    """Reads config.json. Raises CheckpointError if damaged or foreign."""
     path = directory / "config.json"
     try:
         content = json.loads(path.read_text())
         kind, groups, info = (content.pop(key) for key in ("format", "groups", "info"))
+        base = content.pop("base", None)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{directory} is not a model directory of reground-jax ({path.name} is missing or "
@@ -201,7 +242,7 @@ def read_description(directory: Path) -> tuple[ModelConfig, dict[str, Any], int]
         raise CheckpointError(
             f"{directory} has format {kind!r}, this version reads {FORMAT!r}: convert it again"
         )
-    return ModelConfig.from_json(content), info, groups
+    return Description(ModelConfig.from_json(content), info, groups, base)
 
 
 def read_model(
@@ -209,13 +250,14 @@ def read_model(
 ) -> Model:
     """Reads a model directory; `place` takes each array (in its stored dtype) to where it is used.
 
-    Raises CheckpointError if the directory is damaged, foreign or incomplete.
+    Raises CheckpointError if the directory, or its base, is damaged, foreign or incomplete.
     """
     directory = Path(directory)
-    config, info, groups = read_description(directory)
+    description = read_description(directory)
+    config, info = description.config, description.info
     shapes, facts = leaf_shapes(config), Facts()
     leaves: dict[str, Any] = {}
-    for name, array in load_arrays(directory / "arrays", groups):
+    for name, array in _stored_arrays(directory):
         if shapes.get(name) != array.shape:
             raise CheckpointError(
                 f"{directory}: array {name} has shape {array.shape}, its config.json asks for "

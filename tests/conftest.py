@@ -45,3 +45,14 @@ def tiny_config(tokenizer, **unet_changes):
         ),
         tokenizer=tokenizer,
     )
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A model directory of tests/training.py's TINY with random weights, without fusers."""
+    from reground_jax.model import random_params, write_model
+    from tests.training import TINY, TOKENIZER
+
+    directory = tmp_path_factory.mktemp("base") / "model"
+    write_model(directory, TINY, random_params(TINY, 0), TOKENIZER, {"source": "random"})
+    return directory

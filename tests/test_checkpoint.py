@@ -196,6 +196,22 @@ def test_wrong_arrays_are_refused_and_nothing_is_left(tmp_path, config):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_on_a_base_holds_only_what_differs(written, config, tmp_path):
+    """As fusers trained on a frozen model: written, moved together with the base, and read."""
+    arrays = dict(flatten(read_model(written).params))
+    names = [name for name in arrays if "/fuser/" in name]
+    changed = arrays | {name: arrays[name] + 1 for name in names}
+    shutil.copytree(written, tmp_path / "a/base")
+    write_model(tmp_path / "a/top", config, changed.items(), "{}", {}, base=tmp_path / "a/base")
+    own = dict(load_arrays(tmp_path / "a/top/arrays", 1))
+    assert sorted(own) == sorted(names)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    assert_same(flatten(read_model(tmp_path / "b/top").params), changed)
+    shutil.rmtree(tmp_path / "b/base")
+    with pytest.raises(CheckpointError, match="base is not a model directory"):
+        read_model(tmp_path / "b/top")
+
+
 def test_an_existing_destination_is_refused(written, config):
     with pytest.raises(FileExistsError, match="exists already: choose another place, or remove it"):
         write_model(written, config, random_params(config, 0), "{}", {})

@@ -166,7 +166,6 @@ BAD_REQUESTS = {
     "seed": (["x", "--seed", "-1"], "seed 0 is -1: a seed is an integer from 0 to 4294967295"),
     "no layout file": (["--layout", "nowhere.json"], "cannot read layout file nowhere.json"),
     "no image": (["--from", "nowhere.png"], "cannot read image nowhere.png"),
-    "no model": (["x"], "no model is given: name one with --model"),
     "missing model": (["x", "--model", "nowhere"], "nowhere does not exist"),
     "another file type": (["x", "--out", "x.jpg"], "only PNG keeps the recipe"),
     "unknown option": (["x", "--tau", "1"], "unrecognized arguments: --tau 1.* --help`"),

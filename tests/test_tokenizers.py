@@ -8,8 +8,11 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
+from reground_jax.conditioning import Texts
 from reground_jax.config import TokenizerConfig
 from reground_jax.convert.tokenizers import build_tokenizer
+from reground_jax.emoji.tokenizer import emoji_tokenizer
+from reground_jax.emoji.world import WorldConfig
 
 MERGES = Path(__file__).parent / "data" / "clip" / "bpe_simple_vocab_16e6.txt.gz"
 START, END = 49406, 49407  # the last two of 49,408 tokens
@@ -162,6 +165,18 @@ def test_a_length_that_nobody_set_is_clips(tmp_path, vocabulary):
         tmp_path / "t", vocabulary, tokenizer_config={"model_max_length": int(1e30)}
     )
     assert build_tokenizer(folder).config.max_length == 77
+
+
+def test_words_that_a_model_does_not_know_are_named():
+    text, config = emoji_tokenizer(WorldConfig())
+    texts = Texts(text, config)
+    with pytest.warns(UserWarning, match=r"does not know 'unicorn', 'moon': say it in other words"):
+        texts.ids(["a unicorn and a cat", "a unicorn on the moon"])
+
+
+def test_clips_vocabulary_knows_everything(real):
+    texts = Texts(real.json, real.config)
+    assert texts.ids(["a unicorn ☃ 🦄"]).shape == (1, 77)  # a warning would be an error here
 
 
 def test_a_small_vocabulary_works(tmp_path):

@@ -1,6 +1,5 @@
 """The trainer, at sizes that take seconds: what is frozen, what resumes, what devices share."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -12,32 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
 
 from reground_jax.checkpoint import CheckpointError, flatten
 from reground_jax.conditioning import Texts
 from reground_jax.config import (
-    CLIPTextConfig,
-    ModelConfig,
     NoiseSchedule,
-    UNetConfig,
-    VAEConfig,
 )
-from reground_jax.emoji.tokenizer import emoji_tokenizer, vocabulary_size
-from reground_jax.emoji.world import WorldConfig
-from reground_jax.layout import Layout
-from reground_jax.model import network, random_params, read_model, write_model
+from reground_jax.model import network, read_model
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.unet import Grounding
 from reground_jax.pipeline import Pipeline
-from reground_jax.readers import Rejected
-from reground_jax.readers.annotated import crop_box, largest
-from reground_jax.readers.coco import read_coco
-from reground_jax.readers.jsonl import read_jsonl
-from reground_jax.training.__main__ import main
 from reground_jax.training.batches import ImageBatches, LatentBatches
 from reground_jax.training.config import Data, StageConfig
-from reground_jax.training.data import Example, prefetch
+from reground_jax.training.data import prefetch
 from reground_jax.training.losses import (
     DiffusionLoss,
     LatentBatch,
@@ -53,51 +39,7 @@ from reground_jax.training.stages import (
 )
 from reground_jax.training.state import nested, split_leaves
 from reground_jax.training.trainer import Recipe, Trainer
-
-SIZE = 16  # pixels: 8x8 latents under the one halving of TINY's autoencoder
-TOKENIZER, LENGTHS = emoji_tokenizer(WorldConfig())
-TINY = ModelConfig(
-    unet=UNetConfig(
-        in_channels=2, out_channels=2, block_channels=(8,), layers_per_block=(1,), num_heads=(2,),
-        down_attention=(True,), up_attention=(True,), text_width=8, norm_groups=4, sample_size=8,
-        grounded=False,
-    ),
-    vae=VAEConfig(latent_channels=2, block_channels=(8, 8), layers_per_block=1, norm_groups=4),
-    text_encoder=CLIPTextConfig(
-        vocab_size=vocabulary_size(TOKENIZER), width=8, num_layers=1, num_heads=2, mlp_width=16,
-        max_length=16, eos_token_id=LENGTHS.eos_token_id,
-    ),
-    schedule=NoiseSchedule(prediction_type="v_prediction", clip_sample=False),
-    tokenizer=dataclasses.replace(LENGTHS, max_length=16),
-)  # fmt: skip
-
-
-class Squares:
-    """A coloured square on a plain ground: a source that costs nothing."""
-
-    def batch(self, index: int, batch_size: int) -> list[Example]:
-        return [self._example(index * batch_size + i) for i in range(batch_size)]
-
-    def _example(self, seed: int) -> Example:
-        rng = np.random.default_rng(seed)
-        image = np.full((SIZE, SIZE, 3), rng.integers(0, 256, 3), np.uint8)
-        x, y = rng.integers(0, SIZE // 2, 2)
-        image[y : y + 8, x : x + 8] = rng.integers(0, 256, 3)
-        box = (x / SIZE, y / SIZE, (x + 8) / SIZE, (y + 8) / SIZE)
-        return Example(image, Layout(prompt="a cat on the grass", phrases=["a cat"], boxes=[box]))
-
-
-def tiny_recipe(**changes) -> Recipe:
-    numbers = {"num_steps": 3, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 1}
-    return Recipe(**(numbers | {"log_every": 1, "sample_every": 3} | changes))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A model directory of TINY with random weights, without fusers."""
-    directory = tmp_path_factory.mktemp("base") / "model"
-    write_model(directory, TINY, random_params(TINY, 0), TOKENIZER, {"source": "random"})
-    return directory
+from tests.training import TINY, TOKENIZER, Squares, tiny_recipe
 
 
 def squares_stage(kind: str, out: Path, base: Path, monkeypatch, **changes) -> Stage:
@@ -235,7 +177,7 @@ def test_a_time_limit_ends_in_a_checkpoint(base, tmp_path, monkeypatch):
 
 PARALLEL = """
     import jax, numpy as np
-    from tests.test_training import TINY, TOKENIZER, Squares
+    from tests.training import TINY, TOKENIZER, Squares
     from reground_jax.conditioning import Texts
     from reground_jax.checkpoint import flatten
     from reground_jax.devices import SPLIT, WHOLE, over_devices
@@ -338,95 +280,3 @@ def test_prefetching_keeps_order_and_raises_where_the_batch_failed():
     assert [next(batches), next(batches)] == [2, 3]
     with pytest.raises(ValueError, match="batch 4 is bad"):
         next(batches)
-
-
-# GLIGEN's own arithmetic in pixels: scale the shorter side to S, cut (longer - S) / 2 off each end.
-@pytest.mark.parametrize(
-    ("image_size", "xywh", "expected"),
-    [
-        ((640, 480), (80, 0, 480, 480), (0, 0, 1, 1)),  # exactly the middle square
-        ((640, 480), (0, 120, 200, 240), (0, 0.25, 0.25, 0.75)),  # cut at the left: 80 px are gone
-        ((480, 640), (240, 60, 240, 60), (0.5, 0, 1, 40 / 480)),  # cut at the top
-        ((640, 480), (0, 0, 40, 100), (0, 0, 0, 100 / 480)),  # outside: no width is left
-    ],
-)
-def test_boxes_follow_the_crop_of_the_image(image_size, xywh, expected):
-    x, y, w, h = xywh
-    width, height = image_size
-    box = (x / width, y / height, (x + w) / width, (y + h) / height)
-    assert crop_box(box, image_size) == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_thirty_largest_boxes_stay_and_none_under_one_percent():
-    boxes = [(0.0, 0.0, 0.1 + 0.01 * i, 0.1) for i in range(40)]
-    assert largest(boxes, 30) == list(range(39, 9, -1))
-    small = [(0.0, 0.0, 0.1, 0.09), (0.0, 0.0, 0.2, 0.06)]  # 0.9 % and 1.2 %
-    assert largest(small, 30) == [1]
-
-
-@pytest.fixture
-def coco(tmp_path) -> Path:
-    """Four images of 24x16 pixels in COCO's form, one of them with a crowd and a tiny box."""
-    rng = np.random.default_rng(0)
-    images, boxes, captions = [], [], []
-    for i in range(4):
-        pixels = rng.integers(0, 256, (16, 24, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "width": 24, "height": 16})
-        boxes.append({"image_id": i, "category_id": 3, "bbox": [4, 0, 8, 8], "iscrowd": 0})
-        captions += [{"image_id": i, "caption": f"a cat on the {word}."} for word in "ab"]
-    boxes.append({"image_id": 0, "category_id": 3, "bbox": [4, 0, 16, 16], "iscrowd": 1})
-    boxes.append({"image_id": 0, "category_id": 5, "bbox": [4, 0, 1, 1], "iscrowd": 0})
-    categories = [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}]
-    content = {"images": images, "annotations": boxes, "categories": categories}
-    (tmp_path / "instances.json").write_text(json.dumps(content))
-    (tmp_path / "captions.json").write_text(json.dumps({"annotations": captions}))
-    lines = [
-        {"image": f"{i}.png", "caption": "a dog", "phrases": ["a dog"], "boxes": [[0, 0, 0.5, 1]]}
-        for i in range(4)
-    ]
-    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json\n")
-    return tmp_path
-
-
-def test_coco_is_read_without_crowds_and_with_all_captions(coco):
-    entries = list(read_coco(coco / "instances.json", coco / "captions.json", coco))
-    assert len(entries) == 4
-    first = entries[0]
-    assert not isinstance(first, Rejected)
-    assert first.captions == ("a cat on the a.", "a cat on the b.")
-    assert first.phrases == ("a cat", "a dog")
-    assert first.boxes[0] == pytest.approx((4 / 24, 0, 12 / 24, 8 / 16))
-
-
-def test_a_bad_line_of_jsonl_is_named(coco):
-    entries = list(read_jsonl(coco / "train.jsonl"))
-    assert isinstance(entries[-1], Rejected) and "line 5" in entries[-1].source
-    assert sum(not isinstance(entry, Rejected) for entry in entries) == 4
-
-
-@pytest.mark.parametrize(("kind", "wiring"), [("coco", "sequential"), ("jsonl", "parallel")])
-def test_a_folder_of_annotated_images_trains_grounding(kind, wiring, coco, base):
-    source = {
-        "coco": {"instances": "instances.json", "captions": "captions.json", "images": "."},
-        "jsonl": {"path": "train.jsonl"},
-    }[kind]
-    config = {
-        "source": {"kind": kind, "image_size": SIZE, **source},
-        "wiring": wiring,
-        "num_samples": 2,
-        "recipe": dataclasses.asdict(tiny_recipe(num_steps=2)),
-    }
-    (coco / "config.json").write_text(json.dumps(config))
-    command = ["grounding", "--config", str(coco / "config.json"), "--from", str(base)]
-    assert main([*command, "--out", str(coco / "run")]) == 0
-    model = read_model(coco / "run" / "model")
-    assert model.config.unet.grounded
-    assert model.info["training"][-1]["wiring"] == wiring
-
-
-def test_a_wrong_config_is_one_sentence(coco, base, capsys):
-    (coco / "config.json").write_text('{"source": {"kind": "video"}, "recipe": {"num_step": 3}}')
-    command = ["grounding", "--config", str(coco / "config.json"), "--out", str(coco / "run")]
-    assert main(command) == 2
-    assert "Recipe has no field num_step" in capsys.readouterr().err

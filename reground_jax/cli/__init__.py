@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from reground_jax.cli import compare, convert, generate, info
+from reground_jax.cli import compare, convert, generate, info, train
 from reground_jax.version import __version__
 
 DESCRIPTION = """\
@@ -23,7 +23,9 @@ Images from a prompt and boxes that say where things go: GLIGEN, and ReGround, w
 the boxes and the prompt. In JAX, on CPU, GPU and TPU."""
 
 EXAMPLES = """\
-first steps:
+first steps, with the small model that comes with the package, and with GLIGEN's:
+  reground-jax generate "a cat and a pizza on a beach at night" \\
+      --box "a cat@0.1,0.4,0.45,0.9" --box "a pizza@0.55,0.5,0.9,0.85"
   reground-jax convert masterful/gligen-1-4-generation-text-box my-model
   reground-jax generate "a teddy bear sitting next to a bird" --model my-model \\
       --box "a teddy bear@0,0.09,0.33,0.76" --box "a bird@0.55,0.11,1,0.8"
@@ -48,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"reground-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (convert, generate, compare, info):
+    for command in (generate, compare, convert, info, train):
         added = command.add(commands)
         added.set_defaults(run=command.run)
         added.add_argument(

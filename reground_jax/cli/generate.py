@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reground_jax.cli import request
 from reground_jax.cli.progress import say
-from reground_jax.cli.sampling import add_model_options, load, locate, sample
+from reground_jax.cli.sampling import DEFAULT_MODEL, add_model_options, load, locate, sample
 from reground_jax.draw import draw_boxes
 from reground_jax.images import Recipe, read_recipe, save_png
 from reground_jax.settings import Settings
@@ -112,17 +112,17 @@ def find_model(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Path, Rec
     """
     from reground_jax.model import read_description
 
-    name = arguments.model or recipe.checkpoint
+    name = arguments.model or recipe.checkpoint or DEFAULT_MODEL
     try:
         directory = locate(name)
     except (ValueError, OSError) as error:
-        if arguments.model is not None or name is None:
+        if arguments.model is not None or recipe.checkpoint is None:
             raise
         raise ValueError(
             f"{arguments.source} was made with model {name}, which is not to be had here: name its "
             f"place with --model ({error})"
         ) from error
-    _, info, _ = read_description(directory)
+    info = read_description(directory).info
     if recipe.checksum not in (None, info["checksum"]):
         message = (
             f"{arguments.source} was made with model {recipe.checkpoint} of checksum "

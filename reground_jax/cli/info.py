@@ -24,7 +24,10 @@ def add(commands) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="a model directory")
+    parser.add_argument(
+        "checkpoint", nargs="?", metavar="CHECKPOINT",
+        help="a model directory, or emoji, the model that comes with the package",
+    )  # fmt: skip
     parser.add_argument("--model", metavar="CHECKPOINT", help="the same, as in other commands")
     return parser
 
@@ -39,9 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def own_directory(name: str) -> Path:
     """The path, if it is a model directory of ours. Raises ValueError; converts nothing."""
+    from reground_jax.convert.locate import BUILT_IN, MODELS
     from reground_jax.convert.sources import detect
 
     path = Path(name).expanduser()
+    if name in BUILT_IN and not path.exists():
+        return MODELS / name
     if not path.exists():
         raise ValueError(f"{name} does not exist: give a directory that `convert` made")
     kind = detect(path).kind
@@ -57,7 +63,7 @@ def describe(directory: Path) -> str:
     """The report of a model directory, in lines. Raises CheckpointError if it is damaged."""
     from reground_jax.model import read_description
 
-    config, info, _ = read_description(directory)
+    config, info, *_ = read_description(directory)
     gates, counts = info["gates"], info["parameters"]
     total = sum(counts.values()) - counts["grounding"]
     origin = str(info.get("source", "unknown"))

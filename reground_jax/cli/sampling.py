@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from reground_jax.pipeline import Pipeline
 
 
+DEFAULT_MODEL = "emoji"
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("with what")
     group.add_argument(
         "--model", metavar="DIR_OR_ID",
         help="a directory that `reground-jax convert` made; or a diffusers folder, a checkpoint "
-        "file or a Hugging Face Hub id, which is converted once, into ~/.cache/reground-jax",
+        "file or a Hugging Face Hub id, which is converted once, into ~/.cache/reground-jax "
+        "(default: emoji, a small model of pictograms that comes with the package)",
     )  # fmt: skip
     group.add_argument(
         "--no-cache", action="store_true",
@@ -30,13 +34,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def locate(name: str | None) -> Path:
+def locate(name: str) -> Path:
     """The model directory behind a name, as an absolute path. Raises ValueError or OSError."""
-    if name is None:
-        raise ValueError(
-            "no model is given: name one with --model; `reground-jax convert SOURCE DIR` makes "
-            "one from a GLIGEN checkpoint"
-        )
     from reground_jax.convert.locate import model_directory
     from reground_jax.model import is_model_directory
 

@@ -1,4 +1,4 @@
 """Training on the package's own networks: an autoencoder, text-to-image, and GLIGEN's grounding.
 
-python -m reground_jax.training autoencoder|text_to_image|grounding --config FILE.json --out DIR
+`reground-jax train` (cli/train.py) is the way in.
 """

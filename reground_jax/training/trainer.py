@@ -44,8 +44,9 @@ class Recipe:
     it needs fewer steps; it costs a few matrix products of every kernel per step.
     """
 
-    num_steps: int
+    num_steps: int  # of the learning rate's decay
     batch_size: int  # over all devices
+    last_step: int | None = None  # where the run ends; None: at `num_steps`
     optimizer: str = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 100
@@ -68,6 +69,15 @@ class Recipe:
         for name in ("num_steps", "batch_size", "log_every", "sample_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 1 <= self.end <= self.num_steps:
+            raise ValueError(
+                f"last_step is {self.last_step}: it must be 1..{self.num_steps}, the steps that "
+                "there are learning rates for"
+            )
+
+    @property
+    def end(self) -> int:
+        return self.num_steps if self.last_step is None else self.last_step
 
     def learning_rates(self) -> optax.Schedule:
         warm = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
@@ -184,7 +194,7 @@ class Trainer:
         return place_whole(jnp.array(leaf), self.devices)
 
     def run(self, *, minutes: float | None = None, progress: bool = True) -> bool:
-        """Trains to `num_steps`, or until `minutes` have passed or SIGTERM comes.
+        """Trains to the recipe's end, or until `minutes` have passed or SIGTERM comes.
 
         Always ends in a checkpoint. True if all steps are done.
         """
@@ -196,23 +206,23 @@ class Trainer:
                 self._loop(batches, bar, lambda: terminated() or time.monotonic() > end)
             finally:
                 batches.close()  # type: ignore[attr-defined]
-        return int(self.state.step) >= self.recipe.num_steps
+        return int(self.state.step) >= self.recipe.end
 
     def _loop(self, batches: Iterator[Any], bar: tqdm, stop: Callable[[], bool]) -> None:
         recipe, first = self.recipe, int(self.state.step)
         step, saved, since, count = first, first, time.monotonic(), 0
         # At least one step, so that however short the stretches are, the end comes.
-        while step < recipe.num_steps and (step == first or not stop()):
+        while step < recipe.end and (step == first or not stop()):
             self.state, metrics = self._step(self.state, self.frozen, next(batches))
             step, count = step + 1, count + 1
-            if step % recipe.log_every == 0 or step == recipe.num_steps:
+            if step % recipe.log_every == 0 or step == recipe.end:
                 values = {name: float(value) for name, value in metrics.items()}
                 speed = count * recipe.batch_size / (time.monotonic() - since)
                 self._log(step, values, speed)
                 bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{speed:.0f}")
                 since, count = time.monotonic(), 0
             bar.update()
-            if self.on_sample and (step % recipe.sample_every == 0 or step == recipe.num_steps):
+            if self.on_sample and (step % recipe.sample_every == 0 or step == recipe.end):
                 self.on_sample(step, self.state.average)
                 since, count = time.monotonic(), 0
             if step % recipe.save_every == 0:
@@ -228,7 +238,7 @@ class Trainer:
 
     def _bar(self, progress: bool) -> tqdm:
         return tqdm(
-            total=self.recipe.num_steps,
+            total=self.recipe.end,
             initial=int(self.state.step),
             disable=not progress,
             mininterval=5,

@@ -1,0 +1,78 @@
+"""`reground-jax train`: one stage of training, from examples to a model directory."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from reground_jax.cli.progress import say
+
+STOPPED = 3  # exit code: there are steps left
+EXAMPLES = """\
+example: the four commands that make a grounded model (`make train` runs them all)
+  python -m reground_jax.emoji.artwork --out art
+  reground-jax train autoencoder --config C/autoencoder.json --artwork art/artwork.npz --out ae
+  reground-jax train text_to_image --config C/text_to_image.json --artwork art/artwork.npz \\
+      --from ae/model --out t2i
+  reground-jax train grounding --config C/grounding_parallel.json --artwork art/artwork.npz \\
+      --from t2i/model --out grounded
+  where C is reground_jax/training/configs/emoji64. The config says what the data are: the emoji
+  world, COCO instances and captions, or JSONL with images. Real GLIGEN training needs the last
+  command alone, with --from a model that `reground-jax convert` made of Stable Diffusion.
+
+Stopped by --minutes, SIGTERM or a crash, the same command goes on where it was, with the same
+numbers. Exit code 3: stopped with steps left."""
+
+
+def add(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "train",
+        help="train one stage: autoencoder, text_to_image, grounding or decoder",
+        description="Trains one stage, shows how it goes, and writes OUT/model when it is done.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("stage", choices=("autoencoder", "text_to_image", "grounding", "decoder"))
+    parser.add_argument("--config", required=True, metavar="FILE", help="JSON file of the stage")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR",
+        help="folder of the run: state/, samples/, log.jsonl and, at the end, model/",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from", dest="base", type=Path, metavar="DIR", help="model directory to start from"
+    )
+    parser.add_argument(
+        "--artwork", type=Path, metavar="FILE", help="artwork.npz of the emoji world"
+    )
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="stop with a checkpoint after this long"
+    )
+    parser.add_argument(
+        "--until", type=int, metavar="STEP",
+        help="end with this step and write the model, though the config's learning rates are made "
+        "for more",
+    )  # fmt: skip
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        from reground_jax.training.config import StageConfig
+        from reground_jax.training.stages import STAGES, open_stage
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"training needs {error.name}: pip install 'reground-jax[train]'"
+        ) from error
+
+    config = StageConfig.load(arguments.config)
+    if arguments.artwork is not None:
+        source = config.source | {"artwork": str(arguments.artwork.absolute())}
+        config = dataclasses.replace(config, source=source)
+    if arguments.until is not None:
+        recipe = dataclasses.replace(config.recipe, last_step=arguments.until)
+        config = dataclasses.replace(config, recipe=recipe)
+    stage = open_stage(arguments.stage, config, arguments.out, base=arguments.base)
+    if STAGES[arguments.stage](stage, minutes=arguments.minutes):
+        return 0
+    say(f"stopped before the end; the same command goes on from {arguments.out}/state")
+    return STOPPED

@@ -1,0 +1,46 @@
+"""`python -m reground_jax.training.package`: finished models to where the package carries them.
+
+The first is written whole, the others as what they differ by: fusers and position net.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from reground_jax.checkpoint import flatten
+from reground_jax.model import read_model, write_model
+
+
+def package(source: Path, target: Path, base: Path | None) -> int:
+    """Writes the model directory anew in bfloat16 and returns its size on disk in bytes.
+
+    A model card in `target` is kept. Raises ValueError if the two do not fit.
+    """
+    model = read_model(source)
+    card = target / "README.md"
+    text = card.read_text("utf-8") if card.exists() else None
+    shutil.rmtree(target, ignore_errors=True)
+    arrays = ((name, np.asarray(a).astype(ml_dtypes.bfloat16)) for name, a in flatten(model.params))
+    info = {key: value for key, value in model.info.items() if key in ("source", "training")}
+    write_model(target, model.config, arrays, model.tokenizer_json, info, base=base)
+    if text is not None:
+        card.write_text(text, "utf-8")
+    return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, help="model directory of the last stage")
+    parser.add_argument("target", type=Path, help="such as reground_jax/models/emoji")
+    parser.add_argument("--base", type=Path, help="packaged model that this one stands on")
+    given = parser.parse_args(arguments)
+    size = package(given.source, given.target, given.base)
+    print(f"{given.target}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A model and data so small that training takes seconds."""
+
+import dataclasses
+
+import numpy as np
+
+from reground_jax.config import (
+    CLIPTextConfig,
+    ModelConfig,
+    NoiseSchedule,
+    UNetConfig,
+    VAEConfig,
+)
+from reground_jax.emoji.tokenizer import emoji_tokenizer, vocabulary_size
+from reground_jax.emoji.world import WorldConfig
+from reground_jax.layout import Layout
+from reground_jax.training.data import Example
+from reground_jax.training.trainer import Recipe
+
+SIZE = 16  # pixels: 8x8 latents under the one halving of TINY's autoencoder
+TOKENIZER, LENGTHS = emoji_tokenizer(WorldConfig())
+TINY = ModelConfig(
+    unet=UNetConfig(
+        in_channels=2, out_channels=2, block_channels=(8,), layers_per_block=(1,), num_heads=(2,),
+        down_attention=(True,), up_attention=(True,), text_width=8, norm_groups=4, sample_size=8,
+        grounded=False,
+    ),
+    vae=VAEConfig(latent_channels=2, block_channels=(8, 8), layers_per_block=1, norm_groups=4),
+    text_encoder=CLIPTextConfig(
+        vocab_size=vocabulary_size(TOKENIZER), width=8, num_layers=1, num_heads=2, mlp_width=16,
+        max_length=16, eos_token_id=LENGTHS.eos_token_id,
+    ),
+    schedule=NoiseSchedule(prediction_type="v_prediction", clip_sample=False),
+    tokenizer=dataclasses.replace(LENGTHS, max_length=16),
+)  # fmt: skip
+
+
+class Squares:
+    """A coloured square on a plain ground: a source that costs nothing."""
+
+    def batch(self, index: int, batch_size: int) -> list[Example]:
+        return [self._example(index * batch_size + i) for i in range(batch_size)]
+
+    def _example(self, seed: int) -> Example:
+        rng = np.random.default_rng(seed)
+        image = np.full((SIZE, SIZE, 3), rng.integers(0, 256, 3), np.uint8)
+        x, y = rng.integers(0, SIZE // 2, 2)
+        image[y : y + 8, x : x + 8] = rng.integers(0, 256, 3)
+        box = (x / SIZE, y / SIZE, (x + 8) / SIZE, (y + 8) / SIZE)
+        return Example(image, Layout(prompt="a cat on the grass", phrases=["a cat"], boxes=[box]))
+
+
+def tiny_recipe(**changes) -> Recipe:
+    numbers = {"num_steps": 3, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 1}
+    return Recipe(**(numbers | {"log_every": 1, "sample_every": 3} | changes))
