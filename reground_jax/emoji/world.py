@@ -59,7 +59,7 @@ class WorldConfig:
     settings: tuple[str, ...] = tuple(SETTINGS)[:8]
     styles: tuple[str, ...] = ("color", "black and white", "pencil", "pixelated")
     tints: tuple[str, ...] = ("blue", "green", "purple")
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] = ("noto",)
     glyphs: int = 1
     max_objects: int = 4
     least: float = 0.3
@@ -79,6 +79,7 @@ LARGE = WorldConfig(
     settings=tuple(SETTINGS),
     styles=tuple(STYLES),
     tints=tuple(TINTS),
+    families=FAMILIES,
     glyphs=2,
     max_objects=6,
     least=0.21,
