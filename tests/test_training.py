@@ -1,5 +1,6 @@
 """The trainer, at sizes that take seconds: what is frozen, what resumes, what devices share."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -165,6 +166,35 @@ def test_a_state_of_another_optimiser_is_refused(base, tmp_path, monkeypatch):
     latent_trainer(stage, tmp_path, tiny_recipe(), None).run(progress=False)
     with pytest.raises(CheckpointError, match="another --out folder"):
         latent_trainer(stage, tmp_path, tiny_recipe(optimizer="muon"), None)
+
+
+def test_bfloat16_arithmetic_keeps_float32_weights(base, tmp_path, monkeypatch):
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        stage = squares_stage(
+            "grounding", tmp_path / dtype, base, monkeypatch, wiring="parallel", dtype=dtype,
+            recipe=tiny_recipe(num_steps=1),
+        )  # fmt: skip
+        assert STAGES["grounding"](stage, minutes=None)
+        losses[dtype] = json.loads((tmp_path / dtype / "log.jsonl").read_text())["loss"]
+        assert read_model(tmp_path / dtype / "model").info["dtype"] == "float32"
+    # The same step but for rounding to 8 bits: not equal, or it was not bfloat16.
+    assert 0 < abs(losses["bfloat16"] - losses["float32"]) < 0.02 * losses["float32"]
+
+
+def test_a_run_may_end_before_its_learning_rates(base, tmp_path, monkeypatch):
+    recipe = tiny_recipe(num_steps=6)
+    stage = squares_stage("text_to_image", tmp_path, base, monkeypatch)
+    early = dataclasses.replace(recipe, last_step=2)
+    assert latent_trainer(stage, tmp_path, early, None).run(progress=False)
+    assert latent_trainer(stage, tmp_path, recipe, None).run(progress=False)
+    latent_trainer(stage, tmp_path / "whole", recipe, None).run(progress=False)
+    ends = [
+        (out / "log.jsonl").read_text().splitlines()[-1] for out in (tmp_path, tmp_path / "whole")
+    ]
+    assert json.loads(ends[0])["loss"] == json.loads(ends[1])["loss"]
+    with pytest.raises(ValueError, match="last_step is 7: it must be 1..6"):
+        dataclasses.replace(recipe, last_step=7)
 
 
 def test_a_time_limit_ends_in_a_checkpoint(base, tmp_path, monkeypatch):
