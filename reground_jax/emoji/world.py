@@ -50,6 +50,10 @@ class WorldConfig:
     glyphs      how many of a category's code points are used, the clearest first
     max_objects objects per scene, at most six
     least       smallest geometric mean of an object's sides, as a fraction of `size`
+    grid        objects start at multiples of this many pixels, keep the form of their pictogram,
+                and their longer side is a multiple, too; 1 lets them be anywhere, of any size. On
+                the grid of the autoencoder's latents a pictogram has few appearances instead of
+                very many, which a small model learns in a fraction of the time
 
     Raises ValueError for a name that does not exist.
     """
@@ -63,6 +67,7 @@ class WorldConfig:
     glyphs: int = 1
     max_objects: int = 4
     least: float = 0.3
+    grid: int = 8
 
     def __post_init__(self) -> None:
         known = {"categories": CATEGORIES, "settings": SETTINGS, "styles": STYLES, "tints": TINTS}
@@ -83,6 +88,7 @@ LARGE = WorldConfig(
     glyphs=2,
     max_objects=6,
     least=0.21,
+    grid=1,
 )
 
 
@@ -235,7 +241,7 @@ class World:
         self, rng: np.random.Generator, groups: Sequence[Group], scale: float
     ) -> tuple[list[dict[str, Any]], list[Sprite]]:
         """Facts and sprites of every object for which there is room, in the order of `groups`."""
-        size, least = self.config.size, self.config.least * scale
+        size, least, grid = self.config.size, self.config.least * scale, self.config.grid
         chosen, aspects = [], []
         for group in groups:
             arts = self._art[group.noun, group.attribute]
@@ -248,10 +254,12 @@ class World:
         sprites: list[Sprite] = []
         if rng.random() < 0.4:
             boxes = real_boxes(len(chosen), rng)
-            sprites = [fit(*a, b, size, least) for a, b in zip(arts, boxes, strict=False)]
+            sprites = [fit(*a, b, size, least, grid) for a, b in zip(arts, boxes, strict=False)]
         if not sprites or not _apart([sprite.box(size) for sprite in sprites]):
             boxes = random_boxes(aspects, rng, least=least)
-            sprites = [fit(*a, b, size, least) for a, b in zip(arts, boxes, strict=False)]
+            sprites = [fit(*a, b, size, least, grid) for a, b in zip(arts, boxes, strict=False)]
+            while not _apart([sprite.box(size) for sprite in sprites]):  # the grid moved them
+                sprites.pop()
         objects = [
             {
                 "category": group.noun,
@@ -295,22 +303,27 @@ def blend(canvas: Float32[np.ndarray, "S S 3"], sprite: Sprite) -> None:
     canvas[rows, columns] += pixels[..., :3]
 
 
-def fit(art: Image.Image, flip: bool, box: Box, size: int, least: float) -> Sprite:
+def fit(art: Image.Image, flip: bool, box: Box, size: int, least: float, grid: int = 1) -> Sprite:
     """`art` in the middle of `box`, stretched by at most MAX_STRETCH, grown to `least` if small.
 
     art is premultiplied ("RGBa"); flip mirrors it; box in fractions of the canvas of `size`
-    pixels; least as in WorldConfig.
+    pixels; least and grid as in WorldConfig: a grid moves it a little, and nothing is stretched.
     """
     x0, y0, x1, y1 = (size * v for v in box)
     aspect = art.width / art.height
-    target = min(max((x1 - x0) / (y1 - y0), aspect / MAX_STRETCH), aspect * MAX_STRETCH)
+    stretch = MAX_STRETCH if grid == 1 else 1.0
+    target = min(max((x1 - x0) / (y1 - y0), aspect / stretch), aspect * stretch)
     width = min(x1 - x0, (y1 - y0) * target)
     height = width / target
-    grow = max(1.0, least * size / float(np.sqrt(width * height)))
-    w, h = (min(size, max(1, round(grow * side))) for side in (width, height))
+    longest = max(width, height)
+    smallest = least * size * float(np.sqrt(longest / min(width, height)))
+    side = max(longest, smallest)
+    if grid > 1:
+        side = grid * max(round(side / grid), -(-smallest // grid))
+    w, h = (min(size, max(1, round(side / longest * v))) for v in (width, height))
     pixels = np.asarray(art.resize((w, h), Image.Resampling.BILINEAR))
-    left = min(max(round((x0 + x1 - w) / 2), 0), size - w)
-    top = min(max(round((y0 + y1 - h) / 2), 0), size - h)
+    left = min(grid * round(max((x0 + x1 - w) / 2, 0) / grid), (size - w) // grid * grid)
+    top = min(grid * round(max((y0 + y1 - h) / 2, 0) / grid), (size - h) // grid * grid)
     return Sprite(pixels[:, ::-1] if flip else pixels, left, top)
 
 
