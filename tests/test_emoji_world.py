@@ -11,7 +11,6 @@ from reground_jax.conditioning import Texts
 from reground_jax.emoji import world as emoji_world
 from reground_jax.emoji.artwork import Artwork, Pictogram, load_artwork, save_artwork, trimmed
 from reground_jax.emoji.backgrounds import SETTINGS, background
-from reground_jax.emoji.batches import batches
 from reground_jax.emoji.captions import NUMBERS
 from reground_jax.emoji.categories import CATEGORIES
 from reground_jax.emoji.placing import cover, real_box_sets
@@ -227,16 +226,6 @@ def test_without_boxes_takes_boxes_from_the_layout_only() -> None:
     assert less.layout.prompt == example.layout.prompt and less.image is example.image
     assert all(t["boxed"] == (t["category"] != gone) for t in less.facts["objects"])
     assert example.layout.phrases[0] == CATEGORIES[gone].phrase  # the given example is unchanged
-
-
-def test_batches_resume_at_any_step_with_any_number_of_workers() -> None:
-    whole = batches(WorldConfig(), shapes(), 2, seed=3)
-    first = [next(whole) for _ in range(4)]
-    for workers in (0, 1):
-        resumed = batches(WorldConfig(), shapes(), 2, start=2, seed=3, workers=workers)
-        for expected in first[2:]:
-            assert all(map(same, next(resumed), expected))
-        resumed.close()  # type: ignore[attr-defined]  # a generator: ends its workers
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
