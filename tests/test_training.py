@@ -66,8 +66,11 @@ def test_grounding_changes_every_new_leaf_and_no_frozen_bit(base, tmp_path, monk
     assert Pipeline.load(tmp_path / "model").config.unet.grounded
 
 
-def test_fusers_with_zero_gates_leave_the_u_net_as_it_was(base, tmp_path, monkeypatch):
-    stage = squares_stage("grounding", tmp_path, base, monkeypatch)
+@pytest.mark.parametrize("start", ["gates", "outputs"])
+def test_new_fusers_leave_the_u_net_as_it_was(start, base, tmp_path, monkeypatch):
+    stage = squares_stage("grounding", tmp_path, base, monkeypatch, fuser_start=start)
+    gates = [float(v) for k, v in stage.leaves.items() if k.endswith("/fuser/alpha_attn")]
+    assert set(gates) == ({0.0} if start == "gates" else {1.0})
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, 8, 8, 2)), jnp.float32)
     text = jnp.asarray(rng.standard_normal((2, 5, 8)), jnp.float32)
@@ -166,6 +169,22 @@ def test_a_state_of_another_optimiser_is_refused(base, tmp_path, monkeypatch):
     latent_trainer(stage, tmp_path, tiny_recipe(), None).run(progress=False)
     with pytest.raises(CheckpointError, match="another --out folder"):
         latent_trainer(stage, tmp_path, tiny_recipe(optimizer="muon"), None)
+
+
+def test_being_told_where_to_look_is_a_loss_of_its_own(base, tmp_path, monkeypatch):
+    seen = {}
+    for weight in (0.0, 0.5):
+        stage = squares_stage(
+            "grounding", tmp_path / str(weight), base, monkeypatch,
+            recipe=tiny_recipe(num_steps=60, log_every=10), loss={"box_attention": weight},
+        )  # fmt: skip
+        assert STAGES["grounding"](stage, minutes=None)
+        lines = (tmp_path / str(weight) / "log.jsonl").read_text().splitlines()
+        seen[weight] = [json.loads(line) for line in lines]
+    assert "box_attention" not in seen[0.0][0]
+    assert seen[0.5][-1]["box_attention"] < 0.5 * seen[0.5][0]["box_attention"]
+    first = seen[0.5][0]
+    assert first["loss"] == pytest.approx(first["mse"] + 0.5 * first["box_attention"], rel=1e-5)
 
 
 def test_bfloat16_arithmetic_keeps_float32_weights(base, tmp_path, monkeypatch):

@@ -33,11 +33,16 @@ class StageConfig:
     model: dict[str, dict[str, Any]] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
     wiring: str = "sequential"  # of the grounding stage
+    fuser_start: str = "gates"  # what is zero of new fusers: GLIGEN's "gates", or their "outputs"
     dtype: str = "float32"  # of the arithmetic; master weights are always float32
     save_dtype: str = "bfloat16"  # of the finished model
     cache_examples: int = 0  # latents kept, from which then all epochs are made; 0 keeps none
     num_samples: int = 12  # pictures in a sample grid
     folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        if self.fuser_start not in ("gates", "outputs"):
+            raise ValueError(f"fuser_start is {self.fuser_start!r}: it is 'gates' or 'outputs'")
 
     @classmethod
     def load(cls, path: str | Path) -> "StageConfig":

@@ -22,6 +22,7 @@ from reground_jax.networks.attention import Attend
 from reground_jax.networks.unet import Grounding
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.settings import Wiring
+from reground_jax.training.box_attention import Watch
 
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
 
@@ -82,6 +83,7 @@ class DiffusionLoss:
 
     Captions become empty with probability `caption_drop`, and all grounding slots null with
     `grounding_drop`, as GLIGEN does, so that classifier-free guidance has its other half.
+    box_attention: weight of the loss on where fusers look (box_attention.py); 0 in GLIGEN's recipe.
     min_snr_gamma: weight min(SNR, gamma) / SNR of Hang et al. in terms of x0; None weighs all
     time steps alike.
     """
@@ -93,6 +95,7 @@ class DiffusionLoss:
     seed: int = 0
     caption_drop: float = 0.1
     grounding_drop: float = 0.1
+    box_attention: float = 0.0
     min_snr_gamma: float | None = None
 
     def __call__(self, params: Params, batch: LatentBatch) -> tuple[Array, dict[str, Array]]:
@@ -108,24 +111,30 @@ class DiffusionLoss:
         text_encoder = nnx.merge(network(self.config, "text_encoder")[0], params["text_encoder"])
         text = text_encoder(ids, dtype=jnp.dtype(self.dtype)).hidden
 
-        output = self._unet(params["unet"], noisy, text, batch, timesteps)
+        output, lack = self._unet(params["unet"], noisy, text, batch, timesteps)
         errors = jnp.square(output.astype(jnp.float32) - target).mean((1, 2, 3))
         weights = loss_weights(schedule, snr, self.min_snr_gamma)
         early = timesteps >= schedule.num_train_steps // 2  # mostly noise: layout is decided there
-        return (weights * errors).mean(), {
+        metrics = {
             "mse": errors.mean(),
             "mse_early": (errors * early).sum() / jnp.maximum(early.sum(), 1),
         }
+        if self.box_attention:
+            metrics["box_attention"] = lack
+        return (weights * errors).mean() + self.box_attention * lack, metrics
 
     def _unet(self, params, noisy, text, batch: LatentBatch, timesteps):
         unet = nnx.merge(network(self.config, "unet")[0], params)
-        grounding, gate = batch.grounding, None
+        grounding, gate, attend = batch.grounding, None, self.attend
         if grounding is not None:
             drop = chance(self.seed, batch.position, GROUNDING_DROP, self.grounding_drop)
             grounding = grounding._replace(mask=jnp.where(drop[:, None], 0.0, grounding.mask))
             gate = jnp.float32(1)
+            if self.box_attention:
+                attend = Watch(attend, grounding, *noisy.shape[1:3])
         prepared = unet.prepare(text, grounding, timesteps.astype(jnp.float32), wiring=self.wiring)
-        return unet(noisy, prepared, gate=gate, wiring=self.wiring, attend=self.attend)
+        output = unet(noisy, prepared, gate=gate, wiring=self.wiring, attend=attend)
+        return output, sum(attend.losses) / len(attend.losses) if isinstance(attend, Watch) else 0.0
 
 
 def from_uint8(images: UInt8[ArrayLike, "B H W 3"]) -> Float[Array, "B H W 3"]:

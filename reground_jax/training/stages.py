@@ -34,7 +34,7 @@ from reground_jax.training.config import Data, StageConfig, open_data
 from reground_jax.training.losses import AutoencoderLoss, DiffusionLoss, from_uint8
 from reground_jax.training.samples import sample_grid, save_grid
 from reground_jax.training.state import Leaves, nested, split_leaves
-from reground_jax.training.trainer import Trainer
+from reground_jax.training.trainer import GATES, Trainer
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def open_stage(
     if kind in ("text_to_image", "grounding"):
         unet = dataclasses.replace(model.unet, grounded=kind == "grounding")
         model = dataclasses.replace(model, unet=unet)
-    leaves = completed(model, leaves, seed=config.recipe.seed)
+    leaves = completed(model, leaves, seed=config.recipe.seed, fuser_start=config.fuser_start)
     return Stage(kind, config, data, model, leaves, tokenizer_json, out, chosen, info)
 
 
@@ -155,7 +155,9 @@ def changed(model: ModelConfig, parts: dict[str, dict[str, Any]]) -> ModelConfig
     return model
 
 
-def completed(model: ModelConfig, leaves: Leaves, *, seed: int) -> Leaves:
+def completed(
+    model: ModelConfig, leaves: Leaves, *, seed: int, fuser_start: str = "gates"
+) -> Leaves:
     """All parameters of `model`: those of `leaves` where name and shape agree, else fresh ones.
 
     A network that would keep only a part of its own is made anew as a whole, unless what is
@@ -164,11 +166,25 @@ def completed(model: ModelConfig, leaves: Leaves, *, seed: int) -> Leaves:
     result: Leaves = {}
     for name in NETWORKS:
         fresh = dict(flatten({name: initialised(model, name, seed)}))
+        if fuser_start == "outputs":
+            fresh = {k: opened(k, v) for k, v in fresh.items()}
         kept = {k: leaves[k] for k in fresh if k in leaves and leaves[k].shape == fresh[k].shape}
         if all(is_grounding(k) for k in set(fresh) - set(kept)):
             fresh |= {k: np.asarray(v, np.float32) for k, v in kept.items()}
         result |= fresh
     return result
+
+
+def opened(name: str, leaf: Any) -> Any:
+    """A fuser's leaf with open gates and zero outputs, as ControlNet starts its branches.
+
+    Behind a zero gate a fuser's weights get gradients of the gate's sign, which wanders about zero
+    for a long time; behind a zero output they get none of it, and the model is the same.
+    """
+    if name.endswith(GATES):
+        return jnp.ones_like(leaf)
+    outputs = ("attn/to_out/kernel", "attn/to_out/bias", "ff/out/kernel", "ff/out/bias")
+    return jnp.zeros_like(leaf) if "/fuser/" in name and name.endswith(outputs) else leaf
 
 
 def initialised(model: ModelConfig, name: str, seed: int) -> dict[Any, Any]:

@@ -1,0 +1,81 @@
+"""A loss on where fusers look: each cell inside a box at that box's grounding token.
+
+GLIGEN learns this from denoising alone, and boxes are ignored for tens of thousands of steps before
+they are followed. Told so directly, a short run gets over it. The loss is only a help to training:
+network and sampling know nothing of it.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from reground_jax.networks.attention import Attend
+from reground_jax.networks.unet import Grounding
+
+ENOUGH = 0.3  # share of a cell's attention from which more is not asked for
+
+
+class Watch:
+    """An `attend` that computes what another computes, and notes the loss of every fuser's call.
+
+    Fusers are told by their keys: the cells themselves and then the grounding tokens. Use one per
+    trace: `losses` holds values of the trace that it was called in.
+    """
+
+    def __init__(self, attend: Attend, grounding: Grounding, height: int, width: int):
+        """height, width: of the latents."""
+        self.attend, self.grounding, self.size = attend, grounding, (height, width)
+        self.losses: list[Float[Array, ""]] = []
+
+    def __call__(
+        self, q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
+    ) -> Float[Array, "B T N D"]:
+        cells, tokens = q.shape[1], self.grounding.mask.shape[1]
+        if k.shape[1] == cells + tokens:
+            inside = inside_boxes(self.grounding, *level_size(*self.size, cells))
+            attention = grounding_attention(q, k, tokens)
+            mask = jnp.asarray(self.grounding.mask)
+            self.losses.append(box_attention_loss(attention, inside, mask))
+        return self.attend(q, k, v)
+
+
+def level_size(height: int, width: int, cells: int) -> tuple[int, int]:
+    """Rows and columns of the U-Net's level that has so many cells."""
+    while height * width > cells:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+    assert height * width == cells
+    return height, width
+
+
+def inside_boxes(grounding: Grounding, height: int, width: int) -> Bool[Array, "B T G"]:
+    """Whether the middle of a cell is in a token's box; null tokens have none."""
+    y, x = ((jnp.arange(n) + 0.5) / n for n in (height, width))
+    x0, y0, x1, y1 = jnp.moveaxis(jnp.asarray(grounding.boxes), -1, 0)[..., None, None, :]
+    rows = (y[:, None, None] >= y0) & (y[:, None, None] < y1)
+    columns = (x[None, :, None] >= x0) & (x[None, :, None] < x1)
+    real = jnp.asarray(grounding.mask)[:, None, None] > 0
+    return (rows & columns & real).reshape(-1, height * width, real.shape[-1])
+
+
+def grounding_attention(
+    q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], tokens: int
+) -> Float[Array, "B T G"]:
+    """The share of each cell's attention that each of the last `tokens` keys gets, over heads."""
+    logits = jnp.einsum("btnd,bsnd->bnts", q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).mean(1)[..., -tokens:]
+
+
+def box_attention_loss(
+    attention: Float[Array, "B T G"], inside: Bool[Array, "B T G"], mask: Float[Array, "B G"]
+) -> Float[Array, ""]:
+    """How far covered cells look too little at their boxes, plus all cells at other boxes.
+
+    In nats: mean log of ENOUGH over what the own tokens get, and -log(1 - what the others get).
+    """
+    covered = inside.any(-1)
+    own = (attention * inside).sum(-1)
+    others = (attention * (mask[:, None] > 0) * ~inside).sum(-1)
+    lack = jax.nn.relu(math.log(ENOUGH) - jnp.log(own + 1e-6)) * covered
+    return lack.sum() / jnp.maximum(covered.sum(), 1) - jnp.log1p(-jnp.minimum(others, 0.99)).mean()

@@ -1,0 +1,67 @@
+"""Where fusers look, on hand-made boxes and attention with known answers."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reground_jax.networks.attention import plain
+from reground_jax.networks.unet import Grounding
+from reground_jax.training.box_attention import (
+    Watch,
+    box_attention_loss,
+    inside_boxes,
+    level_size,
+)
+
+
+def grounding(boxes) -> Grounding:
+    """One sample; a box of None is an empty slot."""
+    filled = [box or (0, 0, 1, 1) for box in boxes]
+    mask = [[0.0 if box is None else 1.0 for box in boxes]]
+    return Grounding(
+        np.array([filled], np.float32), np.zeros((1, len(boxes), 3), np.float32),
+        np.array(mask, np.float32),
+    )  # fmt: skip
+
+
+def test_cells_are_inside_by_their_middle_and_rows_come_first():
+    # 2 rows, 4 columns; the middles of the columns are at 1/8, 3/8, 5/8, 7/8.
+    tokens = grounding([(0.2, 0.0, 0.7, 0.5), (0.0, 0.5, 1.0, 1.0), None])
+    inside = np.asarray(inside_boxes(tokens, 2, 4))[0]
+    assert inside[:, 0].tolist() == [False, True, True, False] + [False] * 4
+    assert inside[:, 1].tolist() == [False] * 4 + [True] * 4
+    assert not inside[:, 2].any()  # an empty slot covers nothing, whatever stands in it
+
+
+def test_the_loss_is_what_its_words_say():
+    tokens = grounding([(0, 0, 0.5, 1), (0.5, 0, 1, 1), None])
+    inside, mask = inside_boxes(tokens, 1, 2), jnp.asarray(tokens.mask)
+    right = jnp.array([[[0.3, 0.0, 0.7], [0.0, 0.5, 0.1]]])
+    assert float(box_attention_loss(right, inside, mask)) == pytest.approx(0, abs=1e-5)
+    # Half of the cells have a tenth of enough; cell 2 gives half of its attention to box 1.
+    wrong = jnp.array([[[0.03, 0.0, 0.9], [0.5, 0.3, 0.2]]])
+    expected = math.log(10) / 2 - math.log(0.5) / 2
+    assert float(box_attention_loss(wrong, inside, mask)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_watch_computes_the_same_and_notes_fusers_alone():
+    rng = np.random.default_rng(0)
+    tokens = grounding([(0, 0, 1, 1), None])
+    watch = Watch(plain, tokens, 4, 4)
+
+    def keys(count: int):
+        return jnp.asarray(rng.standard_normal((1, count, 2, 3)), jnp.float32)
+
+    for cells, others in ((16, 16), (16, 5), (4, 4)):  # self-attention, text
+        q, k = keys(cells), keys(others)
+        np.testing.assert_array_equal(watch(q, k, k), plain(q, k, k))
+    assert watch.losses == []
+    q, k = keys(4), keys(6)  # a fuser one level down: 2x2 cells and two tokens
+    np.testing.assert_array_equal(watch(q, k, k), plain(q, k, k))
+    assert len(watch.losses) == 1 and float(watch.losses[0]) > 0
+
+
+def test_levels_halve_upwards():
+    assert level_size(65, 64, 33 * 32) == (33, 32)
