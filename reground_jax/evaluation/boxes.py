@@ -1,0 +1,77 @@
+"""Boxes that were found, against boxes that were asked for. Boxes are xyxy, fractions."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from reground_jax.layout import Box
+
+FAINT = 0.05  # score below which a cell finds nothing: average precision needs weak ones, too
+SAME_OBJECT = 0.5  # IoU from which the weaker of two detections is a second look at one object
+
+
+class Detection(NamedTuple):
+    category: str
+    score: float
+    box: Box
+
+
+def iou(a: Float[np.ndarray, "*S 4"], b: Float[np.ndarray, "*S 4"]) -> Float[np.ndarray, "*S"]:
+    """Intersection over union; 0 where both are empty. The shapes broadcast."""
+    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    shared = np.clip(high - low, 0, None).prod(-1)
+    union = _area(a) + _area(b) - shared
+    return np.where(union > 0, shared / np.where(union > 0, union, 1), 0.0)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(-1)
+
+
+def strongest(
+    scores: Float[np.ndarray, "h w N"], edges: Float[np.ndarray, "h w 4"], names: Sequence[str]
+) -> list[Detection]:
+    """One detection per object from every cell's scores and box, strongest first.
+
+    An object has one category: of two detections in one place the weaker goes, whatever it is.
+    """
+    categories, best = scores.argmax(-1).ravel(), scores.max(-1).ravel()
+    boxes = np.clip(edges.reshape(-1, 4), 0, 1)
+    order = [i for i in np.argsort(-best, kind="stable") if best[i] >= FAINT]
+    kept: list[int] = []
+    for i in order:
+        if not kept or iou(boxes[i], boxes[kept]).max() < SAME_OBJECT:
+            kept.append(int(i))
+    return [
+        Detection(names[categories[i]], float(best[i]), _box(boxes[i])) for i in kept
+    ]
+
+
+def _box(values: np.ndarray) -> Box:
+    x0, y0, x1, y1 = (round(float(value), 4) for value in values)
+    return x0, y0, x1, y1
+
+
+def hits(
+    found: Sequence[Detection], wanted: Sequence[tuple[str, Box]], *, least: float = 0.5
+) -> list[bool]:
+    """For each detection whether it shows an object that is wanted, as PASCAL VOC matches them.
+
+    Strongest first, a detection takes the wanted object of its category with the largest IoU, if
+    that is at least `least`; a second detection of the same object is a miss.
+    """
+    free = list(range(len(wanted)))
+    result = [False] * len(found)
+    for i in sorted(range(len(found)), key=lambda i: -found[i].score):
+        candidates = [
+            (float(iou(np.array(found[i].box), np.array(wanted[j][1]))), j)
+            for j in range(len(wanted))
+            if wanted[j][0] == found[i].category
+        ]
+        overlap, j = max(candidates, default=(0.0, -1))
+        if overlap >= least and j in free:
+            free.remove(j)
+            result[i] = True
+    return result
