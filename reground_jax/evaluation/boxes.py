@@ -1,4 +1,4 @@
-"""Boxes that were found, against boxes that were asked for. Boxes are xyxy, fractions."""
+"""Boxes that are found in an image, against those that are wanted. All xyxy, in fractions."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from reground_jax.layout import Box
 
 FAINT = 0.05  # score below which a cell finds nothing: average precision needs weak ones, too
+BACKGROUND = 0.3  # largest IoU of a box on no object with any object
 SAME_OBJECT = 0.5  # IoU from which the weaker of two detections is a second look at one object
 
 
@@ -44,9 +45,7 @@ def strongest(
     for i in order:
         if not kept or iou(boxes[i], boxes[kept]).max() < SAME_OBJECT:
             kept.append(int(i))
-    return [
-        Detection(names[categories[i]], float(best[i]), _box(boxes[i])) for i in kept
-    ]
+    return [Detection(names[categories[i]], float(best[i]), _box(boxes[i])) for i in kept]
 
 
 def _box(values: np.ndarray) -> Box:
@@ -75,3 +74,14 @@ def hits(
             free.remove(j)
             result[i] = True
     return result
+
+
+def background_box(boxes: Sequence[Box], rng: np.random.Generator, tries: int = 10) -> Box | None:
+    """A box on no object, or on parts of some; None if `tries` found none."""
+    for _ in range(tries):
+        width, height = rng.uniform(0.25, 0.6, 2)
+        x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+        box = (float(x), float(y), float(x + width), float(y + height))
+        if iou(np.array(box), np.array(boxes)).max() <= BACKGROUND:
+            return box
+    return None

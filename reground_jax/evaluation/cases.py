@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from reground_jax.emoji.captions import Group
 from reground_jax.emoji.categories import CATEGORIES
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected
@@ -31,7 +32,7 @@ class Case:
     """One layout and what a picture of it must show.
 
     facts  as `emoji.world.Example` has them: setting, time, setting_told, style, and objects of
-           {category, attribute, box, boxed}. None for a setting, time or style that nobody asked for
+           {category, attribute, box, boxed}; None where nobody asked for a setting, time or style
     """
 
     layout: Layout
@@ -49,6 +50,12 @@ class Case:
             for thing in self.facts["objects"]
         ]
         return Case(grounded(self.layout, objects), self.facts | {"objects": objects})
+
+    def with_rich_phrases(self) -> "Case":
+        """Phrases that tell tints and poses, too: "a blue cat" in the place of "a cat"."""
+        objects = [thing for thing in self.facts["objects"] if thing["boxed"]]
+        phrases = [Group(t["category"], 1, t["attribute"]).say() for t in objects]
+        return Case(dataclasses.replace(self.layout, phrases=phrases), self.facts)
 
 
 def grounded(layout: Layout, objects: Iterable[dict[str, Any]]) -> Layout:

@@ -83,15 +83,14 @@ def record(
     found: Sequence[tuple[str, Box]],
     attributes: Sequence[str | None],
 ) -> Record:
-    """One image's record: in_boxes are the categories seen in `boxes`, attributes those of `found`."""
+    """Of one image. in_boxes: categories seen in `boxes`; attributes: those of `found`."""
     facts = case.facts
     night = facts["time"] == "night"
     styled = facts["style"] not in (None, PLAIN_STYLE)
     right = sum(category == seen for (category, _), seen in zip(boxes, in_boxes, strict=True))
     things = Counter(category for category, _ in found)
     looks = Counter(
-        (category, attribute)
-        for (category, _), attribute in zip(found, attributes, strict=True)
+        (category, attribute) for (category, _), attribute in zip(found, attributes, strict=True)
     )
     asked_looks = Counter(
         (thing["category"], thing["attribute"])

@@ -50,9 +50,7 @@ def share(*names: str) -> Statistic:
     return statistic
 
 
-def average_precision(
-    records: Sequence[Record], weights: Weights
-) -> Float[np.ndarray, "R"]:
+def average_precision(records: Sequence[Record], weights: Weights) -> Float[np.ndarray, "R"]:
     """AP50: per category the area under the precision envelope (PASCAL VOC 2010), their mean.
 
     Categories without an object in a resample do not count in it.
