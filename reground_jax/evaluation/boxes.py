@@ -19,16 +19,12 @@ class Detection(NamedTuple):
     box: Box
 
 
-def iou(a: Float[np.ndarray, "*S 4"], b: Float[np.ndarray, "*S 4"]) -> Float[np.ndarray, "*S"]:
-    """Intersection over union; 0 where both are empty. The shapes broadcast."""
-    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+def iou(box: Float[np.ndarray, "4"], others: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N"]:
+    """Intersection over union of one box with each of the others; 0 where both are empty."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     shared = np.clip(high - low, 0, None).prod(-1)
-    union = _area(a) + _area(b) - shared
-    return np.where(union > 0, shared / np.where(union > 0, union, 1), 0.0)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(-1)
+    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(-1) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def strongest(
@@ -61,17 +57,16 @@ def hits(
     Strongest first, a detection takes the wanted object of its category with the largest IoU, if
     that is at least `least`; a second detection of the same object is a miss.
     """
-    free = list(range(len(wanted)))
+    free = [True] * len(wanted)
     result = [False] * len(found)
     for i in sorted(range(len(found)), key=lambda i: -found[i].score):
-        candidates = [
-            (float(iou(np.array(found[i].box), np.array(wanted[j][1]))), j)
-            for j in range(len(wanted))
-            if wanted[j][0] == found[i].category
-        ]
-        overlap, j = max(candidates, default=(0.0, -1))
-        if overlap >= least and j in free:
-            free.remove(j)
+        same = [j for j, (category, _) in enumerate(wanted) if category == found[i].category]
+        if not same:
+            continue
+        overlaps = iou(np.array(found[i].box), np.array([wanted[j][1] for j in same], float))
+        best = int(overlaps.argmax())
+        if overlaps[best] >= least and free[same[best]]:
+            free[same[best]] = False
             result[i] = True
     return result
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from reground_jax.checkpoint import flatten, unflatten
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.scorers import Record, Scorer
 from reground_jax.images import save_png, to_uint8
+from reground_jax.layout import Layout
 from reground_jax.pipeline import Pipeline
 from reground_jax.settings import Settings, Wiring
 
@@ -33,6 +34,17 @@ CHUNK = 50  # images of one file
 GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")
 
 Progress = Callable[[int, int], None]  # (images done, of all)
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """What makes images: `Pipeline`, or anything else that sweeps over gamma as it does."""
+
+    def sweep(
+        self, layouts: Sequence[Layout], *, gammas: Sequence[float], **keywords: Any
+    ) -> dict[float, Any]:
+        """gamma -> images [B, S, S, 3], float32 in 0..1; one per layout."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -87,14 +99,14 @@ def wiring_series(
 class Study:
     """What is measured, in the folder `out`.
 
-    models    name -> what loads the pipeline; loaded only if images are missing
+    models    name -> what loads its generator; called only if images are missing
     cases     name -> cases; those of "dropped" have the ids, and so the seeds, of "heldout"
     settings  steps, solver and guidance of every image; its wiring and gamma are not read
     identity  what else the images and records depend on: checksums of models and probes
     """
 
     out: Path
-    models: Mapping[str, Callable[[], Pipeline]]
+    models: Mapping[str, Callable[[], Generator]]
     cases: Mapping[str, Sequence[Case]]
     series: Sequence[Series]
     settings: Settings
@@ -111,10 +123,10 @@ class Study:
         total = sum(len(s.gammas) * len(self.cases[s.cases]) for s in self.series)
         done = 0
         records: dict[Condition, list[Record]] = {}
-        pipelines = {name: functools.cache(load) for name, load in self.models.items()}
+        generators = {name: functools.cache(load) for name, load in self.models.items()}
         for series in self.series:
             for start, cases in self._chunks(series):
-                found = self._chunk(series, start, cases, pipelines[series.model])
+                found = self._chunk(series, start, cases, generators[series.model])
                 for condition, chunk in found.items():
                     records.setdefault(condition, []).extend(chunk)
                     done += len(chunk)
@@ -156,13 +168,13 @@ class Study:
         return self.out / "parts" / condition.folder / name
 
     def _chunk(
-        self, series: Series, start: int, cases: Sequence[Case], pipeline: Callable[[], Pipeline]
+        self, series: Series, start: int, cases: Sequence[Case], generator: Callable[[], Generator]
     ) -> dict[Condition, list[Record]]:
         """The records of one chunk at every gamma; makes what is missing."""
         sheets = {c: self._file(c, start, len(cases), ".png") for c in series.conditions()}
         missing = [condition for condition, sheet in sheets.items() if not sheet.exists()]
         if missing:
-            made = self._generate(pipeline(), series, [c.gamma for c in missing], cases)
+            made = self._generate(generator(), series, [c.gamma for c in missing], cases)
             for condition, images in zip(missing, made, strict=True):
                 save_sheet(sheets[condition], images)
         records = {}
@@ -174,7 +186,7 @@ class Study:
         return records
 
     def _generate(
-        self, pipe: Pipeline, series: Series, gammas: Sequence[float], cases: Sequence[Case]
+        self, generator: Generator, series: Series, gammas: Sequence[float], cases: Sequence[Case]
     ) -> list[UInt8[np.ndarray, "B S S 3"]]:
         """Images by gamma. The fusers are on in the first steps, which all gammas share."""
         keywords = self.settings.to_json()
@@ -183,7 +195,7 @@ class Study:
         with warnings.catch_warnings():
             # Real captions have words that a small model does not know; that is what is measured.
             warnings.filterwarnings("ignore", message="this model does not know")
-            images = pipe.sweep(
+            images = generator.sweep(
                 [case.layout for case in cases],
                 gammas=gammas,
                 **keywords | {"wiring": series.wiring},
