@@ -121,7 +121,8 @@ def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[
     def loader(place: Path):
         def get() -> "Pipeline":
             pipe = load(place, settings.dtype, cache=not arguments.no_cache)
-            return with_scaled_gates(pipe, arguments.gate_scale)
+            scale = arguments.gate_scale
+            return pipe if scale == 1 else with_scaled_gates(pipe, scale)
 
         return get
 

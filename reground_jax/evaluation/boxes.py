@@ -19,6 +19,11 @@ class Detection(NamedTuple):
     box: Box
 
 
+def area(box: Box) -> float:
+    x0, y0, x1, y1 = box
+    return (x1 - x0) * (y1 - y0)
+
+
 def iou(box: Float[np.ndarray, "4"], others: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N"]:
     """Intersection over union of one box with each of the others; 0 where both are empty."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
@@ -41,7 +46,7 @@ def strongest(
     for i in order:
         if not kept or iou(boxes[i], boxes[kept]).max() < SAME_OBJECT:
             kept.append(int(i))
-    return [Detection(names[categories[i]], float(best[i]), _box(boxes[i])) for i in kept]
+    return [Detection(names[int(categories[i])], float(best[i]), _box(boxes[i])) for i in kept]
 
 
 def _box(values: np.ndarray) -> Box:

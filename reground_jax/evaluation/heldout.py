@@ -22,10 +22,10 @@ from jaxtyping import UInt8
 
 from reground_jax.emoji.artwork import load_artwork
 from reground_jax.emoji.world import Example, World, WorldConfig
-from reground_jax.evaluation.boxes import background_box
+from reground_jax.evaluation.boxes import area, background_box
 from reground_jax.evaluation.cases import HELDOUT, Case, grounded, pack
 from reground_jax.evaluation.probes import NOTHING, Probes, unit
-from reground_jax.evaluation.scorers import SMALLEST, area, probe_scorer
+from reground_jax.evaluation.scorers import SMALLEST, probe_scorer
 from reground_jax.evaluation.statistics import Gaussian
 from reground_jax.images import to_uint8
 from reground_jax.model import network

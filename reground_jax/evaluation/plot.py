@@ -1,7 +1,7 @@
 """The trade-off between boxes and text as an SVG: one line per wiring, one point per gamma."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
@@ -10,6 +10,7 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 24, 24, 64  # margins of the frame, pixels
 INK, MUTED, RULE = "#1f2328", "#656d76", "#e5e3dc"
 
 Interval = tuple[float, float, float]  # estimate, low, high
+Place = Callable[[float, float], tuple[float, float]]  # of a point, on the page
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _axis(values: Sequence[float]) -> list[float]:
     return [round(step * tick, 6) for tick in range(first, max(last, first + 1) + 1)]
 
 
-def _grid(x_axis: Sequence[float], y_axis: Sequence[float], place) -> list[str]:
+def _grid(x_axis: Sequence[float], y_axis: Sequence[float], place: Place) -> list[str]:
     parts = []
     for x in x_axis:
         (left, top), (_, bottom) = place(x, y_axis[-1]), place(x, y_axis[0])
@@ -86,16 +87,13 @@ def _grid(x_axis: Sequence[float], y_axis: Sequence[float], place) -> list[str]:
     return parts
 
 
-def _curve(curve: Curve, place) -> list[str]:
+def _curve(curve: Curve, place: Place) -> list[str]:
     centers = [place(point.x[0], point.y[0]) for point in curve.points]
     parts = []
     for point in curve.points:  # intervals below the line and its points
-        parts.append(
-            _line(*place(point.x[1], point.y[0]), *place(point.x[2], point.y[0]), curve.color, 0.45)
-        )
-        parts.append(
-            _line(*place(point.x[0], point.y[1]), *place(point.x[0], point.y[2]), curve.color, 0.45)
-        )
+        (x, left, right), (y, low, high) = point.x, point.y
+        for start, stop in (((left, y), (right, y)), ((x, low), (x, high))):
+            parts.append(_line(*place(*start), *place(*stop), curve.color, 0.45))
     if len(centers) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in centers)
         dashes = ' stroke-dasharray="6 4"' if curve.dashed else ""

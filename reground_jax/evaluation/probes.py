@@ -192,12 +192,14 @@ class Probes:
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Probes":
         """From a file that `save` wrote; by default the one in the package."""
-        source = path or files("reground_jax.evaluation").joinpath("data/probes.npz")
-        with np.load(source) as arrays:  # type: ignore[arg-type]  # a path in an installed package
+        shipped = files("reground_jax.evaluation").joinpath("data/probes.npz")
+        source = shipped if path is None else Path(path)
+        with source.open("rb") as file, np.load(file) as arrays:
             facts = json.loads(str(arrays["facts"]))
             leaves = [(name, arrays[name].astype(np.float32)) for name in arrays if "/" in name]
-        names = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.pop("names").items()}
-        return cls(names=Vocabulary(**names), params=unflatten(leaves), **facts)
+        size, *named = facts.pop("names").items()
+        names = Vocabulary(size[1], **{field: tuple(known) for field, known in named})
+        return cls(names=names, params=unflatten(leaves), **facts)
 
     def save(self, path: str | Path) -> None:
         """One compressed .npz file, weights in float16."""
@@ -238,7 +240,7 @@ class Probes:
                 "`python -m reground_jax.evaluation.train_probes`"
             )
         logits = self._run("scene", images)
-        scores = 1 / (1 + np.exp(-logits.category))
+        scores = np.exp(-np.logaddexp(0, -logits.category))  # sigmoid
         return [
             Scene(
                 self.names.settings[logits.setting[i].argmax()],

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from reground_jax.evaluation.boxes import hits
+from reground_jax.evaluation.boxes import area, hits
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.probes import Probes, Scene
 from reground_jax.layout import Box
@@ -63,11 +63,6 @@ def large_boxes(case: Case, size: int) -> list[tuple[str, Box]]:
         for thing in case.facts["objects"]
         if thing["boxed"] and size * math.sqrt(area(thing["box"])) >= SMALLEST
     ]
-
-
-def area(box: Box) -> float:
-    x0, y0, x1, y1 = box
-    return (x1 - x0) * (y1 - y0)
 
 
 def present(scene: Scene, threshold: float) -> list[tuple[str, Box]]:

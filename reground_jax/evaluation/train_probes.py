@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 
 from reground_jax.checkpoint import flatten, unflatten
 from reground_jax.emoji.artwork import load_artwork
 from reground_jax.emoji.world import Example, World, WorldConfig
-from reground_jax.evaluation.boxes import background_box
+from reground_jax.evaluation.boxes import area, background_box
 from reground_jax.evaluation.probes import (
     CELL,
     NOTHING,
@@ -76,21 +76,21 @@ def scene_loss(
     graph: nnx.GraphDef, params: Params, batch: SceneBatch
 ) -> tuple[Array, dict[str, Array]]:
     logits: SceneLogits = nnx.merge(graph, params["scene"])(unit(batch.images))
-    scene = sum(
-        cross_entropy(getattr(logits, name), getattr(batch, name)).mean()
-        for name in ("setting", "time", "style")
-    )
-    on = batch.category >= 0
-    count = jnp.maximum(on.sum(), 1)
+    setting = cross_entropy(logits.setting, batch.setting).mean()
+    time = cross_entropy(logits.time, batch.time).mean()
+    style = cross_entropy(logits.style, batch.style).mean()
+    there = jnp.asarray(batch.category >= 0)
+    count = jnp.maximum(there.sum(), 1)
     target = jax.nn.one_hot(batch.category, logits.category.shape[-1])  # -1 gives zeros
     found = focal(logits.category, target).sum() / count
-    overlap = (1 - overlaps(logits.edges, batch.edges)) * on
-    placed = overlap.sum() / count
+    placed = ((1 - overlaps(logits.edges, batch.edges)) * there).sum() / count
+    scene = setting + time + style
     return 0.5 * scene + found + placed, {"scene": scene, "found": found, "placed": placed}
 
 
-def cross_entropy(logits: Float[Array, "B N"], target: Int[Array, "B"]) -> Float[Array, "B"]:
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), target[:, None], axis=1)[:, 0]
+def cross_entropy(logits: Float[Array, "B N"], target: Int[ArrayLike, "B"]) -> Float[Array, "B"]:
+    rows = jnp.asarray(target)[:, None]
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), rows, axis=1)[:, 0]
 
 
 def focal(logits: Float[Array, "*S N"], target: Float[Array, "*S N"]) -> Float[Array, "*S N"]:
@@ -102,8 +102,9 @@ def focal(logits: Float[Array, "*S N"], target: Float[Array, "*S N"]) -> Float[A
     return 4 * weight * wrong**2 * entropy
 
 
-def overlaps(a: Float[Array, "*S 4"], b: Float[Array, "*S 4"]) -> Float[Array, "*S"]:
+def overlaps(a: Float[Array, "*S 4"], b: Float[ArrayLike, "*S 4"]) -> Float[Array, "*S"]:
     """IoU of boxes that share a point."""
+    b = jnp.asarray(b)
     shared = (jnp.minimum(a, b)[..., 2:] - jnp.maximum(a, b)[..., :2]).prod(-1)
     area = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1)
     return shared / (area - shared)
@@ -162,9 +163,8 @@ def cell_targets(
     category = np.full((count, count), -1, np.int32)
     edges = np.tile(np.array([0, 0, 1, 1], np.float32), (count, count, 1))
     x, y = cell_centers(count).transpose(2, 0, 1)
-    area = {id(t): (t["box"][2] - t["box"][0]) * (t["box"][3] - t["box"][1])
-            for t in example.facts["objects"]}  # fmt: skip
-    for thing in sorted(example.facts["objects"], key=lambda t: -area[id(t)]):
+    objects = sorted(example.facts["objects"], key=lambda thing: -area(thing["box"]))
+    for thing in objects:
         x0, y0, x1, y1 = thing["box"]
         reach = CENTER / count
         near = (np.abs(x - (x0 + x1) / 2) < reach) & (np.abs(y - (y0 + y1) / 2) < reach)
