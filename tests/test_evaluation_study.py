@@ -287,7 +287,7 @@ def test_the_command_of_a_report_leaves_out_what_is_default():
     [
         (["--gammas", "0,2"], "gamma is 2.0: give a fraction of the steps in 0..1"),
         (["--layouts", "5000"], "5000 layouts are asked for: the held-out set has 1 to 1000"),
-        (["--layouts", "many"], "--layouts is many: give a whole number"),
+        (["--layouts", "many"], "--layouts is many: give a whole number, at least 8"),
         (["--gate-scale", "0"], "--gate-scale is 0: give a number above 0"),
         (["--solver", "plsm"], "solver 'plsm' is unknown: did you mean 'plms'?"),
     ],
@@ -301,9 +301,9 @@ def test_bad_requests_are_one_sentence(capsys, tmp_path, tiny_model_dir, options
 
 
 def test_the_command_measures_a_model_of_random_weights(capsys, tmp_path, tiny_model_dir):
-    argv = ["evaluate", "--model", str(tiny_model_dir), "--layouts", "4", "--gammas", "0,1"]
+    argv = ["evaluate", "--model", str(tiny_model_dir), "--layouts", "8", "--gammas", "0,1"]
     out = tmp_path / "out"
-    assert main([*argv, "--steps", "1", "--batch-size", "4", "--no-cache", "--out", str(out)]) == 0
+    assert main([*argv, "--steps", "1", "--batch-size", "8", "--no-cache", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'report.md'}\n"
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["num_steps"] == 1

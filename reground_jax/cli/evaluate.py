@@ -39,7 +39,7 @@ def add(commands) -> argparse.ArgumentParser:
         parser.add_argument(name, default=default, help=text + shown, **keywords)
 
     option("--out", "evaluation", "folder of the study", metavar="DIR")
-    option("--layouts", 250, "held-out layouts, at most 1000", metavar="N", type=request.number)
+    option("--layouts", 250, "held-out layouts, 8 to 1000", metavar="N", type=request.number)
     option("--gammas", GAMMAS, "fractions of the steps with boxes on", metavar="G,G,...")
     option("--model", DEFAULT_MODEL, "the model; of the emoji world", metavar="DIR")
     option(
@@ -72,8 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
     )
     gammas = [gamma_of(text) for text in arguments.gammas.split(",")]
-    if not isinstance(arguments.layouts, int):
-        raise ValueError(f"--layouts is {arguments.layouts}: give a whole number")
+    for name, least in (("layouts", 8), ("batch_size", 1)):
+        value = getattr(arguments, name)
+        if not isinstance(value, int) or value < least:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is {value}: give a whole number, at least {least}")
     if isinstance(arguments.gate_scale, str) or arguments.gate_scale <= 0:
         raise ValueError(f"--gate-scale is {arguments.gate_scale}: give a number above 0")
 
