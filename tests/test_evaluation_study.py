@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reground_jax.cli import main
+from reground_jax.cli import evaluate, main
 from reground_jax.cli.evaluate import command_of, default_arguments
 from reground_jax.evaluation.cases import heldout_cases, with_half_the_boxes
 from reground_jax.evaluation.plot import Curve, Point, tradeoff_svg
@@ -25,6 +25,7 @@ from reground_jax.evaluation.study import (
 from reground_jax.pipeline import Pipeline
 from reground_jax.settings import WIRINGS, Settings
 from tests.models import tiny_model
+from tests.renders import renders
 
 SETTINGS = Settings(num_steps=20, guidance_scale=4.0, solver="dpmpp_2m")
 
@@ -300,11 +301,35 @@ def test_bad_requests_are_one_sentence(capsys, tmp_path, tiny_model_dir, options
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_measures_a_model_of_random_weights(capsys, tmp_path, tiny_model_dir):
+class Renderer:
+    """Draws the renders of the first layouts, whatever the wiring; from gamma 0.5 on, with boxes."""
+
+    def sweep(self, layouts, *, gammas, **keywords):
+        images, cases = renders()
+        rows = {case.layout.id: row for row, case in enumerate(cases)}
+        drawn = images[[rows[layout.id] for layout in layouts]].astype(np.float32) / 255
+        return {gamma: drawn if gamma >= 0.5 else drawn[:, ::-1] for gamma in gammas}
+
+
+def test_the_command_measures_what_a_model_draws(capsys, monkeypatch, tmp_path, tiny_model_dir):
+    monkeypatch.setattr(evaluate, "load", lambda *_, **__: Renderer())
+    argv = ["evaluate", "--model", str(tiny_model_dir), "--layouts", "32", "--gammas", "1,0,1"]
+    out = tmp_path / "out"
+    assert main([*argv, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out / 'report.md'}\n"
+    rows = json.loads((out / "results.json").read_text())["conditions"]
+    assert len(rows) == 2 * 2 + 3 + 2  # nothing is dropped at gamma 0, and there is one model
+    for row in rows:
+        right, upside_down = row["gamma"] == 1, row["gamma"] == 0
+        assert right and row["box"][0] > 0.9 and row["ap50"][0] > 0.8 or upside_down
+        assert right or row["box"][0] < 0.6 and row["ap50"][0] < 0.5
+
+
+@pytest.mark.slow
+def test_the_command_measures_a_real_pipeline(tmp_path, tiny_model_dir):
     argv = ["evaluate", "--model", str(tiny_model_dir), "--layouts", "8", "--gammas", "0,1"]
     out = tmp_path / "out"
     assert main([*argv, "--steps", "1", "--batch-size", "8", "--no-cache", "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"{out / 'report.md'}\n"
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["num_steps"] == 1
     # Without fusers both wirings are one; images of noise show none of the layouts.

@@ -231,7 +231,7 @@ class Probes:
             )
         ]
 
-    def scenes(self, images: UInt8[np.ndarray, "B S S 3"]) -> list[Scene]:
+    def scenes(self, images: UInt8[np.ndarray, "B H W 3"]) -> list[Scene]:
         """Raises ValueError unless the images have the size that the probes were trained for."""
         if images.shape[1:3] != (self.names.size, self.names.size):
             raise ValueError(

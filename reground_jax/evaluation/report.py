@@ -130,14 +130,12 @@ def _row(
     values: Mapping[str, np.ndarray],
     features: Gaussian,
 ) -> Row:
-    own = Gaussian.of(np.array([record["features"] for record in rows]))
     numbers = {name: _interval(value) for name, value in values.items()}
-    return {
-        **what,
-        "images": len(rows),
-        **numbers,
-        "frechet": round(frechet_distance(own, features), 3),
-    }
+    frechet = None  # of one image alone there is no covariance
+    if len(rows) > 1:
+        own = Gaussian.of(np.array([record["features"] for record in rows]))
+        frechet = round(frechet_distance(own, features), 3)
+    return {**what, "images": len(rows), **numbers, "frechet": frechet}
 
 
 def _interval(values: np.ndarray) -> Interval | None:

@@ -250,10 +250,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--artwork", type=Path, required=True, help="artwork.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder for probes.npz")
     given = parser.parse_args(arguments)
-    world = World(WorldConfig(), load_artwork(given.artwork))
+    artwork = load_artwork(given.artwork)
+    world = World(WorldConfig(), artwork)
     names = Vocabulary.of_world(world.config)
+    # What a model draws may be anywhere, and of any size.
+    anywhere = World(dataclasses.replace(world.config, grid=1), artwork)
     params = {
-        name: train(name, world, names, recipe, given.out) for name, recipe in RECIPES.items()
+        name: train(name, anywhere, names, recipe, given.out) for name, recipe in RECIPES.items()
     }
     probes = Probes(names, params, threshold=0.5)
     probes = dataclasses.replace(probes, threshold=best_threshold(probes, world))
