@@ -24,12 +24,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in order, joined by a line if there are several."""
+    """Points in order; several are joined by a line and named in the legend.
+
+    below: labels go below the points, so that those of two curves side by side stay apart
+    """
 
     name: str
     color: str
     points: Sequence[Point]
     dashed: bool = False
+    below: bool = False
 
 
 def tradeoff_svg(curves: Sequence[Curve], *, x_title: str, y_title: str) -> str:
@@ -103,14 +107,19 @@ def _curve(curve: Curve, place: Place) -> list[str]:
         )
     for (x, y), point in zip(centers, curve.points, strict=True):
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{curve.color}"/>')
-        parts.append(_text(x + 8, y - 8, point.label, "start", curve.color))
+        left = x > WIDTH - 100  # no room to the right
+        across, anchor = (x - 8, "end") if left else (x + 8, "start")
+        parts.append(
+            _text(across, y + (18 if curve.below else -8), point.label, anchor, curve.color)
+        )
     return parts
 
 
 def _legend(curves: Sequence[Curve]) -> list[str]:
+    lines = [curve for curve in curves if len(curve.points) > 1]
     parts = []
-    for row, curve in enumerate(curves):
-        x, y = LEFT + 16, HEIGHT - BOTTOM - 16 - 20 * (len(curves) - 1 - row)
+    for row, curve in enumerate(lines):
+        x, y = LEFT + 16, HEIGHT - BOTTOM - 16 - 20 * (len(lines) - 1 - row)
         parts.append(f'<circle cx="{x}" cy="{y - 4}" r="4.5" fill="{curve.color}"/>')
         parts.append(_text(x + 12, y, curve.name, "start"))
     return parts

@@ -190,8 +190,7 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
     main = heldout[0]["model"]
     lines: dict[tuple[str, str], list[Point]] = {}
     for row in sorted(heldout, key=lambda row: row["gamma"]):
-        label = f"γ {row['gamma']:g}" if row["wiring"] in COLORS else ""
-        point = Point(label, _percent(row["box"]), _percent(row["text"]))
+        point = Point(_label(row, main), _percent(row["box"]), _percent(row["text"]))
         lines.setdefault((row["model"], row["wiring"]), []).append(point)
     return [
         Curve(
@@ -199,9 +198,18 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
             COLORS.get(wiring, SINGLE_COLOR) if model == main else OTHER_COLOR,
             points,
             dashed=model != main,
+            below=wiring == "sequential",
         )
         for (model, wiring), points in lines.items()
     ]
+
+
+def _label(row: Row, main: str) -> str:
+    """A gamma, or the name of a wiring without a curve; none where another point says it."""
+    if row["wiring"] not in COLORS:
+        return row["wiring"]
+    # Gamma 0 is no grounding, and all curves have the same gammas in the same order.
+    return f"γ {row['gamma']:g}" if row["model"] == main and row["gamma"] > 0 else ""
 
 
 def _percent(numbers: Interval) -> Interval:
