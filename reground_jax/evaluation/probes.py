@@ -266,7 +266,7 @@ class Probes:
 
 @functools.cache
 def _compiled(name: str, names: Vocabulary) -> Callable[..., Any]:
-    graph, _ = build(name, names)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: PROBES[name](names, rngs=nnx.Rngs(0))))
 
     def run(params: Params, pixels: Array) -> Any:
         return nnx.merge(graph, params)(unit(pixels))
