@@ -269,6 +269,8 @@ def test_points_of_the_plot_lie_where_the_axes_say():
     )
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11) and x0 < x2  # rounded to 0.1
     assert y1 - y0 == pytest.approx(y2 - y1, abs=0.11) and y0 > y2  # up is smaller
+    alone = Curve("one", "#000000", sure[:1])  # axes without extent would divide by zero
+    assert "<circle" in tradeoff_svg([alone], x_title="x", y_title="y")
     with pytest.raises(ValueError, match="there is nothing to plot"):
         tradeoff_svg([], x_title="x", y_title="y")
 

@@ -69,10 +69,11 @@ def tradeoff_svg(curves: Sequence[Curve], *, x_title: str, y_title: str) -> str:
 def _axis(values: Sequence[float]) -> list[float]:
     """Round ticks around the values, four to nine of them."""
     low, high = min(values), max(values)
-    step = 10 ** math.floor(math.log10(max(high - low, 1e-3)))
-    while (high - low) / step > 7:
+    span = max(high - low, 1.0)  # percent: equal values have an axis, too
+    step = 10 ** math.floor(math.log10(span))
+    while span / step > 7:
         step *= 2
-    while (high - low) / step < 3:
+    while span / step < 3:
         step /= 2
     first, last = math.floor(low / step), math.ceil(high / step)
     return [round(step * tick, 6) for tick in range(first, max(last, first + 1) + 1)]
