@@ -207,7 +207,7 @@ def test_without_a_command_the_help_is_shown(capsys):
     assert "first steps" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["convert", "generate", "compare", "info"])
+@pytest.mark.parametrize("command", ["convert", "generate", "compare", "evaluate", "info"])
 def test_the_help_of_a_command_has_an_example(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

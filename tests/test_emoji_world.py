@@ -16,7 +16,7 @@ from reground_jax.emoji.categories import CATEGORIES
 from reground_jax.emoji.placing import cover, real_box_sets
 from reground_jax.emoji.styles import STYLES
 from reground_jax.emoji.tokenizer import emoji_tokenizer, vocabulary_size
-from reground_jax.emoji.world import LARGE, Example, World, WorldConfig, without_boxes
+from reground_jax.emoji.world import LARGE, Example, World, WorldConfig
 
 
 @cache
@@ -215,17 +215,6 @@ def test_the_tokenizer_knows_every_word_and_cuts_no_caption() -> None:
         assert (a == b).all()
         with pytest.warns(UserWarning, match="does not know 'fire', 'hydrant'"):
             assert (texts.ids(["fire-hydrant"]) == unknown).sum() == 2  # hyphens part words
-
-
-def test_without_boxes_takes_boxes_from_the_layout_only() -> None:
-    example = next(e for e in examples() if len(set(e.layout.phrases)) > 1)
-    gone = example.facts["objects"][0]["category"]
-    less = without_boxes(example, [gone])
-    assert CATEGORIES[gone].phrase not in less.layout.phrases
-    assert 0 < len(less.layout.boxes) < len(example.layout.boxes)
-    assert less.layout.prompt == example.layout.prompt and less.image is example.image
-    assert all(t["boxed"] == (t["category"] != gone) for t in less.facts["objects"])
-    assert example.layout.phrases[0] == CATEGORIES[gone].phrase  # the given example is unchanged
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -280,20 +280,6 @@ class World:
         return {groups[int(rng.integers(len(groups)))].noun}
 
 
-def without_boxes(example: Example, categories: Sequence[str]) -> Example:
-    """`example` with the boxes of these categories taken from its layout and marked in facts."""
-    objects = [
-        thing | {"boxed": thing["boxed"] and thing["category"] not in categories}
-        for thing in example.facts["objects"]
-    ]
-    layout = dataclasses.replace(
-        example.layout,
-        phrases=[CATEGORIES[thing["category"]].phrase for thing in objects if thing["boxed"]],
-        boxes=[thing["box"] for thing in objects if thing["boxed"]],
-    )
-    return Example(example.image, layout, example.facts | {"objects": objects})
-
-
 def blend(canvas: Float32[np.ndarray, "S S 3"], sprite: Sprite) -> None:
     """Draw `sprite` over `canvas` (0..255), in place."""
     height, width = sprite.pixels.shape[:2]

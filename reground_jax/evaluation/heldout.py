@@ -1,0 +1,129 @@
+"""Package data from artwork, so that measuring needs none:
+
+    python -m reground_jax.evaluation.heldout --artwork artwork.npz --model emoji --out DIR
+
+writes DIR/heldout.json.gz (1,000 held-out layouts and their facts), DIR/reference.json.gz (what the
+probes say of their renders, before and after the model's autoencoder) and DIR/reference.npz (mean
+and covariance of the features of 2,000 other held-out renders). DIR/probes.npz is read.
+"""
+
+import argparse
+import gzip
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+
+from reground_jax.emoji.artwork import load_artwork
+from reground_jax.emoji.world import Example, World, WorldConfig
+from reground_jax.evaluation.boxes import area, background_box
+from reground_jax.evaluation.cases import HELDOUT, Case, grounded, pack
+from reground_jax.evaluation.probes import NOTHING, Probes, unit
+from reground_jax.evaluation.scorers import SMALLEST, probe_scorer
+from reground_jax.evaluation.statistics import Gaussian
+from reground_jax.images import to_uint8
+from reground_jax.model import network
+from reground_jax.pipeline import Pipeline
+
+CASES = 1000
+OTHERS = 2000  # renders whose features are the Frechet distance's reference
+
+
+def case_of(example: Example) -> Case:
+    """The case of a render: what of its facts pictures can be asked for."""
+    fields = ("category", "attribute", "box", "boxed")
+    objects = [{name: thing[name] for name in fields} for thing in example.facts["objects"]]
+    return Case(grounded(example.layout, objects), example.facts | {"objects": objects})
+
+
+def decoded(pipe: Pipeline, images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
+    """The images after the model's autoencoder, 50 at a time."""
+    vae = nnx.merge(network(pipe.config, "vae")[0], pipe.params["vae"])
+
+    @jax.jit
+    def encode(pixels: jax.Array) -> jax.Array:
+        return vae.encode(unit(pixels), attend=pipe.attend)
+
+    parts = [
+        pipe.decode(encode(jnp.asarray(images[start : start + 50])))
+        for start in range(0, len(images), 50)
+    ]
+    return to_uint8(np.concatenate([np.asarray(part) for part in parts]), value_range="0..1")
+
+
+def accuracy(
+    probes: Probes, images: UInt8[np.ndarray, "B S S 3"], cases: Sequence[Case]
+) -> dict[str, float]:
+    """How often the probes are right; objects of at least SMALLEST pixels, and a place without."""
+    owners, boxes, truth = [], [], []
+    rng = np.random.default_rng(0)
+    for index, case in enumerate(cases):
+        objects = case.facts["objects"]
+        empty = background_box([thing["box"] for thing in objects], rng)
+        places = [(t["category"], t["attribute"], t["box"]) for t in objects]
+        places += [] if empty is None else [(NOTHING, None, empty)]
+        for category, attribute, box in places:
+            if images.shape[1] * area(box) ** 0.5 >= SMALLEST:
+                owners.append(index)
+                boxes.append(box)
+                truth.append((category, attribute))
+    said = probes.objects(images, owners, boxes)
+    pairs = list(zip(said, truth, strict=True))
+    objects = [(mine, true) for mine, true in pairs if true[0] != NOTHING]
+    scenes = probes.scenes(images)
+
+    def right(answers: Iterable[tuple[Any, Any]]) -> float:
+        return float(np.mean([mine == true for mine, true in answers]))
+
+    return {
+        "object": right((mine[0], true[0]) for mine, true in objects),
+        "attribute": right((mine[1], true[1]) for mine, true in objects),
+        "background": right((mine[0], true[0]) for mine, true in pairs if true[0] == NOTHING),
+        **{
+            name: right(
+                (getattr(scene, name), case.facts[name])
+                for scene, case in zip(scenes, cases, strict=True)
+            )
+            for name in ("setting", "time", "style")
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--artwork", type=Path, required=True, help="artwork.npz")
+    parser.add_argument("--model", required=True, help="whose autoencoder to measure with")
+    parser.add_argument("--out", type=Path, required=True, help="folder; has probes.npz")
+    given = parser.parse_args(arguments)
+    probes = Probes.load(given.out / "probes.npz")
+    world = World(WorldConfig(), load_artwork(given.artwork))
+    examples = world.heldout(CASES + OTHERS)
+    cases = [case_of(example) for example in examples[:CASES]]
+    images = np.stack([example.image for example in examples])
+    own, others = images[:CASES], images[CASES:]
+    versions = {"renders": own, "decoded": decoded(Pipeline.load(given.model), own)}
+    scorer = probe_scorer(probes)
+    facts: dict[str, Any] = {name: scorer(pixels, cases) for name, pixels in versions.items()}
+    facts["accuracy"] = {name: accuracy(probes, p, cases) for name, p in versions.items()}
+    features = Gaussian.of(np.stack([scene.features for scene in probes.scenes(others)]))
+
+    (given.out / Path(HELDOUT).name).write_bytes(pack(cases))
+    text = json.dumps(facts, separators=(",", ":"))
+    (given.out / "reference.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    np.savez(
+        given.out / "reference.npz",
+        mean=features.mean.astype(np.float32),
+        covariance=features.covariance.astype(np.float32),
+    )
+    for name, values in facts["accuracy"].items():
+        print(name, ", ".join(f"{key} {100 * value:.1f} %" for key, value in values.items()))
+
+
+if __name__ == "__main__":
+    main()

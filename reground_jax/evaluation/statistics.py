@@ -1,0 +1,125 @@
+"""From records to numbers, and how sure they are: a paired bootstrap over images.
+
+A statistic is a function of records and weights [R, N]: how often each of N images counts in each
+of R resamples. Conditions measured on the same layouts share their weights, which makes the
+bootstrap paired: the interval of a difference is that of the resamples' differences.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from reground_jax.evaluation.scorers import SHARES, TEXT, Record
+
+Weights = Float[np.ndarray, "R N"]
+Statistic = Callable[[Sequence[Record], Weights], Float[np.ndarray, "R"]]
+
+RESAMPLES = 2000
+LEVEL = 0.95  # of the intervals
+
+
+def bootstrap_weights(count: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Weights:
+    """Row 0 counts every image once: the estimate. The others draw `count` with replacement."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    return np.concatenate([np.ones((1, count)), drawn]).astype(np.float64)
+
+
+def interval(values: Float[np.ndarray, "R"], level: float = LEVEL) -> tuple[float, float, float]:
+    """(estimate, low, high) of a statistic's values, by the percentiles of its resamples.
+
+    NaN where nothing was asked for.
+    """
+    rest = values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(values[0]) or not len(rest):
+        return float("nan"), float("nan"), float("nan")
+    low, high = np.quantile(rest, [(1 - level) / 2, (1 + level) / 2])
+    return float(values[0]), float(low), float(high)
+
+
+def share(*names: str) -> Statistic:
+    """Of all that was asked for under these names, how much is shown."""
+
+    def statistic(records: Sequence[Record], weights: Weights) -> Float[np.ndarray, "R"]:
+        pairs = np.array([[record[name] for name in names] for record in records], np.float64)
+        shown, asked = (weights @ pairs.sum(1)).T  # pairs [N, names, 2]
+        return np.divide(shown, asked, out=np.full_like(shown, np.nan), where=asked > 0)
+
+    return statistic
+
+
+def average_precision(records: Sequence[Record], weights: Weights) -> Float[np.ndarray, "R"]:
+    """AP50: per category the area under the precision envelope (PASCAL VOC 2010), their mean.
+
+    Categories without an object in a resample do not count in it.
+    """
+    images: dict[str, list[tuple[float, int, int]]] = defaultdict(list)  # score, hit, image
+    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(records)))
+    for index, record in enumerate(records):
+        for category, score, hit in record["detections"]:
+            images[category].append((score, hit, index))
+        for category, count in record["objects"].items():
+            counts[category][index] = count
+    total, measured = np.zeros(len(weights)), np.zeros(len(weights))
+    for category, count in counts.items():
+        objects = weights @ count
+        precision = _average_precision(images[category], objects, weights)
+        total += np.where(objects > 0, precision, 0)
+        measured += objects > 0
+    return np.divide(total, measured, out=np.full_like(total, np.nan), where=measured > 0)
+
+
+def _average_precision(
+    found: Sequence[tuple[float, int, int]], objects: Float[np.ndarray, "R"], weights: Weights
+) -> Float[np.ndarray, "R"]:
+    """Of one category; found: (score, hit, image)."""
+    if not found:
+        return np.zeros(len(weights))
+    ranked = sorted(found, key=lambda detection: -detection[0])
+    _, hit, image = (np.array(column) for column in zip(*ranked, strict=True))
+    counted = weights[:, image]
+    right = np.cumsum(counted * hit, axis=1)
+    every = np.cumsum(counted, axis=1)
+    precision = np.divide(right, every, out=np.zeros_like(right), where=every > 0)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    area = (envelope * counted * hit).sum(1)
+    return np.divide(area, objects, out=np.zeros_like(area), where=objects > 0)
+
+
+STATISTICS: dict[str, Statistic] = {
+    **{name: share(name) for name in SHARES},
+    "text": share(*TEXT),
+    "ap50": average_precision,
+}
+
+
+class Gaussian:
+    """Mean [D] and covariance [D, D] of features."""
+
+    def __init__(self, mean: Float[np.ndarray, "D"], covariance: Float[np.ndarray, "D D"]):
+        self.mean, self.covariance = np.asarray(mean), np.asarray(covariance)
+
+    @classmethod
+    def of(cls, features: Shaped[np.ndarray, "N D"]) -> "Gaussian":
+        features = np.asarray(features, np.float64)
+        return cls(features.mean(0), np.cov(features, rowvar=False))
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), as FID has it (arXiv 1706.08500).
+
+    It is biased by the number of images: compare only distances from equally many.
+    """
+    root = _root(a.covariance)
+    eigenvalues = np.linalg.eigvalsh(root @ b.covariance @ root)
+    trace = np.trace(a.covariance) + np.trace(b.covariance)
+    trace -= 2 * np.sqrt(np.clip(eigenvalues, 0, None)).sum()
+    return float(np.square(a.mean - b.mean).sum() + trace)
+
+
+def _root(matrix: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
+    """The square root of a symmetric matrix without negative eigenvalues."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
