@@ -58,6 +58,17 @@ class Denoising:
         )
         return cls(pipe, settings, start, prepared, inputs)
 
+    def program(self) -> tuple[Any, tuple[Any, ...]]:
+        """The jitted function behind `run`, and its arguments for the first step."""
+        settings = self.settings
+        program = self.pipe._advance_program(
+            settings.wiring, settings.solver, settings.eta > 0, "shard_map"
+        )
+        bounds = (np.int32(bound) for bound in (settings.num_steps, 0, 1))
+        return program, (
+            self.pipe.params["unet"], self.start(), self.prepared, self.inputs, *bounds
+        )  # fmt: skip
+
     def run(self, state: State, start: int, stop: int) -> State:
         """`state` after the steps start..stop-1; none of them still compiles the program."""
         grounded = grounded_steps(np.asarray(self.inputs.gates))
