@@ -35,17 +35,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def network(arguments: argparse.Namespace) -> dict[str, Any]:
-    import jax
+    from reground_jax.bench.run import run
 
+    return run(arguments.name, *_work(arguments), repeats=arguments.repeats)
+
+
+def profile(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import profile
+
+    record = profile.measure(*_work(arguments))
+    print(profile.show(record))
+    return record
+
+
+def _work(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """A random pipeline, and the work for it."""
     from reground_jax.bench.cases import Work
     from reground_jax.bench.presets import random_model
-    from reground_jax.bench.run import run
     from reground_jax.pipeline import Pipeline
 
     settings = settings_of(arguments)
     pipe = Pipeline.from_model(random_model(arguments.preset), dtype=settings.dtype)
-    work = Work(settings, arguments.batch or jax.device_count())
-    return run(arguments.name, pipe, work, repeats=arguments.repeats)
+    return pipe, Work(settings, arguments.batch or len(pipe.devices))
 
 
 def startup(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -87,6 +98,7 @@ def peer(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "profile": profile,
     "startup": startup,
     "scaling": scaling,
     "operations": operations,

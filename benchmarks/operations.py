@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend import core
 
 from reground_jax.bench.presets import preset_config
 from reground_jax.model import network
@@ -88,7 +89,7 @@ def _operations(jaxpr: Any) -> dict[str, int]:
 def _equations(jaxpr: Any) -> Iterator[Any]:
     """All equations but calls, whose own are listed in their place."""
     for equation in jaxpr.eqns:
-        inner = list(jax.core.jaxprs_in_params(equation.params))
+        inner = list(core.jaxprs_in_params(equation.params))
         if not inner:
             yield equation
         for part in inner:

@@ -133,7 +133,7 @@ class Pipeline:
         gamma: float | Sequence[float] = 1.0,
         num_steps: int = 50,
         guidance_scale: float = 7.5,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: Sequence[float] = (0.0, 1.0),
         solver: str = "plms",
         seeds: Sequence[int] | None = None,
         height: int | None = None,

@@ -153,12 +153,17 @@ def measured_peak(device: Device, dtype: str) -> float:
 def peaks(devices: Sequence[Device], dtype: str) -> dict[str, float | None]:
     """FLOP/s of all devices together, measured and by their datasheet (None: not known)."""
     device, count = devices[0], len(devices)
-    listed = DATASHEET.get(dtype, {})
-    names = sorted((n for n in listed if device.device_kind.startswith(n)), key=len)
+    listed = datasheet_peak(device.device_kind, dtype)
     return {
         "measured": measured_peak(device, dtype) * count,
-        "datasheet": listed[names[-1]] * count if names else None,
+        "datasheet": listed and listed * count,
     }
+
+
+def datasheet_peak(kind: str, dtype: str) -> float | None:
+    """FLOP/s of one device by its datasheet; None where it is not known."""
+    names = [name for name in DATASHEET.get(dtype, {}) if kind.startswith(name)]
+    return DATASHEET[dtype][max(names, key=len)] if names else None
 
 
 def peak_memory() -> int:
