@@ -230,6 +230,36 @@ def test_guidance_scale_1_skips_the_unconditional_half(pipe):
     assert relative_error(pipe([CAT], num_steps=3, guidance_scale=1, output="latents"), near) < 1e-5
 
 
+def test_an_interval_of_guidance_takes_the_conditional_branch_alone_outside(pipe):
+    """Against segments by hand: guided steps 2..5 of 8, without guidance before and after."""
+    settings = Settings(solver="dpmpp_2m", num_steps=8)
+    plan = pipe.plan(settings)
+    conditioning, seeds = pipe.encode([CAT]), np.array([4], np.uint32)
+    inputs = Inputs(plan, gate_table(0.5, 8), np.float32(7.5), seeds)
+    state = pipe.start(plan, settings, seeds)
+    for start, stop, guided in ((0, 2, False), (2, 6, True), (6, 8, False)):
+        prepared = pipe.prepare(conditioning, plan.timesteps, guided=guided)
+        state = pipe.advance(state, prepared, inputs, 4, start, stop, settings=settings)
+
+    keywords = dict(seeds=[4], gamma=0.5, solver="dpmpp_2m", num_steps=8, output="latents")
+    part = pipe([CAT], guidance_interval=(0.25, 0.75), **keywords)
+    np.testing.assert_array_equal(part, state.x)
+    steps = []
+    again = pipe(
+        [CAT], guidance_interval=(0.25, 0.75), progress=lambda *at: steps.append(at), **keywords
+    )
+    np.testing.assert_array_equal(part, again)
+    assert len(steps) == 8
+    counter = CompileCounter()
+    assert relative_error(pipe([CAT], guidance_interval=(0, 0.5), **keywords), part) > 1e-4
+    assert counter.count == 0  # the ends are arguments
+
+
+def test_on_cpu_the_branches_of_the_parallel_wiring_are_not_packed(pipe):
+    prepared = pipe.prepare(pipe.encode([CAT]), np.array([1.0], np.float32), wiring="parallel")
+    assert set(prepared.packed) == {None}
+
+
 def test_bfloat16_pipelines_run_with_float32_state():
     low = Pipeline.from_model(tiny_model(), dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(low.params)} == {"bfloat16"}

@@ -22,6 +22,7 @@ def test_defaults_are_the_papers_settings():
     [
         Settings(),
         Settings(gamma=(0.3, 0.0, 0.7), height=512, width=640, dtype="bfloat16"),
+        Settings(guidance_interval=(0.2, 0.7)),
         Settings(wiring="sequential", solver="ddim", eta=0.5, guidance_scale=1, num_steps=20),
     ],
 )
@@ -63,6 +64,9 @@ def test_three_parts_may_miss_one_by_rounding():
         ({"num_steps": 50.0}, "num_steps is 50.0, which is not a whole number"),
         ({"num_steps": True}, "num_steps is True"),
         ({"guidance_scale": -1}, "guidance_scale is -1.0: give a finite number, at least 0"),
+        ({"guidance_interval": (0.5, 0.5)}, "guidance_interval is [0.5, 0.5]: give two fractions"),
+        ({"guidance_interval": (0, 1.5)}, "guidance_interval is [0, 1.5]"),
+        ({"guidance_interval": 0.5}, "guidance_interval is 0.5: give two fractions"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"eta": 0.5}, "eta is 0.5, but only solver 'ddim' adds noise: use it, or set eta=0"),
         ({"eta": 1.5, "solver": "ddim"}, "eta is 1.5: give a number in 0..1"),
@@ -102,7 +106,7 @@ def test_only_fields_that_need_another_program_change_the_static_key():
         for change in (
             {"wiring": "sequential"}, {"solver": "plms", "eta": 0}, {"num_steps": 10},
             {"height": 64}, {"width": 64}, {"dtype": "bfloat16"}, {"max_boxes": 8},
-            {"guidance_scale": 1.0}, {"eta": 0.0},
+            {"guidance_scale": 1.0}, {"eta": 0.0}, {"guidance_interval": (0.0, 0.5)},
         )
     ]  # fmt: skip
     assert len({s.static_key() for s in [base, *others]}) == len(others) + 1

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from reground_jax.cli import compare, convert, evaluate, generate, info, train
+from reground_jax.cli import bench, compare, compile, convert, evaluate, generate, info, train
 from reground_jax.version import __version__
 
 DESCRIPTION = """\
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"reground-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (generate, compare, evaluate, convert, info, train):
+    for command in (generate, compare, convert, info, evaluate, compile, bench, train):
         added = command.add(commands)
         added.set_defaults(run=command.run)
         added.add_argument(

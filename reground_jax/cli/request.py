@@ -55,12 +55,18 @@ def add_settings_options(parser: argparse.ArgumentParser, *, wiring: bool) -> No
         "--gamma", "gamma", "G",
         "fraction 0..1 of the first steps in which the boxes count, or three parts ON,DECAY,OFF "
         "that add up to 1; a lower one gives the prompt more room",
-        _gamma,
+        _numbers,
     )  # fmt: skip
     option("--steps", "num_steps", "N", "denoising steps", number)
     option(
         "--guidance-scale", "guidance_scale", "S",
         "how strongly the image follows the texts; 1 turns guidance off, in half the time", number,
+    )  # fmt: skip
+    option(
+        "--guidance-interval", "guidance_interval", "START,STOP",
+        "approximate: guidance in this part of the steps only, as in 0,0.5; the others take half "
+        "the time",
+        _numbers,
     )  # fmt: skip
     option("--solver", "solver", "NAME", f"one of {', '.join(SOLVER_NAMES)}")
     option("--eta", "eta", "E", "0..1, noise that the solver ddim adds at each step", number)
@@ -87,7 +93,7 @@ def number(text: str) -> int | float | str:
     return text
 
 
-def _gamma(text: str) -> Any:
+def _numbers(text: str) -> Any:
     return [number(part) for part in text.split(",")] if "," in text else number(text)
 
 

@@ -197,11 +197,13 @@ class UNet(nnx.Module):
         timesteps: Float[ArrayLike, "M"],
         *,
         wiring: Wiring,
+        pack: bool = True,
     ) -> Prepared:
         """Everything that no step changes, in the dtype of `text`.
 
         B counts every branch of guidance. `grounding` may be None under `no_grounding` and for a
-        U-Net without fusers.
+        U-Net without fusers. pack: let both branches of the parallel wiring share one matrix
+        product (`Packed`), where wide products are fast.
         """
         tokens = None
         if wiring != "no_grounding" and grounding is not None and self.position_net is not None:
@@ -212,7 +214,8 @@ class UNet(nnx.Module):
             blocks=tuple(block.context(text, tokens, wiring=wiring) for block in blocks),
             time=self.time_table(timesteps),
             packed=tuple(
-                block.pack(text.dtype) if wiring == "parallel" else None for block in blocks
+                block.pack(text.dtype) if pack and wiring == "parallel" else None
+                for block in blocks
             ),
         )
 

@@ -67,6 +67,7 @@ def prepare(
     wiring: Wiring,
     guided: bool,
     dtype: DTypeLike,
+    pack: bool = True,
 ) -> Prepared:
     """Everything that no step changes. `guided` adds the unconditional branch to each sample."""
     text, grounding = conditioning.text, conditioning.grounding
@@ -74,7 +75,7 @@ def prepare(
         text = branch_text(text, conditioning.null_text)
         grounding = branch_grounding(grounding)
     unet = nnx.merge(graph, params)
-    return unet.prepare(text.astype(dtype), grounding, timesteps, wiring=wiring)
+    return unet.prepare(text.astype(dtype), grounding, timesteps, wiring=wiring, pack=pack)
 
 
 def advance(

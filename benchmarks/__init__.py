@@ -1,0 +1,1 @@
+"""Measurements that the README's claims about speed rest on: `python -m benchmarks NAME`."""

@@ -1,0 +1,142 @@
+"""`python -m benchmarks NAME`: see benchmarks/README.md."""
+
+import argparse
+import contextlib
+import io
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reground_jax.bench.harness import environment, write_json
+from reground_jax.cli.bench import BENCHMARKS, add_work_options, settings_of
+from reground_jax.settings import check_name
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", help=f"one of {', '.join([*BENCHMARKS, *OTHERS])}")
+    add_work_options(parser, preset="emoji")
+    parser.add_argument(
+        "--parallel", action="store_true", help="peer: measure our parallel wiring as well"
+    )
+    parser.add_argument("--compile", action="store_true", help="peer: torch.compile, on a GPU")
+    parser.add_argument("--out", type=Path, help="write JSON there")
+    parser.add_argument(
+        "--record", action="store_true",
+        help="write command, table and JSON to a dated folder of benchmarks/records",
+    )  # fmt: skip
+    return parser
+
+
+def network(arguments: argparse.Namespace) -> dict[str, Any]:
+    from reground_jax.bench.run import run
+
+    return run(arguments.name, *_work(arguments), repeats=arguments.repeats)
+
+
+def profile(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import profile
+
+    record = profile.measure(*_work(arguments))
+    print(profile.show(record))
+    return record
+
+
+def _work(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """A random pipeline, and the work for it."""
+    from reground_jax.bench.cases import Work
+    from reground_jax.bench.presets import random_model
+    from reground_jax.pipeline import Pipeline
+
+    settings = settings_of(arguments)
+    pipe = Pipeline.from_model(random_model(arguments.preset), dtype=settings.dtype)
+    return pipe, Work(settings, arguments.batch or len(pipe.devices))
+
+
+def startup(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import startup
+
+    record = startup.measure(arguments.preset, arguments.dtype, arguments.repeats)
+    print(startup.show(record))
+    return record
+
+
+def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import scaling
+
+    record = scaling.measure(arguments.preset, arguments.dtype, arguments.steps, arguments.repeats)
+    print(scaling.show(record))
+    return record
+
+
+def operations(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import operations
+
+    record = operations.count(arguments.preset)
+    print(operations.show(record))
+    return record
+
+
+def peer(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import peer
+
+    options = peer.Options(
+        arguments.preset, arguments.steps, arguments.repeats, arguments.dtype, arguments.parallel,
+        arguments.compile,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = peer.prepare(Path(folder), options)
+        record = {"prepared": prepared, **peer.compare(Path(folder), options)}
+    print(peer.show(record))
+    return record | {"agrees": peer.agrees(record)}
+
+
+OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "profile": profile,
+    "startup": startup,
+    "scaling": scaling,
+    "operations": operations,
+    "peer": peer,
+}
+
+
+def main(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
+    check_name("benchmark", arguments.name, [*BENCHMARKS, *OTHERS])
+    begin = time.perf_counter()
+    with contextlib.redirect_stdout(Tee()) as shown:
+        record = OTHERS.get(arguments.name, network)(arguments)
+    import jax
+
+    command = shlex.join(["python", "-m", "benchmarks", *argv])
+    facts = {"command": command, "took_s": time.perf_counter() - begin}
+    record = facts | {"environment": environment(jax.devices())} | record
+    if arguments.out:
+        write_json(arguments.out, record)
+    if arguments.record:
+        folder = RECORDS / f"{time.strftime('%Y-%m-%d-%H%M')}-{arguments.name}-{arguments.preset}"
+        write_json(folder / "record.json", record)
+        (folder / "log.txt").write_text(f"$ {command}\n{shown.text()}")
+        print(f"recorded in {folder}", file=sys.stderr)
+    return 0 if record.get("agrees", True) else 1
+
+
+class Tee(io.StringIO):
+    """Text that is printed at once and kept."""
+
+    def write(self, text: str) -> int:
+        sys.__stdout__ and sys.__stdout__.write(text)
+        return super().write(text)
+
+    def text(self) -> str:
+        return self.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,178 @@
+"""diffusers' StableDiffusionGLIGENPipeline beside ours: same weights, inputs and steps, in turns.
+
+Each side is a process of its own, which waits while the other one works. A repetition measures one
+guided denoising step with fusers on (the median of a run's steps but the first), and a whole run at
+gamma 0.3, from texts to image. Both results must agree, or the numbers would mean nothing.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reground_jax.bench.harness import GIB, table
+
+ROOT = Path(__file__).parent.parent
+GAMMA = 0.3
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}  # of the largest value, after all steps
+
+
+@dataclass(frozen=True)
+class Options:
+    preset: str = "sd14"
+    steps: int = 10
+    repeats: int = 3
+    dtype: str = "float32"
+    parallel: bool = False  # measure our parallel wiring as well; diffusers has no such thing
+    compile: bool = False  # torch.compile for diffusers, on a GPU
+
+    @property
+    def wirings(self) -> tuple[str, ...]:
+        return ("sequential", "parallel") if self.parallel else ("sequential",)
+
+
+class Process:
+    """A side at work: `ask` sends a request and waits for its reply."""
+
+    def __init__(self, name: str, folder: Path, options: Options):
+        self.name, self.log = name, (folder / f"{name}.log").open("w")
+        # Both sides share a GPU, so none may take all of its memory at once.
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        facts = asdict(options) | {"wirings": options.wirings}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.sides", name, str(folder), json.dumps(facts)],
+            cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.log,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+        self.log.close()
+
+    def reply(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.flush()
+            error = Path(self.log.name).read_text()[-3000:]
+            raise RuntimeError(f"the process {self.name!r} failed:\n{error}")
+        return json.loads(line)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return self.reply()
+
+
+def prepare(folder: Path, options: Options) -> dict[str, Any]:
+    """Writes random weights in diffusers' form and converts them; both in their own process."""
+    facts = {}
+    for stage in ("write", "convert"):
+        with Process(stage, folder, options) as process:
+            facts[stage] = process.reply()
+        say(stage, facts[stage])
+    return facts
+
+
+def compare(folder: Path, options: Options) -> dict[str, Any]:
+    """Measures both sides on the models in `folder` (`prepare`).
+
+    Returns loading facts, every repetition, the errors of latents and image, and the ratios.
+    """
+    columns = [("theirs", "sequential"), *(("ours", wiring) for wiring in options.wirings)]
+    repetitions: list[dict[str, Any]] = []
+    loaded, errors = {}, {}
+    with Process("ours", folder, options) as ours:
+        loaded["ours"] = ours.reply()  # before the other one starts: loading is not disturbed
+        with Process("theirs", folder, options) as theirs:
+            loaded["theirs"] = theirs.reply()
+            say("loaded and warm", loaded)
+            sides = {"ours": ours, "theirs": theirs}
+            for index in range(options.repeats):
+                measured = {}
+                # The order changes with every repetition, so that none is always the first.
+                for name, wiring in columns if index % 2 else columns[::-1]:
+                    measured[label(name, wiring)] = measure(sides[name], folder, wiring)
+                repetitions.append(measured)
+                say(f"repetition {index}", measured)
+                errors = differences(folder)
+    ratios = {
+        wiring: [ratio(measured, label("ours", wiring)) for measured in repetitions]
+        for wiring in options.wirings
+    }
+    return {
+        "options": asdict(options), "loaded": loaded, "repetitions": repetitions,
+        "errors": errors, "ratios": ratios,
+    }  # fmt: skip
+
+
+def label(name: str, wiring: str) -> str:
+    return name if wiring == "sequential" else f"{name}, {wiring}"
+
+
+def measure(side: Process, folder: Path, wiring: str) -> dict[str, Any]:
+    """One repetition of one side; leaves its arrays in `folder`."""
+    files = [str(folder / f"{side.name}-{wiring}-{kind}.npy") for kind in ("latents", "image")]
+    steps = side.ask(gamma=1.0, wiring=wiring, image=False, file=files[0])
+    whole = side.ask(gamma=GAMMA, wiring=wiring, image=True, file=files[1])
+    return {
+        "step": statistics.median(steps["steps"]),
+        "steps": steps["steps"],
+        "run": whole["seconds"],
+        "memory": whole["peak_memory"],
+    }
+
+
+def ratio(measured: dict[str, Any], ours: str) -> dict[str, float]:
+    """Peer's over ours: above 1 we are faster, and smaller."""
+    kinds = ("step", "run", "memory")
+    return {kind: measured["theirs"][kind] / measured[ours][kind] for kind in kinds}
+
+
+def differences(folder: Path) -> dict[str, float]:
+    """max |ours - theirs| / max |theirs| of the latents (gamma 1) and of the image (GAMMA)."""
+    errors = {}
+    for kind in ("latents", "image"):
+        ours, theirs = (
+            np.load(folder / f"{side}-sequential-{kind}.npy") for side in ("ours", "theirs")
+        )
+        errors[kind] = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    return errors
+
+
+def say(what: str, facts: Any) -> None:
+    print(f"{what}: {json.dumps(facts)}", file=sys.stderr, flush=True)
+
+
+def show(record: dict[str, Any]) -> str:
+    """The table of a comparison; its last line holds the median ratios of the same wiring."""
+    units = {"step": 1, "run": 1, "memory": GIB}
+    heading = ["repetition", "step s", f"run s, gamma {GAMMA}", "GiB"]
+    rows = [[*heading, *(f"ratio {kind}" for kind in units)]]
+    for index, measured in enumerate(record["repetitions"]):
+        for side, facts in sorted(measured.items(), reverse=True):
+            row = [f"{index} {side}", *(f"{facts[kind] / units[kind]:.3f}" for kind in units)]
+            rows.append([*row, *(f"{value:.3f}" for value in ratio(measured, side).values())])
+    lines = [table(rows)]
+    lines += [f"largest relative error, {kind}: {e:.1e}" for kind, e in record["errors"].items()]
+    for wiring, ratios in reversed(record["ratios"].items()):
+        middles = [f"{kind} {statistics.median(r[kind] for r in ratios):.3f}" for kind in units]
+        name = "" if wiring == "sequential" else f"{wiring}: "
+        lines.append(f"{name}ratio {' '.join(middles)}")
+    return "\n".join(lines)
+
+
+def agrees(record: dict[str, Any]) -> bool:
+    return max(record["errors"].values()) < TOLERANCE[record["options"]["dtype"]]

@@ -1,0 +1,128 @@
+"""Where the time of one denoising step goes, by part of the U-Net, beside what the counter says.
+
+XLA's trace gives the time of every operation, its program the Python functions that made each; the
+names of these say which part it belongs to. Element-wise work is charged to the part it is fused
+with, or whose function it was written in.
+"""
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from reground_jax.bench.cases import Denoising, Work
+from reground_jax.bench.harness import table
+from reground_jax.counter import INVARIANT, unet_macs
+from reground_jax.pipeline import Pipeline
+
+# The first row whose functions are all on an operation's stack names its part, as the counter does.
+PARTS = (
+    ("fuser_scores", ("GatedSelfAttention.__call__", "attention_for.<locals>.attend")),
+    ("fuser_feed_forward", ("GatedSelfAttention.__call__", "FeedForward.__call__")),
+    ("fuser_projections", ("GatedSelfAttention.__call__",)),
+    ("fuser_projections", ("project_both",)),
+    ("cross_scores", ("CrossAttention.__call__", "attention_for.<locals>.attend")),
+    ("cross_projections", ("TransformerBlock.__call__.<locals>.read",)),
+    ("self_scores", ("SelfAttention.__call__", "attention_for.<locals>.attend")),
+    ("feed_forward", ("FeedForward.__call__",)),
+    ("self_projections", ("TransformerBlock.__call__",)),
+    ("proj_in_out", ("SpatialTransformer.__call__",)),
+    ("shortcuts", ("ResnetBlock.__call__", "Linear.__call__")),
+    ("resnets", ("ResnetBlock.__call__",)),
+    ("resampling", ("Upsample.__call__",)),
+    ("resampling", ("Downsample.__call__",)),
+    ("conv_in_out", ("UNet.__call__",)),
+)
+OTHER = "other"  # the solver, guidance, and copies that the compiler added
+CONTROL = ("while", "conditional", "call", "tuple")  # hold other operations, whose time is theirs
+
+
+def measure(pipe: Pipeline, work: Work) -> dict[str, Any]:
+    """Milliseconds of the grounded step's parts, of all threads together, and GMAC of each."""
+    program, arguments = Denoising.of(pipe, work).program()
+    compiled = program.lower(*arguments).compile()
+    state, others = arguments[1], (arguments[0], *arguments[2:])
+    copy = jax.tree.map(jax.numpy.copy, state)  # a call takes over its state
+    jax.block_until_ready(compiled(others[0], copy, *others[1:]))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(compiled(others[0], state, *others[1:]))
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        times = operation_times(jax.profiler.ProfileData.from_file(str(file)))
+    parts = operation_parts(compiled.as_text())
+    spent: Counter[str] = Counter()
+    for operation, seconds in times.items():
+        spent[parts.get(operation, OTHER)] += 1e3 * seconds
+    height, width, _ = pipe.latent_shape(work.settings)
+    branches = work.batch * (1 if work.settings.guidance_scale == 1 else 2)
+    macs = unet_macs(
+        pipe.config.unet, height, width, grounding_tokens=work.settings.max_boxes,
+        text_tokens=pipe.config.text_encoder.max_length,
+    )  # fmt: skip
+    gmacs = {part: branches * n / 1e9 for part, n in macs.items() if part not in INVARIANT}
+    return {"milliseconds": dict(spent.most_common()), "gmac": gmacs}
+
+
+def operation_times(profile: Any) -> Counter[str]:
+    """Seconds by name of HLO operation."""
+    times: Counter[str] = Counter()
+    for plane in profile.planes:
+        for line in plane.lines:
+            for event in line.events:
+                operation = dict(event.stats).get("hlo_op")
+                if operation and not operation.startswith(CONTROL):
+                    times[operation] += event.duration_ns / 1e9
+    return times
+
+
+def operation_parts(program: str) -> dict[str, str]:
+    """Part of every operation of a compiled program's text, by the functions on its stack."""
+    names = dict(re.findall(r'^(\d+) "(.*)"$', _section(program, "FunctionNames"), re.M))
+    locations = dict(
+        re.findall(r"^(\d+) {.*function_name_id=(\d+)", _section(program, "FileLocations"), re.M)
+    )
+    frames = {
+        int(frame): (names[locations[location]], int(parent) - 1)  # 0 is the outermost
+        for frame, location, parent in re.findall(
+            r"^(\d+) {file_location_id=(\d+) parent_frame_id=(\d+)}",
+            _section(program, "StackFrames"),
+            re.M,
+        )
+    }
+
+    def functions(frame: int) -> set[str]:
+        found = set()
+        while frame in frames:
+            name, frame = frames[frame]
+            found.add(name)
+        return found
+
+    operations = re.findall(r"^ *(?:ROOT )?%?([\w.-]+) = .*stack_frame_id=(\d+)", program, re.M)
+    return {name: part_of(functions(int(frame))) for name, frame in operations}
+
+
+def part_of(functions: set[str]) -> str:
+    return next((part for part, needed in PARTS if functions.issuperset(needed)), OTHER)
+
+
+def _section(program: str, title: str) -> str:
+    start = program.index(f"{title}\n")
+    return program[start : program.index("\n\n", start)]
+
+
+def show(record: dict[str, Any]) -> str:
+    spent, gmacs = record["milliseconds"], record["gmac"]
+    all_spent, all_gmacs = sum(spent.values()), sum(gmacs.values())
+    rows: list[Sequence[str]] = [["part", "ms", "% of time", "GMAC", "% of GMAC", "GFLOP/s"]]
+    for part, milliseconds in spent.items():
+        row = [part, f"{milliseconds:.1f}", f"{100 * milliseconds / all_spent:.1f}"]
+        if gmac := gmacs.get(part):
+            share = f"{100 * gmac / all_gmacs:.1f}"
+            row += [f"{gmac:.3f}", share, f"{2e3 * gmac / milliseconds:.1f}"]
+        rows.append([*row, *([""] * (6 - len(row)))])
+    rows.append(["all", f"{all_spent:.1f}", "100.0", f"{all_gmacs:.3f}", "100.0", ""])
+    return table(rows)

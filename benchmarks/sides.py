@@ -1,0 +1,194 @@
+"""The two sides of a comparison, each a process that does what it is told, one line at a time.
+
+    python -m benchmarks.sides ours|theirs FOLDER OPTIONS      OPTIONS: JSON
+
+Requests on stdin and replies on stdout are JSON, one a line. The first reply says that the side is
+loaded and warm. All sampling is DDIM's, from the same start, of the layout of `presets.layouts`.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from reground_jax.bench.harness import GIB, peak_memory
+from reground_jax.bench.presets import layouts, preset_config
+from reground_jax.config import ModelConfig
+
+GUIDANCE_SCALE = 7.5
+
+
+class Side(Protocol):
+    versions: dict[str, str]
+
+    def run(self, gamma: float, *, wiring: str, image: bool) -> tuple[np.ndarray, list[float]]:
+        """Latents [1,h,w,C] or, with `image`, an image [1,H,W,3] in 0..1; and when steps ended."""
+        ...
+
+    def memory(self) -> int:
+        """Peak in bytes: of the process, or of the device where there is one."""
+        ...
+
+
+def start_noise(config: ModelConfig) -> np.ndarray:
+    side = config.unet.sample_size
+    shape = (1, side, side, config.vae.latent_channels)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+class Ours:
+    def __init__(self, folder: Path, options: dict[str, Any]):
+        import jax
+
+        from reground_jax.bench.cases import Denoising, Work
+        from reground_jax.pipeline import Pipeline
+        from reground_jax.settings import Settings
+
+        self.pipe = Pipeline.load(folder / "ours", dtype=options["dtype"])
+        self.steps = options["steps"]
+        self.versions = {"jax": jax.__version__}
+        for wiring in options["wirings"]:
+            settings = Settings(solver="ddim", num_steps=self.steps, wiring=wiring)
+            denoising = Denoising.of(self.pipe, Work(settings))
+            state = denoising.run(denoising.start(), 0, 0)  # compiles, runs no step
+        self.pipe.decode(state.x).block_until_ready()
+        self.pipe.start(denoising.inputs.plan, settings, np.zeros(1, np.uint32), latents=state.x)
+
+    def run(self, gamma: float, *, wiring: str, image: bool) -> tuple[np.ndarray, list[float]]:
+        ends: list[float] = []
+        made = self.pipe(
+            layouts(1), wiring=wiring, gamma=gamma, solver="ddim", num_steps=self.steps,
+            guidance_scale=GUIDANCE_SCALE, latents=start_noise(self.pipe.config),
+            output="numpy" if image else "latents",
+            progress=None if image else lambda *_: ends.append(time.perf_counter()),
+        )  # fmt: skip
+        return made, ends
+
+    def memory(self) -> int:
+        from reground_jax.bench.harness import device_memory
+
+        return device_memory(self.pipe.devices[0]) or peak_memory()
+
+
+class Theirs:
+    """diffusers' StableDiffusionGLIGENPipeline: eager, or compiled on a GPU if asked for."""
+
+    def __init__(self, folder: Path, options: dict[str, Any]):
+        import diffusers
+        import torch
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        diffusers.logging.set_verbosity_error()
+        source, self.torch, self.steps = folder / "diffusers", torch, options["steps"]
+        self.config = preset_config(options["preset"])
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        kind: dict[str, Any] = {"torch_dtype": getattr(torch, options["dtype"])}
+        text = CLIPTextModel.from_pretrained(source / "text_encoder", **kind)
+        scheduler = json.loads((source / "scheduler" / "scheduler_config.json").read_text())
+        self.pipe = diffusers.StableDiffusionGLIGENPipeline(
+            unet=diffusers.UNet2DConditionModel.from_pretrained(source / "unet", **kind),
+            vae=diffusers.AutoencoderKL.from_pretrained(source / "vae", **kind),
+            text_encoder=text,
+            tokenizer=CLIPTokenizer.from_pretrained(source / "tokenizer"),
+            scheduler=diffusers.DDIMScheduler.from_config(scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).to(self.device)
+        self.pipe.set_progress_bar_config(disable=True)
+        if self.device == "cuda":
+            self.pipe.unet.to(memory_format=torch.channels_last)
+            if options["compile"]:
+                self.pipe.unet = torch.compile(self.pipe.unet)
+        self.versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+        # Two steps warm an eager pipeline; torch.compile needs both of its programs as well.
+        self.run(0.5, wiring="sequential", image=True, steps=2)
+
+    def run(
+        self, gamma: float, *, wiring: str, image: bool, steps: int | None = None
+    ) -> tuple[np.ndarray, list[float]]:
+        assert wiring == "sequential"  # the only one that diffusers has
+        (layout,) = layouts(1)
+        ends: list[float] = []
+        noise = start_noise(self.config).transpose(0, 3, 1, 2)
+        side = self.config.unet.sample_size * self.config.vae.downsampling
+
+        def note(*_: Any) -> None:
+            if self.device == "cuda":
+                self.torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+        made = self.pipe(
+            prompt=layout.prompt,
+            negative_prompt=layout.negative_prompt,
+            gligen_phrases=list(layout.phrases),
+            gligen_boxes=[list(box) for box in layout.boxes],
+            gligen_scheduled_sampling_beta=gamma,
+            num_inference_steps=steps or self.steps,
+            guidance_scale=GUIDANCE_SCALE,
+            latents=self.torch.tensor(noise).to(self.device, self.pipe.unet.dtype),
+            height=side,
+            width=side,
+            output_type="np" if image else "latent",
+            callback=None if image else note,
+        ).images
+        if image:
+            return np.asarray(made), ends
+        return made.float().cpu().numpy().transpose(0, 2, 3, 1), ends
+
+    def memory(self) -> int:
+        if self.device == "cuda":
+            return self.torch.cuda.max_memory_allocated()
+        return peak_memory()
+
+
+def convert(folder: Path, _: dict[str, Any]) -> dict[str, Any]:
+    from reground_jax.convert.convert import convert
+
+    info = convert(folder / "diffusers", folder / "ours")
+    return {"unet_parameters": info["parameters"]["unet"], "dtype": info["dtype"]}
+
+
+def write(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    from benchmarks.checkpoints import write_checkpoint
+
+    write_checkpoint(folder / "diffusers", options["preset"])
+    files = (folder / "diffusers").rglob("*.safetensors")
+    return {"gib": sum(file.stat().st_size for file in files) / GIB}
+
+
+SIDES = {"ours": Ours, "theirs": Theirs}
+STAGES = {"write": write, "convert": convert}
+
+
+def main(name: str, folder: Path, options: dict[str, Any]) -> None:
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no reply
+    begin = time.perf_counter()
+
+    def reply(**facts: Any) -> None:
+        print(json.dumps(facts), file=replies, flush=True)
+
+    if name in STAGES:
+        facts = STAGES[name](folder, options)
+        reply(seconds=time.perf_counter() - begin, peak_memory=peak_memory(), **facts)
+        return
+    side: Side = SIDES[name](folder, options)
+    reply(seconds=time.perf_counter() - begin, versions=side.versions)
+    for line in sys.stdin:
+        request = json.loads(line)
+        file = request.pop("file")
+        begin = time.perf_counter()
+        made, ends = side.run(**request)
+        seconds = time.perf_counter() - begin
+        np.save(file, made)
+        steps = np.diff(ends).tolist()
+        reply(seconds=seconds, steps=steps, peak_memory=side.memory())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -1,0 +1,1 @@
+"""Benchmarks: `reground-jax bench` for a quick look, `python -m benchmarks` for records."""

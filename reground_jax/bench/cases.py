@@ -1,0 +1,212 @@
+"""What is measured of one pipeline: a step, a whole run, and the parts around the U-Net."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reground_jax.bench.harness import Case
+from reground_jax.bench.presets import layouts
+from reground_jax.counter import run_macs, vae_decoder_macs
+from reground_jax.devices import compiler_options
+from reground_jax.networks.attention import Backend, attention_for
+from reground_jax.pipeline import Pipeline
+from reground_jax.sampling.gate import gate_table, grounded_steps
+from reground_jax.sampling.loop import Inputs
+from reground_jax.sampling.solvers.plan import State
+from reground_jax.settings import Settings, Wiring
+
+PLAIN_LIMIT = 2**28  # logits, 1 GiB in float32: the plain form of larger attention is not tried
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to measure: `settings` of the images, and how many of them at once on all devices."""
+
+    settings: Settings = Settings(gamma=0.3)
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """One batch, ready for its first step."""
+
+    pipe: Pipeline
+    settings: Settings
+    start: Callable[[], State]
+    prepared: Any
+    inputs: Inputs
+
+    @classmethod
+    def of(cls, pipe: Pipeline, work: Work) -> "Denoising":
+        settings, seeds = work.settings, np.arange(work.batch, dtype=np.uint32)
+        plan = pipe.plan(settings)
+        prepared = pipe.prepare(
+            pipe.encode(layouts(work.batch), max_boxes=settings.max_boxes),
+            plan.timesteps,
+            wiring=settings.wiring,
+            guided=settings.guidance_scale != 1,
+        )
+        gates = gate_table(settings.gamma, settings.num_steps)
+        inputs = Inputs(plan, gates, np.float32(settings.guidance_scale), seeds)  # type: ignore[arg-type]
+        start = functools.partial(
+            pipe.start, plan, settings, seeds, shape=pipe.latent_shape(settings)
+        )
+        return cls(pipe, settings, start, prepared, inputs)
+
+    def program(self) -> tuple[Any, tuple[Any, ...]]:
+        """The jitted function behind `run`, and its arguments for the first step."""
+        settings = self.settings
+        program = self.pipe._advance_program(
+            settings.wiring, settings.solver, settings.eta > 0, "shard_map"
+        )
+        bounds = (np.int32(bound) for bound in (settings.num_steps, 0, 1))
+        return program, (
+            self.pipe.params["unet"], self.start(), self.prepared, self.inputs, *bounds
+        )  # fmt: skip
+
+    def run(self, state: State, start: int, stop: int) -> State:
+        """`state` after the steps start..stop-1; none of them still compiles the program."""
+        grounded = grounded_steps(np.asarray(self.inputs.gates))
+        return self.pipe.advance(
+            state, self.prepared, self.inputs, grounded, start, stop, settings=self.settings
+        )
+
+
+def macs(pipe: Pipeline, work: Work, num_steps: int, grounded: int) -> int:
+    """Of the U-Net over a run of the batch; what is prepared before the first step included."""
+    height, width, _ = pipe.latent_shape(work.settings)
+    return work.batch * run_macs(
+        pipe.config.unet, height, width, num_steps=num_steps, grounded_steps=grounded,
+        guided=work.settings.guidance_scale != 1, max_boxes=work.settings.max_boxes,
+    )  # fmt: skip
+
+
+def describe(pipe: Pipeline, work: Work) -> str:
+    height, width, _ = pipe.latent_shape(work.settings)
+    factor = pipe.config.vae.downsampling
+    guided = "" if work.settings.guidance_scale == 1 else " guided"
+    return f"{work.batch} x {height * factor}x{width * factor}{guided}"
+
+
+def unet(pipe: Pipeline, work: Work) -> list[Case]:
+    """One denoising step, in each wiring and without fusers."""
+    shape, prepared = describe(pipe, work), macs(pipe, work, 0, 0)
+    kinds: tuple[tuple[str, Wiring, float], ...] = (
+        ("step, sequential", "sequential", 1.0),
+        ("step, parallel", "parallel", 1.0),
+        ("step, no fusers", "parallel", 0.0),
+    )
+    cases = []
+    for name, wiring, gamma in kinds:
+        # DDIM has one evaluation per step, also in the first.
+        settings = replace(work.settings, wiring=wiring, gamma=gamma, solver="ddim", eta=0.0)
+        denoising = Denoising.of(pipe, replace(work, settings=settings))
+        call = functools.partial(_step, denoising)
+        needed = macs(pipe, work, 1, int(gamma)) - prepared
+        cases.append(Case(name, shape, call, lambda d=denoising: (d.start(),), 0, needed))
+    return cases
+
+
+def _step(denoising: Denoising, state: State) -> State:
+    return denoising.run(state, 0, 1)
+
+
+def generate(pipe: Pipeline, work: Work) -> list[Case]:
+    """Whole runs, from texts to images, at the settings' gamma and with fusers always on."""
+    height, width, _ = pipe.latent_shape(work.settings)
+    decoder = work.batch * vae_decoder_macs(pipe.config.vae, height, width)
+    requests = layouts(work.batch)
+    cases = []
+    for gamma in dict.fromkeys((work.settings.gamma, 1.0)):
+        settings = replace(work.settings, gamma=gamma)
+        steps = settings.num_steps
+        grounded = grounded_steps(gate_table(gamma, steps))
+        keywords = settings.to_json()
+        del keywords["dtype"]  # the pipeline's own
+        call = functools.partial(
+            pipe, requests, **keywords, output="numpy", batch_size=work.batch // len(pipe.devices)
+        )
+        cases.append(
+            Case(
+                f"run, {settings.wiring}, {settings.solver}, {steps} steps, gamma {gamma}",
+                describe(pipe, work),
+                call,
+                images=work.batch,
+                macs=macs(pipe, work, steps, grounded) + decoder,
+            )
+        )
+    return cases
+
+
+def attention(pipe: Pipeline, work: Work) -> list[Case]:
+    """Each form of attention that the platform has, on the U-Net's own shapes, one device."""
+    config, platform = pipe.config.unet, pipe.devices[0].platform
+    height, width, _ = pipe.latent_shape(work.settings)
+    batch = work.batch * (1 if work.settings.guidance_scale == 1 else 2)
+    fused: dict[str, tuple[Backend, ...]] = {"cpu": (), "tpu": ("pallas",), "gpu": ("cudnn",)}
+    forms: tuple[Backend, ...] = ("plain", "lean", *fused[platform])
+    compiled = functools.partial(jax.jit, compiler_options=compiler_options(pipe.devices))
+    used = [level for level, has in enumerate(config.down_attention) if has] or [-1]
+    cases = []
+    for level in used:
+        heads, channels = config.num_heads[level], config.block_channels[level]
+        queries = -(-height // 2**level) * -(-width // 2**level)
+        kinds = {
+            "self": queries,
+            "fuser": queries + work.settings.max_boxes,
+            "cross": pipe.config.text_encoder.max_length,
+        }
+        for (kind, keys), form in ((k, f) for k in kinds.items() for f in forms):
+            if form == "plain" and batch * heads * queries * keys > PLAIN_LIMIT:
+                continue
+            make = functools.partial(
+                _queries_keys_values, batch, queries, keys, heads, channels // heads, pipe.dtype
+            )
+            cases.append(
+                Case(
+                    f"{kind} attention, {form}",
+                    f"{batch}x{queries} over {keys}, {heads}x{channels // heads}",
+                    compiled(attention_for(platform, form)),
+                    make,
+                    macs=2 * batch * queries * keys * channels,
+                )
+            )
+    return cases
+
+
+def _queries_keys_values(batch, queries, keys, heads, width, dtype) -> tuple[jax.Array, ...]:
+    noise = jax.random.split(jax.random.key(0), 3)
+    return tuple(
+        jax.random.normal(key, (batch, length, heads, width), jnp.dtype(dtype))
+        for key, length in zip(noise, (queries, keys, keys), strict=True)
+    )
+
+
+def vae(pipe: Pipeline, work: Work) -> list[Case]:
+    """Latents to images."""
+    shape = pipe.latent_shape(work.settings)
+    latents = jax.random.normal(jax.random.key(0), (work.batch, *shape))
+    needed = work.batch * vae_decoder_macs(pipe.config.vae, *shape[:2])
+    call = functools.partial(pipe.decode, latents)
+    return [Case("decode", describe(pipe, work), call, images=work.batch, macs=needed)]
+
+
+def text(pipe: Pipeline, work: Work) -> list[Case]:
+    """Texts and boxes of the batch to Conditioning: four distinct texts for one layout."""
+    requests = layouts(work.batch)
+    call = functools.partial(pipe.encode, requests, max_boxes=work.settings.max_boxes)
+    return [Case("encode", f"{work.batch} layouts", lambda: call().text)]
+
+
+CASES: dict[str, Callable[[Pipeline, Work], Sequence[Case]]] = {
+    "unet": unet,
+    "generate": generate,
+    "attention": attention,
+    "vae": vae,
+    "text": text,
+}

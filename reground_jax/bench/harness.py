@@ -1,0 +1,245 @@
+"""What all benchmarks share: warm-up, every repetition, memory, arithmetic, and what it ran on.
+
+Times are wall-clock seconds from a call to `jax.block_until_ready` of its result. FLOP are those of
+counter.py: what the algorithm needs, so a program that does less than it gets a higher share.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reground_jax.devices import Device, compiler_options
+from reground_jax.version import __version__
+
+# Dense datasheet peaks in FLOP/s by the start of the device's name.
+DATASHEET = {
+    "bfloat16": {
+        "NVIDIA H200": 989e12, "NVIDIA H100": 989e12, "NVIDIA A100": 312e12, "NVIDIA A800": 312e12,
+        "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
+    },
+    "float32": {"NVIDIA H200": 67e12, "NVIDIA H100": 67e12, "NVIDIA A100": 19.5e12},
+}  # fmt: skip
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured thing."""
+
+    name: str
+    shape: str  # what it was given, in words
+    first: float  # seconds of the first call, which traces and compiles
+    compiled: float  # of these, seconds that XLA compiled
+    seconds: tuple[float, ...]  # of every repetition after it
+    images: int = 0  # that one repetition makes; 0 where it makes none
+    macs: int = 0  # multiply-accumulates that one repetition needs; 0 where they are not counted
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def flops(self) -> float:
+        """FLOP per second."""
+        return 2 * self.macs / self.median
+
+    def to_json(self, peaks: dict[str, float | None]) -> dict[str, Any]:
+        shares = {name: self.flops / peak for name, peak in peaks.items() if peak and self.macs}
+        return {
+            "name": self.name,
+            "shape": self.shape,
+            "first_s": self.first,
+            "compile_s": self.compiled,
+            "seconds": list(self.seconds),
+            "median_s": self.median,
+            "min_s": min(self.seconds),
+            "max_s": max(self.seconds),
+            "images_per_s": self.images / self.median if self.images else None,
+            "gmac": self.macs / 1e9 if self.macs else None,
+            "tflops": self.flops / 1e12 if self.macs else None,
+            "share_of_peak": shares or None,
+        }
+
+
+@dataclass(frozen=True)
+class Case:
+    """What can be measured: `call` on the result of `setup`, which is made anew and not timed."""
+
+    name: str
+    shape: str
+    call: Callable[..., Any]
+    setup: Callable[[], tuple[Any, ...]] = tuple
+    images: int = 0
+    macs: int = 0
+
+
+def measure(cases: Sequence[Case], *, repeats: int, warmup: int = 1) -> list[Result]:
+    """All cases in turns, so that a change of the machine's speed meets each of them alike.
+
+    The first call of each compiles; `warmup` calls and then `repeats` timed ones follow.
+    """
+    firsts, compiled = [], []
+    for case in cases:
+        case.setup()  # compiles what belongs to it, which is not the case's
+        with compile_seconds() as spent:
+            firsts.append(_timed(case))
+        compiled.append(spent())
+    for _ in range(warmup):
+        for case in cases:
+            _timed(case)
+    seconds = [[_timed(case) for case in cases] for _ in range(repeats)]
+    return [
+        Result(case.name, case.shape, first, spent, tuple(times), case.images, case.macs)
+        for case, first, spent, times in zip(
+            cases, firsts, compiled, zip(*seconds, strict=True), strict=True
+        )
+    ]
+
+
+def _timed(case: Case) -> float:
+    arguments = jax.block_until_ready(case.setup())
+    begin = time.perf_counter()
+    jax.block_until_ready(case.call(*arguments))
+    return time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def compile_seconds() -> Iterator[Callable[[], float]]:
+    """Gives a function that says for how many seconds XLA has compiled since."""
+    total = 0.0
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        nonlocal total
+        if event == "/jax/core/compile/backend_compile_duration":
+            total += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: total
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def measured_peak(device: Device, dtype: str) -> float:
+    """FLOP/s of a large square matrix product on one device: what it can do at best."""
+    side, calls = (2048, 4) if device.platform == "cpu" else (8192, 20)
+    with jax.default_device(device):
+        x = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(dtype))
+        product = jax.jit(
+            lambda a: jnp.matmul(a, a, precision="highest"),
+            compiler_options=compiler_options([device]),
+        )
+        jax.block_until_ready(product(x))
+        best = float("inf")
+        for _ in range(calls):
+            begin = time.perf_counter()
+            jax.block_until_ready(product(x))
+            best = min(best, time.perf_counter() - begin)
+    return 2 * side**3 / best
+
+
+def peaks(devices: Sequence[Device], dtype: str) -> dict[str, float | None]:
+    """FLOP/s of all devices together, measured and by their datasheet (None: not known)."""
+    device, count = devices[0], len(devices)
+    listed = datasheet_peak(device.device_kind, dtype)
+    return {
+        "measured": measured_peak(device, dtype) * count,
+        "datasheet": listed and listed * count,
+    }
+
+
+def datasheet_peak(kind: str, dtype: str) -> float | None:
+    """FLOP/s of one device by its datasheet; None where it is not known."""
+    names = [name for name in DATASHEET.get(dtype, {}) if kind.startswith(name)]
+    return DATASHEET[dtype][max(names, key=len)] if names else None
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        # Not ru_maxrss, which starts at the peak of the process that started this one.
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_memory(device: Device) -> int | None:
+    """Largest memory in use on a device so far, in bytes; None where it is the host's."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    return stats and stats.get("peak_bytes_in_use")
+
+
+def environment(devices: Sequence[Device]) -> dict[str, Any]:
+    """What a number depends on besides the program."""
+    return {
+        "versions": {
+            "reground-jax": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
+        },
+        "device": devices[0].device_kind,
+        "platform": devices[0].platform,
+        "devices": len(devices),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text under a heading row, in columns; the first column to the left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def report(results: Sequence[Result], shares: dict[str, float | None]) -> str:
+    """The results as a table."""
+    known = {name: peak for name, peak in shares.items() if peak}
+    heading = ["what", "of", "median s", "min", "max", "first s", "compile s", "images/s"]
+    rows = [[*heading, "TFLOP/s", *(f"% {name}" for name in known)]]
+    for r in results:
+        row = [r.name, r.shape, f"{r.median:.4f}", f"{min(r.seconds):.4f}", f"{max(r.seconds):.4f}"]
+        row += [f"{r.first:.2f}", f"{r.compiled:.2f}"]
+        row += [f"{r.images / r.median:.3f}" if r.images else ""]
+        row += [f"{r.flops / 1e12:.3f}" if r.macs else ""]
+        row += [f"{100 * r.flops / peak:.1f}" if r.macs else "" for peak in known.values()]
+        rows.append(row)
+    return table(rows)
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,65 @@
+"""`reground-jax compile`: compile ahead of the first image, into the cache of all later runs."""
+
+import argparse
+import dataclasses
+import time
+
+from reground_jax.cli import request
+from reground_jax.cli.progress import compile_clock, say
+from reground_jax.cli.sampling import add_model_options, load, locate
+from reground_jax.settings import Settings
+
+EXAMPLES = """\
+example:
+  reground-jax compile --model my-model --steps 30 --batch-size 4
+      later runs of these steps, size, solver and batch start without compiling; prompts, boxes,
+      seeds, gamma and guidance scale may be any"""
+
+
+def add(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "compile",
+        help="compile for given settings, so that later runs start at once",
+        description="Compiles what a run with these settings needs, into the compilation cache.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    request.add_settings_options(parser, wiring=True)
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N",
+        help="images at a time on each device (default: 1, as `generate` makes)",
+    )  # fmt: skip
+    add_model_options(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = Settings(**request.given_settings(arguments))
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size is {arguments.batch_size}: give at least 1")
+    if arguments.no_cache:
+        raise ValueError("--no-cache would keep nothing of what is compiled: leave it out")
+    pipe = load(locate(arguments.model), settings.dtype, cache=True)
+
+    from reground_jax.bench.cases import Denoising, Work
+
+    begin = time.perf_counter()
+    with compile_clock() as seconds:
+        for scale in {settings.guidance_scale, *unguided(settings)}:
+            work = Work(
+                dataclasses.replace(settings, guidance_scale=scale),
+                arguments.batch_size * len(pipe.devices),
+            )
+            denoising = Denoising.of(pipe, work)
+            state = denoising.run(denoising.start(), 0, 0)
+        pipe.decode(state.x).block_until_ready()
+    took = time.perf_counter() - begin
+    say(f"ready for {arguments.batch_size} images per device in {took:.1f} s ({seconds():.1f} s "
+        "of them tracing and compiling)")  # fmt: skip
+    return 0
+
+
+def unguided(settings: Settings) -> list[float]:
+    """The scale of the steps outside of an interval of guidance, if there are any."""
+    return [] if settings.guidance_interval == (0.0, 1.0) else [1.0]

@@ -1,0 +1,87 @@
+"""A sweep over gamma gives what single runs give, and runs the steps they share once."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reground_jax import Layout, Pipeline
+from reground_jax.sampling.gate import gate_table
+from reground_jax.sampling.solvers.plan import State
+from reground_jax.sampling.sweep import branch, num_steps
+from tests.models import tiny_model
+from tests.reference import relative_error
+
+CAT = Layout("a cat and a dog", ["a cat", "a dog"], [(0, 0.1, 0.4, 0.9), (0.5, 0.2, 1, 0.8)])
+DOG = Layout("one dog", ["a dog"], [(0.1, 0.1, 0.4, 0.9)])
+GAMMAS = [tenth / 10 for tenth in range(11)]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return Pipeline.from_model(tiny_model())
+
+
+# PLMS evaluates twice in the first step; both have a history.
+@pytest.mark.parametrize(("wiring", "solver"), [("parallel", "plms"), ("sequential", "dpmpp_2m")])
+def test_a_sweep_gives_the_latents_of_single_runs(pipe, wiring, solver):
+    keywords = dict(
+        wiring=wiring, solver=solver, num_steps=10, seeds=[3, 4], guidance_scale=5.0,
+        output="latents",
+    )  # fmt: skip
+    swept = pipe.sweep([CAT, DOG], gammas=GAMMAS, **keywords)
+    assert list(swept) == GAMMAS
+    for gamma in GAMMAS:
+        single = pipe([CAT, DOG], gamma=gamma, **keywords)
+        assert relative_error(swept[gamma], single) < 1e-5
+    # Each gamma is another number of grounded steps, and so other latents.
+    for one, other in itertools.pairwise(GAMMAS):
+        assert relative_error(swept[one], swept[other]) > 1e-5
+
+
+def test_eleven_gammas_take_six_and_a_half_runs(pipe):
+    done = []
+    pipe.sweep(
+        [CAT], gammas=GAMMAS, num_steps=10, output="latents",
+        progress=lambda batch, batches, steps: done.append(steps),
+    )  # fmt: skip
+    assert done == list(range(1, 66))  # 6.5 runs of 10 steps
+    assert num_steps(np.stack([gate_table(gamma, 10) for gamma in GAMMAS])) == 65
+    assert num_steps(np.stack([gate_table(gamma, 50) for gamma in GAMMAS])) == 50 + sum(
+        50 - 5 * tenth for tenth in range(10)
+    )
+
+
+def test_a_sweep_may_hold_decays_equal_schedules_and_many_batches(pipe):
+    gammas = [1.0, (0.2, 0.6, 0.2), 0.0, 0.05, (0.2, 0.4, 0.4)]  # int(.05 * 10) is 0 steps
+    keywords = dict(num_steps=10, output="numpy", batch_size=2)
+    swept = pipe.sweep([CAT, DOG, CAT], gammas=gammas, **keywords)
+    for gamma in gammas:
+        single = pipe([CAT, DOG, CAT], gamma=gamma, **keywords)
+        np.testing.assert_allclose(swept[gamma], single, atol=1e-5)
+    np.testing.assert_array_equal(swept[0.0], swept[0.05])
+
+
+def test_shared_steps_are_run_once_and_no_branch_sees_another():
+    """Gates written down as they pass by: each final state has passed exactly its own."""
+    tables = np.stack([gate_table(g, 10) for g in (0.3, 1.0, (0.3, 0.4, 0.3), 0.3, 0.0)])
+    steps = []
+
+    def advance(state: State, gates, start, stop) -> State:
+        steps.extend(range(start, stop))
+        return State(state.x.at[0, 0, start:stop, 0].set(gates[start:stop]))
+
+    finals = branch(State(jnp.full((1, 1, 10, 1), -1.0)), tables, advance)
+    for final, table in zip(finals, tables, strict=True):
+        np.testing.assert_array_equal(np.asarray(final.x)[0, 0, :, 0], table)
+    # 10 of gamma 0; 3 grounded, and after them 7 of gamma 0.3, of gamma 1 and of the decay.
+    assert len(steps) == num_steps(tables) == 10 + 3 + 7 + 7 + 7
+
+
+def test_a_sweep_refuses_what_a_run_refuses(pipe):
+    with pytest.raises(ValueError, match="gammas is empty"):
+        pipe.sweep([CAT], gammas=[])
+    with pytest.raises(ValueError, match="gamma is"):
+        pipe.sweep([CAT], gammas=[0.5, 1.5])
+    assert pipe.sweep([], gammas=[0.5], num_steps=1) == {0.5: []}
