@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from reground_jax.cli import compare, convert, generate, info
+from reground_jax.cli import batch, batch_verify, compare, convert, generate, info
 from reground_jax.version import __version__
 
 DESCRIPTION = """\
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"reground-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (convert, generate, compare, info):
+    for command in (convert, generate, compare, batch, batch_verify, info):
         added = command.add(commands)
         added.set_defaults(run=command.run)
         added.add_argument(

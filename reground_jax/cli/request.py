@@ -34,7 +34,9 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_settings_options(parser: argparse.ArgumentParser, *, wiring: bool) -> None:
+def add_settings_options(
+    parser: argparse.ArgumentParser, *, wiring: bool, gamma: bool = True
+) -> None:
     """Options named like the fields of Settings; those that are not given are not set."""
     group = parser.add_argument_group("how to make it")
 
@@ -51,12 +53,13 @@ def add_settings_options(parser: argparse.ArgumentParser, *, wiring: bool) -> No
             "--wiring", "wiring", "NAME",
             f"parallel is ReGround, sequential is GLIGEN; one of {', '.join(WIRINGS)}",
         )  # fmt: skip
-    option(
-        "--gamma", "gamma", "G",
-        "fraction 0..1 of the first steps in which the boxes count, or three parts ON,DECAY,OFF "
-        "that add up to 1; a lower one gives the prompt more room",
-        _gamma,
-    )  # fmt: skip
+    if gamma:
+        option(
+            "--gamma", "gamma", "G",
+            "fraction 0..1 of the first steps in which the boxes count, or three parts "
+            "ON,DECAY,OFF that add up to 1; a lower one gives the prompt more room",
+            gamma_parts,
+        )  # fmt: skip
     option("--steps", "num_steps", "N", "denoising steps", number)
     option(
         "--guidance-scale", "guidance_scale", "S",
@@ -87,7 +90,8 @@ def number(text: str) -> int | float | str:
     return text
 
 
-def _gamma(text: str) -> Any:
+def gamma_parts(text: str) -> Any:
+    """A gamma, or its three parts between commas, for Settings to check."""
     return [number(part) for part in text.split(",")] if "," in text else number(text)
 
 

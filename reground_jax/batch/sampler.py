@@ -1,0 +1,45 @@
+"""The sampler of a `Pipeline`: batches are dispatched to its devices and not waited for."""
+
+import threading
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float32, UInt32
+
+from reground_jax.batch.run import Run
+from reground_jax.conditioning import Conditioning
+from reground_jax.devices import Mapper
+from reground_jax.layout import Layout
+from reground_jax.pipeline import Pipeline
+from reground_jax.settings import Settings
+
+
+class PipelineSampler:
+    """`unit.Sampler` on the devices of a pipeline, `batch_size` images on each at a time."""
+
+    def __init__(self, pipe: Pipeline, run: Run, mapper: Mapper):
+        """Raises ValueError if the model cannot make one of the run's variants."""
+        self.shape = pipe.latent_shape(run.settings)
+        for settings, _ in run.variants():
+            pipe.check([], settings, np.zeros(0, np.uint32), None, self.shape, run.batch_size)
+        self.pipe, self.max_boxes, self.mapper = pipe, run.settings.max_boxes, mapper
+        self.rows = run.batch_size * len(pipe.devices)
+        self._lock = threading.Lock()
+
+    def encode(self, layouts: Sequence[Layout]) -> Conditioning:
+        with self._lock:  # the first caller compiles the text encoder, and compiles it once
+            return self.pipe.encode(layouts, max_boxes=self.max_boxes)
+
+    def enqueue(
+        self,
+        encoded: Conditioning,
+        rows: slice,
+        settings: Settings,
+        seeds: UInt32[np.ndarray, "B"],
+    ) -> Float32[Array, "B H W 3"]:
+        conditioning = jax.tree.map(lambda array: array[rows], encoded)
+        latents = self.pipe.sample(
+            conditioning, settings, seeds, shape=self.shape, mapper=self.mapper
+        )
+        return self.pipe.decode(latents, mapper=self.mapper)
