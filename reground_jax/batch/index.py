@@ -142,11 +142,7 @@ def build_index(source: Source, rejected: Any, *, rules: dict[str, Any], strict:
             offsets.append(position)
             hashes.append(value)
             position += len(text)
-    arrays = (
-        np.frombuffer(part, np.uint64) if part else np.zeros(0, np.uint64)
-        for part in (offsets, hashes)
-    )
-    return Index(*arrays, position, count)
+    return Index(np.array(offsets, np.uint64), np.array(hashes, np.uint64), position, count)
 
 
 def check_line(line: Line, *, max_boxes: int, seeds: int) -> None:

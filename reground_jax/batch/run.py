@@ -27,8 +27,8 @@ class Run:
     settings     what is common to all images; its wiring and gamma are not read
     unit_lines   input lines of one unit of work, which is one output shard
     batch_size   images per device at a time: it fixes the images' last bits
-    sha256       of the input, as JSONL
-    checkpoint   name of the model when the output was begun; checksum: of its arrays
+    input_sha256 checksum of the input, as JSONL
+    checkpoint   name of the model when the output was begun, and the checksum of its arrays
     """
 
     settings: Settings
@@ -40,9 +40,9 @@ class Run:
     shards: str
     image: str
     quality: int
-    sha256: str
+    input_sha256: str
     checkpoint: str
-    checksum: str
+    checkpoint_sha256: str
 
     def __post_init__(self) -> None:
         check_name("format", self.shards, SHARD_FORMATS)

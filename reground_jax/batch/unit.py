@@ -216,7 +216,7 @@ class Generator:
         line, run = batch.lines[row], self.run
         assert line is not None
         recipe = Recipe(
-            line.layout, batch.settings, int(batch.seeds[row]), run.checkpoint, run.checksum
+            line.layout, batch.settings, int(batch.seeds[row]), run.checkpoint, run.checkpoint_sha256
         )
         try:
             pixels = to_uint8(image[None], value_range="0..1")[0]

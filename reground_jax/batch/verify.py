@@ -24,11 +24,11 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(
-    store: Store, *, on_unit: Callable[[int, int], None] = lambda done, total: None
-) -> Report:
-    """Reads the whole output. on_unit: (units checked, of how many). Raises ValueError if `store`
-    is no output."""
+def verify(store: Store, *, on_unit: Callable[[int, int], None] | None = None) -> Report:
+    """Reads the whole output. on_unit is told units checked, and of how many.
+
+    Raises ValueError if `store` is no output of `batch`.
+    """
     run = read_run(store)
     try:
         hashes = np.frombuffer(store.read("index.bin"), "<u8").reshape(-1, 2)[:, 1]
@@ -46,7 +46,8 @@ def verify(
         else:
             report.units += 1
             _check_unit(store, run, entry, hashes, report)
-        on_unit(unit + 1, total)
+        if on_unit is not None:
+            on_unit(unit + 1, total)
     return report
 
 

@@ -168,9 +168,9 @@ def run(arguments: argparse.Namespace) -> int:
             shards=arguments.format,
             image=arguments.image,
             quality=arguments.quality,
-            sha256=source.sha256,
+            input_sha256=source.sha256,
             checkpoint=arguments.model or directory.name,
-            checksum=checksum,
+            checkpoint_sha256=checksum,
         )
         store = open_store(arguments.out, owner=f"host-{share.index:04d}")
         check(store, wanted)
