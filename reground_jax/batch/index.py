@@ -121,7 +121,7 @@ def build_index(source: Source, rejected: Any, *, rules: dict[str, Any], strict:
     """Reads every line once; writes those that are no layouts to the binary file `rejected`."""
     offsets, hashes = array("Q"), array("Q")
     position = count = 0
-    with io.BufferedReader(open_input(source.lines), CHUNK) as file:  # type: ignore[arg-type]
+    with io.BufferedReader(open_input(source.lines), CHUNK) as file:
         for number, text in enumerate(file, 1):
             value = 0
             try:

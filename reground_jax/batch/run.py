@@ -80,11 +80,8 @@ class Run:
         return f"{line:09d}" if len(self.variants()) == 1 else f"{line:09d}-{variant:02d}"
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            **dataclasses.asdict(self),
-            "settings": self.settings.to_json(),
-        }
+        fields = dataclasses.asdict(self) | {"settings": self.settings.to_json()}
+        return {"format": FORMAT, **json.loads(json.dumps(fields))}  # tuples become lists
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Run":

@@ -10,13 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from reground_jax.batch.lock import file_lock, lease
 
 Put = Callable[[str, bytes], None]
 
 
+@runtime_checkable
 class Store(Protocol):
     url: str
 
@@ -67,8 +68,8 @@ def open_store(url: str, *, owner: str = "") -> Store:
     return ObjectStore(url.rstrip("/"))
 
 
-def open_input(path: str) -> BinaryIO:
-    """A file to read, on a path or by fsspec. Raises ValueError that says why it cannot be."""
+def open_input(path: str) -> Any:
+    """A binary file to read, on a path or by fsspec. Raises ValueError that says why it cannot."""
     try:
         if "://" in path:
             return fsspec_of(path).open(path, "rb")

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt32
@@ -37,6 +37,7 @@ STOP_CHECK = 0.2  # seconds
 FILLER = Layout(prompt="")
 
 
+@runtime_checkable
 class Images(Protocol):
     """Float images [B, H, W, 3] in 0..1 that are under way, such as a `jax.Array`."""
 
@@ -45,6 +46,7 @@ class Images(Protocol):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """What makes images: `sampler.PipelineSampler`, or a stand-in in tests."""
 
@@ -216,7 +218,11 @@ class Generator:
         line, run = batch.lines[row], self.run
         assert line is not None
         recipe = Recipe(
-            line.layout, batch.settings, int(batch.seeds[row]), run.checkpoint, run.checkpoint_sha256
+            line.layout,
+            batch.settings,
+            int(batch.seeds[row]),
+            run.checkpoint,
+            run.checkpoint_sha256,
         )
         try:
             pixels = to_uint8(image[None], value_range="0..1")[0]
