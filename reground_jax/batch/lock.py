@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+TRIES, PAUSE = 4, 0.1  # for a file lock: others hold it for a moment, to clean up after a kill
 HEARTBEAT = 30.0  # seconds between two signs of life of a lease
 LAPSE = 120.0  # seconds without one after which a lease counts for nothing
 
@@ -23,11 +24,15 @@ LAPSE = 120.0  # seconds without one after which a lease counts for nothing
 def file_lock(path: Path, holder: str) -> Iterator[None]:
     """Holds a lock that ends with this process. Raises ValueError that names who has it."""
     with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(_taken(path.as_posix(), file.read().strip())) from None
+        for tries_left in reversed(range(TRIES)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not tries_left:
+                    file.seek(0)
+                    raise ValueError(_taken(path.as_posix(), file.read().strip())) from None
+                time.sleep(PAUSE)
         os.ftruncate(file.fileno(), 0)
         file.write(holder)
         file.flush()
@@ -66,7 +71,8 @@ def lease(fs: Any, path: str, holder: str) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        fs.rm_file(path)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(path)
 
 
 def _taken(path: str, holder: str) -> str:

@@ -75,6 +75,10 @@ class Run:
             for wiring, gamma, seed in itertools.product(self.wirings, self.gammas, self.seeds)
         ]
 
+    def rules(self) -> dict[str, int]:
+        """What makes a line no layout of this run: keywords of `index.check_line`."""
+        return {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds)}
+
     def key(self, line: int, variant: int) -> str:
         """The name of an image, without its suffix: the number of its line, from 0."""
         return f"{line:09d}" if len(self.variants()) == 1 else f"{line:09d}-{variant:02d}"

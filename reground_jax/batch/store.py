@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from reground_jax.batch.lock import file_lock, lease
 
+LOCKS = "locks"
 Put = Callable[[str, bytes], None]
 
 
@@ -45,27 +46,26 @@ class Store(Protocol):
         """Writes a small file unless there is one; says whether it did."""
         ...
 
-    def lock(self, name: str, holder: str) -> contextlib.AbstractContextManager[None]:
-        """Holds a lock for one process. Raises ValueError that names who has it."""
+    def lock(self, holder: str) -> contextlib.AbstractContextManager[None]:
+        """Holds the owner's lock. Raises ValueError that names the holder if it is taken."""
         ...
 
     def remove_parts(self) -> None:
-        """Removes what killed processes of the same owner have left half-written."""
+        """Removes what killed processes have left half-written; to be called with the lock."""
         ...
 
 
-def open_store(url: str, *, owner: str = "") -> Store:
+def open_store(url: str, *, owner: str = "reader") -> Store:
     """The store of a path, or of a URL that fsspec knows (gs://, s3://, memory:// ...).
 
-    owner: of half-written files: `remove_parts` removes those of this name. Two processes that
-    write at a time must have different ones.
+    owner: who writes, as part of a file name. Of processes that write at a time each has its own.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
         return LocalStore(Path(url).expanduser(), owner)
     if scheme == "file":
         return LocalStore(Path(rest), owner)
-    return ObjectStore(url.rstrip("/"))
+    return ObjectStore(url.rstrip("/"), owner)
 
 
 def open_input(path: str) -> Any:
@@ -87,7 +87,7 @@ def fsspec_of(url: str) -> Any:
             "s3fs for s3://"
         ) from error
     try:
-        return fsspec.core.url_to_fs(url)[0]
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)[0]  # others write too
     except (ImportError, ValueError) as error:  # a protocol whose package is not there
         raise ValueError(f"cannot use {url}: {error}") from error
 
@@ -96,7 +96,7 @@ class LocalStore:
     def __init__(self, root: Path, owner: str):
         self.url = str(root)
         self.root = root
-        self.suffix = f".{owner}.part"
+        self.owner = owner
 
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
@@ -148,22 +148,28 @@ class LocalStore:
         return True
 
     @contextlib.contextmanager
-    def lock(self, name: str, holder: str) -> Iterator[None]:
-        path = self.root / name
+    def lock(self, holder: str) -> Iterator[None]:
+        path = self.root / LOCKS / self.owner
         with named_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path, holder):
             yield
 
     def remove_parts(self) -> None:
-        for part in self.root.rglob(f".*{self.suffix}"):
-            _remove(part)
+        for part in self.root.rglob(".*.part"):
+            owner = part.name.split(".")[-2]
+            if owner == self.owner:
+                _remove(part)
+                continue
+            # Whoever has the lock of another owner is at work, and its part too.
+            with contextlib.suppress(ValueError), file_lock(self.root / LOCKS / owner, self.owner):
+                _remove(part)
 
     @contextlib.contextmanager
     def _aside(self, name: str) -> Iterator[tuple[Path, Path]]:
         """(Where to write, the final place); cleans up, and has errors name the final place."""
         path = self.root / name
-        part = path.with_name(f".{path.name}{self.suffix}")
+        part = path.with_name(f".{path.name}.{self.owner}.part")
         with named_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove(part)
@@ -177,8 +183,9 @@ class LocalStore:
 class ObjectStore:
     """Objects by fsspec. `create` and `lock` are best effort: fsspec has no atomic creation."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, owner: str):
         self.url = url
+        self.owner = owner
         self.fs = fsspec_of(url)
 
     def read(self, name: str) -> bytes:
@@ -186,13 +193,13 @@ class ObjectStore:
 
     def names(self, folder: str) -> list[str]:
         try:
-            found = self.fs.ls(self._path(folder), detail=False, refresh=True)
+            found = self.fs.ls(self._path(folder), detail=False)
         except FileNotFoundError:
             return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def size(self, name: str) -> int | None:
-        found = self.fs.find(self._path(name), detail=True, refresh=True)
+        found = self.fs.find(self._path(name), detail=True)
         return sum(info["size"] for info in found.values()) if found else None
 
     @contextlib.contextmanager
@@ -216,8 +223,8 @@ class ObjectStore:
         self.fs.pipe_file(self._path(name), content)
         return True
 
-    def lock(self, name: str, holder: str) -> contextlib.AbstractContextManager[None]:
-        return lease(self.fs, self._path(name), holder)
+    def lock(self, holder: str) -> contextlib.AbstractContextManager[None]:
+        return lease(self.fs, self._path(f"{LOCKS}/{self.owner}"), holder)
 
     def remove_parts(self) -> None:
         pass

@@ -175,10 +175,9 @@ def run(arguments: argparse.Namespace) -> int:
         store = open_store(arguments.out, owner=f"host-{share.index:04d}")
         check(store, wanted)
         holder = f"process {os.getpid()} on {socket.gethostname()}"
-        with store.lock(f"locks/host-{share.index:04d}", holder):
+        with store.lock(holder):
             store.remove_parts()
-            rules = {"max_boxes": settings.max_boxes, "seeds": len(wanted.seeds)}
-            index = load_index(store, source, rules=rules, strict=arguments.strict)
+            index = load_index(store, source, rules=wanted.rules(), strict=arguments.strict)
             report_input(index, store)
             job = Job(begin(store, wanted), source, index, store, share)
             code = run_share(job, directory, arguments)
@@ -244,9 +243,18 @@ def run_share(job: Job, directory: Path, arguments: argparse.Namespace) -> int:
     say(f"{total} images in {len(units)} units are missing of {whose}")
     manifest = Manifest(job.store, index)
     if arguments.engine == "ray":
-        from reground_jax.batch.ray_engine import run_on_ray
+        from reground_jax.batch import ray_engine
 
-        run_on_ray(job, directory, arguments, units, on_entry=manifest.add)
+        work = ray_engine.Work(
+            out=arguments.out,
+            layouts=arguments.layouts,
+            form=arguments.form,
+            captions=arguments.captions,
+            model=str(directory),
+            mapper=arguments.mapper,
+            preview=arguments.preview,
+        )
+        ray_engine.run_on_ray(work, units, actors=arguments.actors, on_entry=manifest.add)
         return 0
     sampler = load_sampler(directory, job.run, arguments)
     if sampler.rows > job.run.unit_lines:
