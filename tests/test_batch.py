@@ -488,7 +488,7 @@ def test_hosts_do_their_shares_and_any_number_takes_over_what_is_missing(ten, tm
     ],
 )
 def test_a_share_comes_from_options_or_the_environment(options, environment, expected):
-    assert find_share(*options, environment) == expected
+    assert find_share(options[0], options[1], environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -502,7 +502,7 @@ def test_a_share_comes_from_options_or_the_environment(options, environment, exp
 )
 def test_half_a_share_is_an_error(options, environment, reason):
     with pytest.raises(ValueError, match=reason):
-        find_share(*options, environment)
+        find_share(options[0], options[1], environment)
 
 
 def test_shares_cover_every_unit_once():
@@ -596,6 +596,7 @@ def test_one_batch_is_always_enqueued_ahead_while_the_host_reads_and_writes(ten,
     assert making.meter.batches == 5
     # None at all where the machine is free; a fifth of a step is for one that is not.
     assert making.meter.longest < 0.1
+    assert making.meter.started is not None
     assert 2.5 <= making.meter.ended - making.meter.started < 3.2  # 5 steps of 0.5 s, back to back
 
 

@@ -96,7 +96,9 @@ class Run:
             )
         value = {name: part for name, part in value.items() if name != "format"}
         value["settings"] = Settings.from_json(value["settings"])
-        lists = {name: tuple(value[name]) for name in ("wirings", "gammas", "seeds")}
+        lists: dict[str, Any] = {
+            name: tuple(value[name]) for name in ("wirings", "gammas", "seeds")
+        }
         return cls(**(value | lists))
 
     def differences(self, other: "Run") -> list[str]:

@@ -23,7 +23,8 @@ class PipelineSampler:
         self.shape = pipe.latent_shape(run.settings)
         for settings, _ in run.variants():
             pipe.check([], settings, np.zeros(0, np.uint32), None, self.shape, run.batch_size)
-        self.pipe, self.max_boxes, self.mapper = pipe, run.settings.max_boxes, mapper
+        self.pipe, self.max_boxes = pipe, run.settings.max_boxes
+        self.mapper: Mapper = mapper
         self.rows = run.batch_size * len(pipe.devices)
         self._lock = threading.Lock()
 

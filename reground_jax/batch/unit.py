@@ -37,13 +37,9 @@ STOP_CHECK = 0.2  # seconds
 FILLER = Layout(prompt="")
 
 
-@runtime_checkable
-class Images(Protocol):
-    """Float images [B, H, W, 3] in 0..1 that are under way, such as a `jax.Array`."""
-
-    def block_until_ready(self) -> object: ...
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
+# Float images [B, H, W, 3] in 0..1 that are under way: a `jax.Array`, or another value that has
+# `block_until_ready` and becomes an array by `np.asarray`.
+Images = Any
 
 
 @runtime_checkable
