@@ -69,8 +69,9 @@ def start_distributed(share: Share, coordinator: str | None) -> Share:
         return share
     import jax
 
-    if coordinator is None:
-        jax.distributed.initialize()
-    else:
+    origin = "jax.distributed"
+    if coordinator is not None:
         jax.distributed.initialize(coordinator, num_processes=share.count, process_id=share.index)
-    return Share(jax.process_index(), jax.process_count(), "jax.distributed")
+        return share._replace(origin=origin)
+    jax.distributed.initialize()
+    return Share(jax.process_index(), jax.process_count(), origin)

@@ -33,12 +33,10 @@ UNITS_PER_CALL = 8  # of an actor, side by side as in engine.py
 
 def load_sampler(run: Run, work: "Work") -> Sampler:
     """The sampler of the actor's devices."""
-    import jax
-
-    from reground_jax.batch.sampler import PipelineSampler
+    from reground_jax.batch.sampler import PipelineSampler, local_devices
     from reground_jax.pipeline import Pipeline
 
-    pipe = Pipeline.load(work.model, dtype=run.settings.dtype, devices=jax.local_devices())
+    pipe = Pipeline.load(work.model, dtype=run.settings.dtype, devices=local_devices())
     return PipelineSampler(pipe, run, work.mapper)
 
 

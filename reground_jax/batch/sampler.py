@@ -1,5 +1,6 @@
 """The sampler of a `Pipeline`: batches are dispatched to its devices and not waited for."""
 
+import os
 import threading
 from collections.abc import Sequence
 
@@ -9,10 +10,23 @@ from jaxtyping import Array, Float32, UInt32
 
 from reground_jax.batch.run import Run
 from reground_jax.conditioning import Conditioning
-from reground_jax.devices import Mapper
+from reground_jax.devices import Device, Mapper
 from reground_jax.layout import Layout
 from reground_jax.pipeline import Pipeline
 from reground_jax.settings import Settings
+
+THREADS = 8  # of the CPU's pool, at least
+
+
+def local_devices() -> list[Device]:
+    """The devices of this process; on CPU, with a pool of threads whose size they do not change.
+
+    XLA's CPU client cuts some matrix products by the size of its pool, which is the larger of the
+    numbers of cores and of devices: images' last bits would depend on it. NPROC is its own name for
+    the number of cores; it reads it when JAX is first used.
+    """
+    os.environ.setdefault("NPROC", str(max(THREADS, os.cpu_count() or 1)))
+    return jax.local_devices()
 
 
 class PipelineSampler:

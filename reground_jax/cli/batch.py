@@ -320,12 +320,9 @@ class Progress:
 
 
 def load_sampler(directory: Path, run: Run, arguments: argparse.Namespace) -> "PipelineSampler":
-    import jax
+    from reground_jax.batch.sampler import PipelineSampler, local_devices
 
-    from reground_jax.batch.sampler import PipelineSampler
-
-    pipe = load(
-        directory, run.settings.dtype, cache=not arguments.no_cache, devices=jax.local_devices()
-    )
+    devices = local_devices()
+    pipe = load(directory, run.settings.dtype, cache=not arguments.no_cache, devices=devices)
     say(f"{describe_devices(pipe.devices)}, {pipe.dtype}")
     return PipelineSampler(pipe, run, arguments.mapper)
