@@ -102,6 +102,23 @@ def save_png(
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"cannot write {path}: only PNG keeps the recipe exactly; name it *.png")
+    encoded = encode_png(image, recipe)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(encoded)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def encode_png(
+    image: UInt8[np.ndarray, "H W 3"] | Image.Image, recipe: Recipe | None = None
+) -> bytes:
+    """A PNG file's bytes, with its recipe inside if there is one."""
     info = PngImagePlugin.PngInfo()
     if recipe is not None:
         # ASCII (\u escapes), so that the plain text chunk that every tool shows holds any prompt.
@@ -109,17 +126,7 @@ def save_png(
     encoded = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture.save(encoded, format="PNG", pnginfo=info)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(encoded.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    return encoded.getvalue()
 
 
 def read_recipe(path: str | Path) -> Recipe:

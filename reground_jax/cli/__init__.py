@@ -15,7 +15,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from reground_jax.cli import bench, compare, compile, convert, evaluate, generate, info, train
+from reground_jax.cli import (
+    batch,
+    batch_verify,
+    bench,
+    compare,
+    compile,
+    convert,
+    evaluate,
+    generate,
+    info,
+    train,
+)
 from reground_jax.version import __version__
 
 DESCRIPTION = """\
@@ -50,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"reground-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (generate, compare, convert, info, evaluate, compile, bench, train):
+    for command in (
+        generate, compare, batch, batch_verify, convert, info, evaluate, compile, bench, train,
+    ):  # fmt: skip
         added = command.add(commands)
         added.set_defaults(run=command.run)
         added.add_argument(

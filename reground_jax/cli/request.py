@@ -34,7 +34,9 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_settings_options(parser: argparse.ArgumentParser, *, wiring: bool) -> None:
+def add_settings_options(
+    parser: argparse.ArgumentParser, *, wiring: bool, gamma: bool = True
+) -> None:
     """Options named like the fields of Settings; those that are not given are not set."""
     group = parser.add_argument_group("how to make it")
 
@@ -51,12 +53,13 @@ def add_settings_options(parser: argparse.ArgumentParser, *, wiring: bool) -> No
             "--wiring", "wiring", "NAME",
             f"parallel is ReGround, sequential is GLIGEN; one of {', '.join(WIRINGS)}",
         )  # fmt: skip
-    option(
-        "--gamma", "gamma", "G",
-        "fraction 0..1 of the first steps in which the boxes count, or three parts ON,DECAY,OFF "
-        "that add up to 1; a lower one gives the prompt more room",
-        _numbers,
-    )  # fmt: skip
+    if gamma:
+        option(
+            "--gamma", "gamma", "G",
+            "fraction 0..1 of the first steps in which the boxes count, or three parts "
+            "ON,DECAY,OFF that add up to 1; a lower one gives the prompt more room",
+            numbers,
+        )  # fmt: skip
     option("--steps", "num_steps", "N", "denoising steps", number)
     option(
         "--guidance-scale", "guidance_scale", "S",
@@ -66,7 +69,7 @@ def add_settings_options(parser: argparse.ArgumentParser, *, wiring: bool) -> No
         "--guidance-interval", "guidance_interval", "START,STOP",
         "approximate: guidance in this part of the steps only, as in 0,0.5; the others take half "
         "the time",
-        _numbers,
+        numbers,
     )  # fmt: skip
     option("--solver", "solver", "NAME", f"one of {', '.join(SOLVER_NAMES)}")
     option("--eta", "eta", "E", "0..1, noise that the solver ddim adds at each step", number)
@@ -93,7 +96,8 @@ def number(text: str) -> int | float | str:
     return text
 
 
-def _numbers(text: str) -> Any:
+def numbers(text: str) -> Any:
+    """A gamma, or its three parts between commas, for Settings to check."""
     return [number(part) for part in text.split(",")] if "," in text else number(text)
 
 

@@ -45,7 +45,9 @@ def locate(name: str) -> Path:
     return model_directory(name).absolute()
 
 
-def load(directory: Path, dtype: str, *, cache: bool) -> "Pipeline":
+def load(
+    directory: Path, dtype: str, *, cache: bool, devices: Sequence[Any] | None = None
+) -> "Pipeline":
     """The pipeline of a model directory, and the compilation cache on or off."""
     import jax
 
@@ -58,7 +60,7 @@ def load(directory: Path, dtype: str, *, cache: bool) -> "Pipeline":
     elif chosen is None:  # else the environment has named another place
         jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    return Pipeline.load(directory, dtype=dtype)
+    return Pipeline.load(directory, dtype=dtype, devices=devices)
 
 
 def sample(

@@ -12,7 +12,7 @@ from typing import Any
 
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected
-from reground_jax.readers.annotated import Annotated
+from reground_jax.readers.annotated import MAX_BOXES, Annotated, crop_box, largest
 from reground_jax.readers.nsr1k import phrase
 
 
@@ -24,6 +24,41 @@ def read_coco(
     images: the folder of the image files. captions: None for a split without them.
     Raises ValueError if a file cannot be read or is not of COCO's form.
     """
+    for image, objects, texts, names in _images(instances, captions):
+        try:
+            yield _entry(image, objects, texts, names, Path(images))
+        except (ValueError, KeyError) as error:
+            yield Rejected(source=f"{instances}, image {image.get('id')}", reason=str(error))
+
+
+def read_coco_layouts(instances: str | Path, captions: str | Path) -> Iterator[Layout | Rejected]:
+    """A layout per image: its first caption, and its boxes by GLIGEN's rules (annotated.py).
+
+    Boxes are those of the image's middle square, without crowds and without those under 1 % of the
+    square, the 30 largest, largest first; ids are COCO's image ids. An image without a caption is a
+    Rejected. Raises ValueError if a file cannot be read or is not of COCO's form.
+    """
+    for image, objects, texts, names in _images(instances, captions):
+        try:
+            if not texts:
+                raise ValueError("the image has no caption: is the captions file another split's?")
+            entry = _entry(image, objects, texts, names, Path())
+            boxes = [crop_box(box, (image["width"], image["height"])) for box in entry.boxes]
+            kept = largest(boxes, MAX_BOXES)
+            yield Layout(
+                prompt=texts[0],
+                phrases=[entry.phrases[i] for i in kept],
+                boxes=[boxes[i] for i in kept],
+                id=str(image["id"]),
+            )
+        except (ValueError, KeyError) as error:
+            yield Rejected(source=f"{instances}, image {image.get('id')}", reason=str(error))
+
+
+def _images(
+    instances: str | Path, captions: str | Path | None
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], list[str], dict[int, str]]]:
+    """(image, its objects without crowds, its captions, category names), file order."""
     content = _load(instances, ("images", "annotations", "categories"))
     names = {category["id"]: category["name"] for category in content["categories"]}
     objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -35,10 +70,7 @@ def read_coco(
         for annotation in _load(captions, ("annotations",))["annotations"]:
             texts[annotation["image_id"]].append(annotation["caption"].strip())
     for image in content["images"]:
-        try:
-            yield _entry(image, objects[image["id"]], texts[image["id"]], names, Path(images))
-        except (ValueError, KeyError) as error:
-            yield Rejected(source=f"{instances}, image {image.get('id')}", reason=str(error))
+        yield image, objects[image["id"]], texts[image["id"]], names
 
 
 def _entry(

@@ -1,0 +1,75 @@
+"""Units side by side in one process, so that the device never waits for the host."""
+
+import contextlib
+import itertools
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from reground_jax.batch.manifest import Entry
+from reground_jax.batch.unit import Generator, Stopped
+
+# One has its turn at the device and one writes what it has made. The others are ready for theirs:
+# the text encoder is behind batches on the device, so that a unit must ask for it two turns ahead.
+WORKERS = 5
+TICK = 0.5  # seconds between two reports of progress
+
+
+def run_units(
+    generator: Generator,
+    units: Iterable[int],
+    *,
+    on_entry: Callable[[Entry], None],
+    on_tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Calls `generate_unit` for each unit, and `on_entry`, in this thread, when one is done.
+
+    Returns early if the generator is stopped: units that have not all batches on the device are
+    dropped. An error in a unit stops the others and is raised.
+    """
+    remaining = iter(units)
+    under_way: set[Future[Entry]] = set()
+    with ThreadPoolExecutor(WORKERS, "unit") as pool:
+        try:
+            while True:
+                if not generator.stop.is_set():
+                    for unit in itertools.islice(remaining, WORKERS - len(under_way)):
+                        under_way.add(pool.submit(generator.generate_unit, unit))
+                if not under_way:
+                    return
+                done, under_way = wait(under_way, TICK, FIRST_COMPLETED)
+                for future in done:
+                    with contextlib.suppress(Stopped):
+                        on_entry(future.result())
+                on_tick()
+        except BaseException:
+            generator.stop.set()
+            raise
+
+
+@contextlib.contextmanager
+def stopping_on_signals(stop: threading.Event, say: Callable[[str], None]) -> Iterator[list[int]]:
+    """The first SIGTERM or SIGINT sets `stop`; a second one has its usual effect.
+
+    Gives the list of signals that came.
+    """
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, _: object) -> None:
+        came.append(number)
+        restore()
+        stop.set()
+        say(f"{signal.Signals(number).name}: finishing what is on the device")
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield came
+    finally:
+        restore()

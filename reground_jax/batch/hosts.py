@@ -1,0 +1,77 @@
+"""Which share of a run this process does: an index and a count, from options or the environment.
+
+Hosts share nothing but the output, and start no coordinator. `jax.distributed` is started only on
+TPU, where the hosts of a slice must start together, or where a coordinator is named.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+
+class Share(NamedTuple):
+    """Share `index` of `count`: the units whose number is `index` modulo `count`."""
+
+    index: int
+    count: int
+    origin: str  # what said so
+
+    def of(self, units: int) -> Iterable[int]:
+        return range(self.index, units, self.count)
+
+
+# Environments that number their processes: name, index, count. A SLURM_PROCID without a step is
+# that of a batch script, which runs alone.
+ENVIRONMENTS = (
+    ("SLURM", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ("Kubernetes", "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
+)
+
+
+def find_share(
+    index: int | None, count: int | None, environment: Mapping[str, str] = os.environ
+) -> Share:
+    """The share of this process. Raises ValueError if half of it is missing or out of range.
+
+    Kubernetes gives an indexed Job's pods their index, but not the number of completions: set
+    JOB_COMPLETIONS in the pod's template, or give --host-count.
+    """
+    origin = "options"
+    if index is None:
+        for name, index_name, count_name in ENVIRONMENTS:
+            if index_name in environment and (count or count_name in environment):
+                origin, index = name, int(environment[index_name])
+                count = count or int(environment[count_name])
+                break
+            if name == "Kubernetes" and index_name in environment:
+                raise ValueError(
+                    f"{index_name} is {environment[index_name]}, but nothing says of how many: "
+                    "give --host-count"
+                )
+    if index is None and count is None:
+        return Share(0, 1, "alone")
+    if index is None or count is None:
+        raise ValueError("--host-index and --host-count go together: give both")
+    if not 0 <= index < count:
+        raise ValueError(f"host index is {index} of {count}: it must be from 0 to {count - 1}")
+    return Share(index, count, origin)
+
+
+def start_distributed(share: Share, coordinator: str | None) -> Share:
+    """Starts `jax.distributed` where the platform asks for it, and returns the share it gives.
+
+    That is on TPU, unless options or the environment gave a share, and with a coordinator's
+    "host:port". If a host dies then, JAX ends the processes of all others.
+    """
+    on_tpu = share.origin == "alone" and importlib.util.find_spec("libtpu") is not None
+    if coordinator is None and not on_tpu:
+        return share
+    import jax
+
+    origin = "jax.distributed"
+    if coordinator is not None:
+        jax.distributed.initialize(coordinator, num_processes=share.count, process_id=share.index)
+        return share._replace(origin=origin)
+    jax.distributed.initialize()
+    return Share(jax.process_index(), jax.process_count(), origin)

@@ -1,0 +1,147 @@
+"""What a run makes of each layout: `Run`, written to `run.json` when an output is begun.
+
+Everything in it fixes the images; who makes them, where and when is in none of it.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from reground_jax.batch.store import Store
+from reground_jax.readers.lines import MAX_SEED, Line
+from reground_jax.settings import Settings, check_name
+
+SHARD_FORMATS = ("imagefolder", "webdataset")
+IMAGE_FORMATS = ("png", "jpeg", "webp")
+NAME = "run.json"
+FORMAT = 1  # of run.json and of the output; raised when an older reader would misread it
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: every layout by every wiring, gamma and run seed.
+
+    settings     what is common to all images; its wiring and gamma are not read
+    unit_lines   input lines of one unit of work, which is one output shard
+    batch_size   images per device at a time: it fixes the images' last bits
+    input_sha256 checksum of the input, as JSONL
+    checkpoint   name of the model when the output was begun, and the checksum of its arrays
+    """
+
+    settings: Settings
+    wirings: tuple[str, ...]
+    gammas: tuple[Any, ...]
+    seeds: tuple[int, ...]
+    unit_lines: int
+    batch_size: int
+    shards: str
+    image: str
+    quality: int
+    input_sha256: str
+    checkpoint: str
+    checkpoint_sha256: str
+
+    def __post_init__(self) -> None:
+        check_name("format", self.shards, SHARD_FORMATS)
+        check_name("image", self.image, IMAGE_FORMATS)
+        for name in ("unit_lines", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality}: give 1..100")
+        for seed in self.seeds:
+            if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+                raise ValueError(f"run seed is {seed!r}: give integers from 0 to {MAX_SEED}")
+        gammas = [dataclasses.replace(self.settings, gamma=gamma).gamma for gamma in self.gammas]
+        object.__setattr__(self, "gammas", tuple(gammas))
+        if len({isinstance(gamma, tuple) for gamma in gammas}) > 1:
+            raise ValueError(
+                f"gammas are {gammas}: give fractions or three parts, not both, so that the "
+                "metadata has one column of one type"
+            )
+        for name in ("wirings", "gammas", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} are {list(values)}: give each once, at least one")
+        self.variants()  # checks wirings
+
+    def variants(self) -> list[tuple[Settings, int]]:
+        """(settings, run seed) of each image of a layout, in the order of the output."""
+        return [
+            (dataclasses.replace(self.settings, wiring=wiring, gamma=gamma), seed)
+            for wiring, gamma, seed in itertools.product(self.wirings, self.gammas, self.seeds)
+        ]
+
+    def rules(self) -> dict[str, int]:
+        """What makes a line no layout of this run: keywords of `index.check_line`."""
+        return {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds)}
+
+    def key(self, line: int, variant: int) -> str:
+        """The name of an image, without its suffix: the number of its line, from 0."""
+        return f"{line:09d}" if len(self.variants()) == 1 else f"{line:09d}-{variant:02d}"
+
+    def to_json(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self) | {"settings": self.settings.to_json()}
+        return {"format": FORMAT, **json.loads(json.dumps(fields))}  # tuples become lists
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Run":
+        if value.get("format") != FORMAT:
+            raise ValueError(
+                f"the output has format {value.get('format')!r}, this version reads {FORMAT}: "
+                "use the version of reground-jax that began it"
+            )
+        value = {name: part for name, part in value.items() if name != "format"}
+        value["settings"] = Settings.from_json(value["settings"])
+        lists: dict[str, Any] = {
+            name: tuple(value[name]) for name in ("wirings", "gammas", "seeds")
+        }
+        return cls(**(value | lists))
+
+    def differences(self, other: "Run") -> list[str]:
+        """Each thing that would change images, as "name old -> new"; `other` is the new one."""
+        found = other.settings.diff(self.settings)
+        mine, theirs = self.to_json(), other.to_json()
+        # The same model may have another name today: its checksum counts.
+        for name in mine.keys() - {"settings", "checkpoint"}:
+            if mine[name] != theirs[name]:
+                found[name] = theirs[name], mine[name]
+        return sorted(f"{name} {old} -> {new}" for name, (new, old) in found.items())
+
+
+def seed_of(run_seed: int, line: Line) -> int:
+    """The seed of a line's image: its own, or the first 4 bytes of SHA-256("<run seed>:<id>")."""
+    if line.seed is not None:
+        return line.seed
+    return int.from_bytes(hashlib.sha256(f"{run_seed}:{line.id}".encode()).digest()[:4], "big")
+
+
+def check(store: Store, run: Run) -> None:
+    """Raises ValueError that names every difference from what an output was begun with."""
+    if NAME not in store.names(""):
+        return
+    if differences := read_run(store).differences(run):
+        raise ValueError(
+            f"{store.url} was begun with other settings: {'; '.join(differences)}. "
+            "Give the old ones to go on, or another --out"
+        )
+
+
+def begin(store: Store, run: Run) -> Run:
+    """Writes run.json into a new output; returns the one that is there. Raises as `check` does."""
+    store.create(NAME, json.dumps(run.to_json(), indent=1).encode())
+    check(store, run)
+    return read_run(store)
+
+
+def read_run(store: Store) -> Run:
+    """The run that an output was begun with. Raises ValueError."""
+    try:
+        return Run.from_json(json.loads(store.read(NAME)))
+    except FileNotFoundError as error:
+        raise ValueError(f"{store.url} has no {NAME}: it is no output of `batch`") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{store.url}/{NAME} is damaged ({error}): take another --out") from error

@@ -1,0 +1,167 @@
+"""Output shards: one per unit, a folder of images with metadata.jsonl, or a WebDataset tar.
+
+imagefolder  `images/000000012/` with NAME.png and metadata.jsonl, a line per image:
+             `datasets.load_dataset("imagefolder", data_dir="OUT/images")`
+webdataset   `shards/000000012.tar` with NAME.png and NAME.json
+
+Nothing in a shard tells time, place or machine: a unit that is made twice is the same bytes.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from reground_jax.batch.manifest import Entry
+from reground_jax.batch.run import Run
+from reground_jax.batch.store import Put, Store
+from reground_jax.images import Recipe, encode_png
+
+METADATA = "metadata.jsonl"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Made:
+    """An encoded image and what is said of it."""
+
+    record: Record
+    content: bytes
+
+
+def make(
+    image: UInt8[np.ndarray, "H W 3"], line: int, variant: int, recipe: Recipe, run: Run
+) -> Made:
+    """Encodes an image of a line, from 0. A PNG has its recipe inside, as those of `generate`."""
+    if run.image == "png":
+        content = encode_png(image, recipe)
+    else:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format=run.image, quality=run.quality)
+        content = buffer.getvalue()
+    record = {
+        "file_name": f"{run.key(line, variant)}.{run.image}",
+        "id": recipe.layout.id,
+        "line": line + 1,
+        "wiring": recipe.settings.wiring,
+        "gamma": recipe.settings.to_json()["gamma"],
+        "sha256": hashlib.sha256(content).hexdigest(),
+        **recipe.to_json(),
+    }
+    return Made(record, content)
+
+
+class Shard:
+    """A shard that is being written. `entry` is there when it is closed."""
+
+    def __init__(self, unit: int, path: str):
+        self.unit, self.path = unit, path
+        self.images = self.bytes = 0
+        self.digest = hashlib.sha256()
+
+    def add(self, made: Made) -> None:
+        raise NotImplementedError
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(self.unit, self.path, self.images, self.bytes, self.digest.hexdigest())
+
+
+class ImageFolder(Shard):
+    def __init__(self, unit: int, path: str, put: Put):
+        super().__init__(unit, path)
+        self.put = put
+        self.lines: list[bytes] = []
+
+    def add(self, made: Made) -> None:
+        self._put(made.record["file_name"], made.content)
+        self.lines.append(json.dumps(made.record).encode() + b"\n")
+        self.images += 1
+
+    def close(self) -> None:
+        metadata = b"".join(self.lines)
+        self.digest.update(metadata)
+        self._put(METADATA, metadata)
+
+    def _put(self, name: str, content: bytes) -> None:
+        self.put(name, content)
+        self.bytes += len(content)
+
+
+class Tar(Shard):
+    def __init__(self, unit: int, path: str, file: BinaryIO):
+        super().__init__(unit, path)
+        self.file = file
+        # A stream has no need of seeking; USTAR's headers hold nothing but what is set below.
+        self.tar = tarfile.open(fileobj=self, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
+
+    def write(self, content: bytes) -> int:
+        """What tarfile calls."""
+        self.digest.update(content)
+        self.bytes += len(content)
+        return self.file.write(content)
+
+    def add(self, made: Made) -> None:
+        name = made.record["file_name"]
+        self._add(name, made.content)
+        self._add(f"{name.rpartition('.')[0]}.json", json.dumps(made.record).encode())
+        self.images += 1
+
+    def close(self) -> None:
+        self.tar.close()
+
+    def _add(self, name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)  # time 0, no owner
+        member.size = len(content)
+        self.tar.addfile(member, io.BytesIO(content))
+
+
+@contextlib.contextmanager
+def writing_shard(store: Store, run: Run, unit: int) -> Iterator[Shard]:
+    """A unit's shard, which appears whole when the block ends, and not at all if it fails."""
+    if run.shards == "webdataset":
+        path = f"shards/{unit:09d}.tar"
+        with store.writing(path) as file:
+            tar = Tar(unit, path, file)
+            yield tar
+            tar.close()
+        return
+    path = f"images/{unit:09d}"
+    with store.writing_folder(path) as put:
+        folder = ImageFolder(unit, path, put)
+        yield folder
+        folder.close()
+
+
+def read_shard(store: Store, entry: Entry) -> Iterator[tuple[Record, bytes]]:
+    """The images of a shard in order. Raises ValueError or OSError if it is damaged.
+
+    Checks the shard's checksum first: of the tar file, or of the metadata.
+    """
+    is_tar = entry.path.endswith(".tar")
+    content = store.read(entry.path if is_tar else f"{entry.path}/{METADATA}")
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise ValueError("its checksum is another")
+    if not is_tar:
+        for line in content.splitlines():
+            record = json.loads(line)
+            yield record, store.read(f"{entry.path}/{record['file_name']}")
+        return
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        members = iter(tar)
+        for image, text in zip(members, members, strict=True):
+            yield json.loads(_member(tar, text)), _member(tar, image)
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None  # all members are plain files
+    return file.read()

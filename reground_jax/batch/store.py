@@ -1,0 +1,270 @@
+"""Where a run writes: a folder (`LocalStore`) or an object store (`ObjectStore`, by fsspec).
+
+Names are relative, with "/" between parts. Whatever has a name is whole: files are written aside,
+flushed to disk and renamed; an object store shows an object once it is complete.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+
+from reground_jax.batch.lock import file_lock, lease
+
+LOCKS = "locks"
+Put = Callable[[str, bytes], None]
+
+
+@runtime_checkable
+class Store(Protocol):
+    url: str
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """The names in a folder, sorted; none if there is no such folder."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or of all files of a folder; None if there is none."""
+        ...
+
+    def writing(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """A file to write; it gets its name at the end, and none if there is an error."""
+        ...
+
+    def writing_folder(self, name: str) -> contextlib.AbstractContextManager[Put]:
+        """A function that adds files (name, bytes) to a folder, which appears at the end."""
+        ...
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Writes a small file unless there is one; says whether it did."""
+        ...
+
+    def lock(self, holder: str) -> contextlib.AbstractContextManager[None]:
+        """Holds the owner's lock. Raises ValueError that names the holder if it is taken."""
+        ...
+
+    def remove_parts(self) -> None:
+        """Removes what killed processes have left half-written; to be called with the lock."""
+        ...
+
+
+def open_store(url: str, *, owner: str = "reader") -> Store:
+    """The store of a path, or of a URL that fsspec knows (gs://, s3://, memory:// ...).
+
+    owner: who writes, as part of a file name. Of processes that write at a time each has its own.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return LocalStore(Path(url).expanduser(), owner)
+    if scheme == "file":
+        return LocalStore(Path(rest), owner)
+    return ObjectStore(url.rstrip("/"), owner)
+
+
+def open_input(path: str) -> Any:
+    """A binary file to read, on a path or by fsspec. Raises ValueError that says why it cannot."""
+    try:
+        if "://" in path:
+            return fsspec_of(path).open(path, "rb")
+        return open(Path(path).expanduser(), "rb")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def fsspec_of(url: str) -> Any:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ValueError(
+            f'{url} needs fsspec: `pip install "reground-jax[stores]"`, and gcsfs for gs:// or '
+            "s3fs for s3://"
+        ) from error
+    try:
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)[0]  # others write too
+    except (ImportError, ValueError) as error:  # a protocol whose package is not there
+        raise ValueError(f"cannot use {url}: {error}") from error
+
+
+class LocalStore:
+    def __init__(self, root: Path, owner: str):
+        self.url = str(root)
+        self.root = root
+        self.owner = owner
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(name for name in os.listdir(self.root / folder) if name[0] != ".")
+        except FileNotFoundError:
+            return []
+
+    def size(self, name: str) -> int | None:
+        path = self.root / name
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.iterdir())
+        return path.stat().st_size if path.exists() else None
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        with self._aside(name) as (part, path):
+            with open(part, "wb") as file:
+                yield file
+                _sync(file)
+            os.replace(part, path)
+
+    @contextlib.contextmanager
+    def writing_folder(self, name: str) -> Iterator[Put]:
+        with self._aside(name) as (part, path):
+            part.mkdir()
+
+            def put(file_name: str, content: bytes) -> None:
+                with named_errors(part / file_name), open(part / file_name, "wb") as file:
+                    file.write(content)
+                    _sync(file)
+
+            yield put
+            _sync_folder(part)
+            shutil.rmtree(path, ignore_errors=True)  # of an earlier run, damaged
+            os.replace(part, path)
+
+    def create(self, name: str, content: bytes) -> bool:
+        with self._aside(name) as (part, path):
+            with open(part, "wb") as file:
+                file.write(content)
+                _sync(file)
+            try:
+                os.link(part, path)  # unlike a rename, it fails if there is one
+            except FileExistsError:
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def lock(self, holder: str) -> Iterator[None]:
+        path = self.root / LOCKS / self.owner
+        with named_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(path, holder):
+            yield
+
+    def remove_parts(self) -> None:
+        for part in self.root.rglob(".*.part"):
+            owner = part.name.split(".")[-2]
+            if owner == self.owner:
+                _remove(part)
+                continue
+            # Whoever has the lock of another owner is at work, and its part too.
+            with contextlib.suppress(ValueError), file_lock(self.root / LOCKS / owner, self.owner):
+                _remove(part)
+
+    @contextlib.contextmanager
+    def _aside(self, name: str) -> Iterator[tuple[Path, Path]]:
+        """(Where to write, the final place); cleans up, and has errors name the final place."""
+        path = self.root / name
+        part = path.with_name(f".{path.name}.{self.owner}.part")
+        with named_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(part)
+            try:
+                yield part, path
+                _sync_folder(path.parent)
+            finally:
+                _remove(part)
+
+
+class ObjectStore:
+    """Objects by fsspec. `create` and `lock` are best effort: fsspec has no atomic creation."""
+
+    def __init__(self, url: str, owner: str):
+        self.url = url
+        self.owner = owner
+        self.fs = fsspec_of(url)
+
+    def read(self, name: str) -> bytes:
+        return self.fs.cat_file(self._path(name))
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            found = self.fs.ls(self._path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+    def size(self, name: str) -> int | None:
+        found = self.fs.find(self._path(name), detail=True)
+        return sum(info["size"] for info in found.values()) if found else None
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        with tempfile.TemporaryFile() as file:  # the object is sent whole, or not at all
+            yield file
+            file.seek(0)
+            with self.fs.open(self._path(name), "wb") as target:
+                shutil.copyfileobj(file, target, 1 << 20)
+
+    @contextlib.contextmanager
+    def writing_folder(self, name: str) -> Iterator[Put]:
+        # There are no folders to rename: a half-written one is known by its absence from manifests.
+        yield lambda file_name, content: self.fs.pipe_file(
+            self._path(f"{name}/{file_name}"), content
+        )
+
+    def create(self, name: str, content: bytes) -> bool:
+        if self.fs.exists(self._path(name)):
+            return False
+        self.fs.pipe_file(self._path(name), content)
+        return True
+
+    def lock(self, holder: str) -> contextlib.AbstractContextManager[None]:
+        return lease(self.fs, self._path(f"{LOCKS}/{self.owner}"), holder)
+
+    def remove_parts(self) -> None:
+        pass
+
+    def _path(self, name: str) -> str:
+        return f"{self.url}/{name}" if name else self.url
+
+
+def write(store: Store, name: str, content: bytes) -> None:
+    with store.writing(name) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """OSErrors of flushing and closing name no file: a full disk is to be named too."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.strerror:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """The names in a folder reach the disk too."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

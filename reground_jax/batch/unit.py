@@ -1,0 +1,227 @@
+"""`Generator.generate_unit`: from some lines of the input to a shard of the output.
+
+A unit's lines are cut into batches of `batch_size` per device, in order, with an empty layout where
+a line has none, so that its number alone fixes what is computed together, whatever the number of
+devices. Several threads call `generate_unit` at a time (engine.py): one of them has its turn at the
+device, and keeps one batch enqueued behind the one that runs, while the others read, encode texts,
+encode images and write.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, UInt32
+
+from reground_jax.batch.index import Index, Source
+from reground_jax.batch.manifest import Entry
+from reground_jax.batch.preview import write_sheets
+from reground_jax.batch.run import Run, seed_of
+from reground_jax.batch.shards import Made, make, writing_shard
+from reground_jax.batch.store import Store
+from reground_jax.images import Recipe, to_uint8
+from reground_jax.layout import Layout
+from reground_jax.readers.lines import Line
+from reground_jax.settings import Settings
+
+ENQUEUED = 2  # batches on the device: one that runs and one behind it
+UNWRITTEN = 4  # batches of a unit that are computed or under way, and not yet in its shard
+ENCODERS = 8  # threads that encode images, at most
+STOP_CHECK = 0.2  # seconds
+FILLER = Layout(prompt="")
+
+
+# Float images [B, H, W, 3] in 0..1 that are under way: a `jax.Array`, or another value that has
+# `block_until_ready` and becomes an array by `np.asarray`.
+Images = Any
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What makes images: `sampler.PipelineSampler`, or a stand-in in tests."""
+
+    rows: int  # layouts of one batch, over all devices
+
+    def encode(self, layouts: Sequence[Layout]) -> Any:
+        """What `enqueue` wants of the layouts' texts and boxes. Called by several threads."""
+        ...
+
+    def enqueue(
+        self, encoded: Any, rows: slice, settings: Settings, seeds: UInt32[np.ndarray, "B"]
+    ) -> Images:
+        """Begins a batch, of `rows` of the layouts, and does not wait for it."""
+        ...
+
+
+class Stopped(Exception):
+    """The process was asked to stop, and a unit was dropped."""
+
+
+class Batch(NamedTuple):
+    """Lines that are computed together, in one of the run's variants."""
+
+    rows: slice  # of the unit
+    first: int  # line of the input
+    lines: list[Line | None]
+    variant: int
+    settings: Settings
+    seeds: UInt32[np.ndarray, "B"]
+
+
+@dataclass
+class Meter:
+    """How long the device had nothing to do: from a batch becoming ready, with none behind it, to
+    the next one being enqueued; in seconds."""
+
+    batches: int = 0
+    images: int = 0
+    idle: float = 0.0
+    longest: float = 0.0
+    started: float | None = None
+    ended: float = 0.0
+    _under_way: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def enqueued(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self.started is None:
+                self.started = now
+            elif self._under_way == 0:
+                gap = now - self.ended
+                self.idle += gap
+                self.longest = max(self.longest, gap)
+            self._under_way += 1
+
+    def ready(self, images: int) -> None:
+        with self._lock:
+            self._under_way -= 1
+            self.batches += 1
+            self.images += images
+            self.ended = time.monotonic()
+
+    @property
+    def rate(self) -> float:
+        """Images per second, from the first batch enqueued to the last one ready."""
+        seconds = self.ended - (self.started or 0.0)
+        return self.images / seconds if self.images else 0.0
+
+
+class Generator:
+    """Makes units of a run. Thread-safe; `stop` makes it drop what is not yet on the device."""
+
+    def __init__(
+        self,
+        run: Run,
+        source: Source,
+        index: Index,
+        store: Store,
+        sampler: Sampler,
+        preview: int = 0,
+    ):
+        """preview: contact sheets show the images of this many lines."""
+        self.run, self.source, self.index, self.store = run, source, index, store
+        self.sampler, self.preview = sampler, preview
+        self.meter = Meter()
+        self.stop = threading.Event()
+        self._turn = threading.Lock()
+        self._slots = threading.Semaphore(ENQUEUED)
+        self._waiter = ThreadPoolExecutor(1, "wait")
+        self._encoders = ThreadPoolExecutor(min(ENCODERS, os.cpu_count() or 1), "encode")
+
+    def generate_unit(self, unit: int) -> Entry:
+        """Makes the images of a unit and writes its shard: the same bytes each time.
+
+        Raises Stopped, OSError if the shard cannot be written, or ValueError if an image is NaN.
+        """
+        if self.stop.is_set():
+            raise Stopped
+        first = unit * self.run.unit_lines
+        lines = self.index.read(self.source, first, first + self.run.unit_lines)
+        lines += [None] * (-len(lines) % self.sampler.rows)
+        encoded = self.sampler.encode([line.layout if line else FILLER for line in lines])
+        tiles: list[Made] = []
+        under_way: deque[Future[list[Future[Made]]]] = deque()
+        with writing_shard(self.store, self.run, unit) as shard:
+
+            def write_batch() -> None:
+                for future in under_way.popleft().result():
+                    made = future.result()
+                    shard.add(made)
+                    if made.record["line"] <= self.preview:
+                        tiles.append(made)
+
+            with self._turn:
+                for batch in self._batches(first, lines):
+                    under_way.append(self._enqueue(encoded, batch))
+                    if len(under_way) > UNWRITTEN:
+                        write_batch()
+            while under_way:
+                write_batch()
+        write_sheets(self.store, unit, tiles)
+        return shard.entry
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._waiter.shutdown()
+        self._encoders.shutdown()
+
+    def _batches(self, first: int, lines: list[Line | None]) -> Iterator[Batch]:
+        """All variants of all lines; those without a layout are left out by whole batches."""
+        for variant, (settings, run_seed) in enumerate(self.run.variants()):
+            for start in range(0, len(lines), self.sampler.rows):
+                rows = slice(start, start + self.sampler.rows)
+                chosen = lines[rows]
+                if not any(chosen):
+                    continue
+                seeds = [seed_of(run_seed, line) if line else 0 for line in chosen]
+                yield Batch(
+                    rows, first + start, chosen, variant, settings, np.array(seeds, np.uint32)
+                )
+
+    def _enqueue(self, encoded: Any, batch: Batch) -> Future[list[Future[Made]]]:
+        while not self._slots.acquire(timeout=STOP_CHECK):
+            if self.stop.is_set():
+                raise Stopped
+        if self.stop.is_set():
+            self._slots.release()
+            raise Stopped
+        images = self.sampler.enqueue(encoded, batch.rows, batch.settings, batch.seeds)
+        self.meter.enqueued()
+        return self._waiter.submit(self._wait, images, batch)
+
+    def _wait(self, images: Images, batch: Batch) -> list[Future[Made]]:
+        """Frees the place on the device when the images are ready, and hands them to encoders."""
+        try:
+            images.block_until_ready()
+        finally:
+            self.meter.ready(sum(line is not None for line in batch.lines))
+            self._slots.release()
+        array = np.asarray(images)
+        return [
+            self._encoders.submit(self._encode, array[row], batch, row)
+            for row, line in enumerate(batch.lines)
+            if line is not None
+        ]
+
+    def _encode(self, image: Float[np.ndarray, "H W 3"], batch: Batch, row: int) -> Made:
+        line, run = batch.lines[row], self.run
+        assert line is not None
+        recipe = Recipe(
+            line.layout,
+            batch.settings,
+            int(batch.seeds[row]),
+            run.checkpoint,
+            run.checkpoint_sha256,
+        )
+        try:
+            pixels = to_uint8(image[None], value_range="0..1")[0]
+        except ValueError as error:
+            raise ValueError(f"{line.layout.name}: {error}") from error
+        return make(pixels, batch.first + row, batch.variant, recipe, run)

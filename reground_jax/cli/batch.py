@@ -1,0 +1,328 @@
+"""`reground-jax batch`: a file of layouts becomes a data set of images."""
+
+import argparse
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reground_jax.batch.engine import run_units, stopping_on_signals
+from reground_jax.batch.hosts import Share, find_share, start_distributed
+from reground_jax.batch.index import Index, Source, load_index, open_source
+from reground_jax.batch.manifest import Manifest, finished, read_manifests
+from reground_jax.batch.run import IMAGE_FORMATS, SHARD_FORMATS, Run, begin, check
+from reground_jax.batch.store import Store, open_store
+from reground_jax.batch.unit import Generator
+from reground_jax.cli import request
+from reground_jax.cli.progress import Bar, say
+from reground_jax.cli.sampling import add_model_options, describe_devices, load, locate
+from reground_jax.readers.lines import FORMS
+from reground_jax.settings import WIRINGS, Settings
+
+if TYPE_CHECKING:
+    from reground_jax.batch.sampler import PipelineSampler
+
+HEARTBEAT = 60.0  # seconds between two lines of progress where there is no terminal
+EXAMPLES = """\
+examples:
+  reground-jax batch layouts.jsonl --out images --model my-model
+      a line per image: {"id": "a7", "prompt": "a cat", "phrases": ["a cat"], "boxes": [[0,0,1,1]]}
+  reground-jax batch counting.val.json --out compare --model my-model \\
+      --wirings sequential parallel --gammas 0.3 1 --seeds 0 1 2
+      twelve images of each layout of NSR-1K
+  reground-jax batch layouts.jsonl --out gs://bucket/images --format webdataset --image webp \\
+      --model my-model --host-index 3 --host-count 8
+      the fourth of eight hosts' share
+
+The same command goes on where an earlier one ended, however it ended."""
+
+
+def add(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "batch",
+        help="make a data set of images from a file of layouts",
+        description="Makes a data set of images from a file of layouts, on all devices of this "
+        "machine, or a share of it on each of many.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_input_options(parser)
+    request.add_settings_options(parser, wiring=False, gamma=False)
+    _add_variant_options(parser)
+    add_model_options(parser)
+    _add_output_options(parser)
+    _add_machine_options(parser)
+    return parser
+
+
+def _add_input_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to make")
+    group.add_argument(
+        "layouts", metavar="LAYOUTS",
+        help="JSONL with a layout a line (path or URL); or a JSON file of NSR-1K, COCO or "
+        "LLM-grounded diffusion",
+    )  # fmt: skip
+    group.add_argument(
+        "--form", choices=FORMS, help="of LAYOUTS (default: seen from its name and content)"
+    )
+    group.add_argument(
+        "--captions", metavar="FILE", help="COCO's captions file; LAYOUTS is its instances file"
+    )
+    group.add_argument(
+        "--strict", action="store_true",
+        help="stop at the first line that is no layout, before anything is made; else such lines "
+        "go to DIR/rejected.jsonl, with the reason",
+    )  # fmt: skip
+
+
+def _add_variant_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how often: an image per layout and combination of")
+    group.add_argument(
+        "--wirings", nargs="+", default=["parallel"], metavar="NAME",
+        help=f"out of {', '.join(WIRINGS)} (default: parallel)",
+    )  # fmt: skip
+    group.add_argument(
+        "--gammas", nargs="+", default=[1.0], metavar="G", type=request.numbers,
+        help="fractions 0..1 of the steps in which boxes count, or parts ON,DECAY,OFF (default: 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--seeds", nargs="+", default=[0], metavar="N", type=request.number,
+        help="run seeds (default: 0). An image's own seed is made of the run seed and the "
+        "layout's id, unless its line has one",
+    )  # fmt: skip
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where to")
+    group.add_argument(
+        "--out", required=True, metavar="DIR", help="a folder, or gs://..., s3://... by fsspec"
+    )
+    group.add_argument(
+        "--format", choices=SHARD_FORMATS, default="imagefolder",
+        help="folders with metadata.jsonl, or tar files (default: imagefolder)",
+    )  # fmt: skip
+    group.add_argument(
+        "--image", choices=IMAGE_FORMATS, default="png", help="file format (default: png)"
+    )
+    group.add_argument(
+        "--quality", type=int, default=95, metavar="Q", help="of JPEG and WebP (default: 95)"
+    )
+    group.add_argument(
+        "--preview", type=int, default=0, metavar="N",
+        help="draw contact sheets, with boxes, of the first N lines' images, into DIR/preview",
+    )  # fmt: skip
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("on what")
+    group.add_argument(
+        "--batch-size", type=int, default=8, metavar="N",
+        help="images at a time on each device (default: 8)",
+    )  # fmt: skip
+    group.add_argument(
+        "--unit-lines", type=int, default=256, metavar="N",
+        help="lines of one unit of work, and of one shard (default: 256)",
+    )  # fmt: skip
+    group.add_argument("--mapper", choices=("shard_map", "pmap"), default="shard_map")
+    group.add_argument(
+        "--host-index", type=int, metavar="I",
+        help="which share this process does, from 0 (default: by SLURM's or Kubernetes's "
+        "variables, else all of it)",
+    )  # fmt: skip
+    group.add_argument("--host-count", type=int, metavar="N", help="how many shares there are")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT",
+        help="start jax.distributed there; only where the platform demands it: if one host dies, "
+        "all end",
+    )  # fmt: skip
+    group.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="ray: actors of a Ray cluster make the units (default: local)",
+    )  # fmt: skip
+    group.add_argument(
+        "--actors", type=int, metavar="N", help="how many, with --engine ray (default: one a GPU)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = Settings(**request.given_settings(arguments))
+    share = find_share(arguments.host_index, arguments.host_count)
+    with open_source(arguments.layouts, arguments.form, arguments.captions) as source:
+        share = start_distributed(share, arguments.coordinator)
+        directory, checksum = find_checkpoint(arguments.model)
+        wanted = Run(
+            settings=settings,
+            wirings=tuple(arguments.wirings),
+            gammas=tuple(arguments.gammas),
+            seeds=tuple(arguments.seeds),
+            unit_lines=arguments.unit_lines,
+            batch_size=arguments.batch_size,
+            shards=arguments.format,
+            image=arguments.image,
+            quality=arguments.quality,
+            input_sha256=source.sha256,
+            checkpoint=arguments.model or directory.name,
+            checkpoint_sha256=checksum,
+        )
+        store = open_store(arguments.out, owner=f"host-{share.index:04d}")
+        check(store, wanted)
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        with store.lock(holder):
+            store.remove_parts()
+            index = load_index(store, source, rules=wanted.rules(), strict=arguments.strict)
+            report_input(index, store)
+            job = Job(begin(store, wanted), source, index, store, share)
+            code = run_share(job, directory, arguments)
+    print(arguments.out)
+    return code
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, and by whom."""
+
+    run: Run
+    source: Source
+    index: Index
+    store: Store
+    share: Share
+
+    def remaining(self) -> list[int]:
+        """The share's units that are not finished."""
+        entries, damaged = read_manifests(self.store)
+        if damaged:
+            say(
+                f"{damaged} lines of {self.store.url}/manifests are damaged: their units are redone"
+            )
+        units = self.share.of(self.index.units(self.run.unit_lines))
+        return [unit for unit in units if finished(self.store, entries.get(unit, [])) is None]
+
+    def images(self, units: Iterable[int]) -> int:
+        size = self.run.unit_lines
+        hashes = self.index.hashes
+        lines = sum(np.count_nonzero(hashes[unit * size : (unit + 1) * size]) for unit in units)
+        return int(lines) * len(self.run.variants())
+
+
+def find_checkpoint(model: str | None) -> tuple[Path, str]:
+    """The model's directory and the checksum of its arrays."""
+    from reground_jax.model import read_description
+
+    directory = locate(model)
+    return directory, read_description(directory)[1]["checksum"]
+
+
+def report_input(index: Index, store: Store) -> None:
+    """Says how many lines are layouts. Raises ValueError if none is."""
+    if index.rejected:
+        say(
+            f"{index.rejected} of {len(index.hashes)} lines are no layouts: "
+            f"{store.url}/rejected.jsonl says why"
+        )
+    if not index.layouts:
+        raise ValueError(f"no line of the input is a layout: see {store.url}/rejected.jsonl")
+
+
+def run_share(job: Job, directory: Path, arguments: argparse.Namespace) -> int:
+    """Makes what is missing of the share; the exit code."""
+    units = job.remaining()
+    total = job.images(units)
+    index, count, origin = job.share
+    whose = f"share {index} of {count} (by {origin})" if count > 1 else "this run"
+    if not units:
+        say(f"nothing is missing of {whose}")
+        return 0
+    say(f"{total} images in {len(units)} units are missing of {whose}")
+    manifest = Manifest(job.store, index)
+    if arguments.engine == "ray":
+        from reground_jax.batch import ray_engine
+
+        work = ray_engine.Work(
+            out=arguments.out,
+            layouts=arguments.layouts,
+            form=arguments.form,
+            captions=arguments.captions,
+            model=str(directory),
+            mapper=arguments.mapper,
+            preview=arguments.preview,
+        )
+        ray_engine.run_on_ray(work, units, actors=arguments.actors, on_entry=manifest.add)
+        return 0
+    sampler = load_sampler(directory, job.run, arguments)
+    if sampler.rows > job.run.unit_lines:
+        say(
+            f"a unit has {job.run.unit_lines} lines, and the devices take {sampler.rows} at a "
+            "time: some of them will have nothing to do; a new output may have more --unit-lines"
+        )
+    generator = Generator(job.run, job.source, job.index, job.store, sampler, arguments.preview)
+    return _run_here(generator, units, manifest, total)
+
+
+def _run_here(generator: Generator, units: list[int], manifest: Manifest, total: int) -> int:
+    meter = generator.meter
+    try:
+        with (
+            contextlib.closing(generator),
+            stopping_on_signals(generator.stop, say) as signals,
+            Progress(total) as progress,
+        ):
+            run_units(
+                generator,
+                units,
+                on_entry=manifest.add,
+                on_tick=lambda: progress.show(meter.images),
+            )
+    except OSError as error:
+        say(f"error: {error.filename or generator.store.url}: {error.strerror or error}")
+        say("finished units are kept: when there is room, run the same command again")
+        return 1
+    say(
+        f"{meter.images} images, {meter.rate:.2f} a second; between a batch and the next the "
+        f"devices had nothing to do for {meter.idle:.2f} s in all, {meter.longest:.2f} s at most"
+    )
+    if not signals:
+        return 0
+    say("stopped: the same command goes on from here")
+    return 128 + signals[0]
+
+
+class Progress:
+    """A bar on a terminal, one per machine; else a line a minute."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self.next = time.monotonic() + HEARTBEAT
+        shown = sys.stderr.isatty() and os.environ.get("SLURM_LOCALID", "0") == "0"
+        self.bar = Bar("batch", unit="image") if shown else None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.__exit__()
+
+    def show(self, images: int) -> None:
+        if self.bar is not None:
+            if images:  # the first batch waits for the compiler
+                self.bar.show(images, self.total)
+        elif time.monotonic() >= self.next:
+            self.next += HEARTBEAT
+            say(f"{images} of {self.total} images")
+
+
+def load_sampler(directory: Path, run: Run, arguments: argparse.Namespace) -> "PipelineSampler":
+    from reground_jax.batch.sampler import PipelineSampler, local_devices
+
+    devices = local_devices()
+    pipe = load(directory, run.settings.dtype, cache=not arguments.no_cache, devices=devices)
+    say(f"{describe_devices(pipe.devices)}, {pipe.dtype}")
+    return PipelineSampler(pipe, run, arguments.mapper)
