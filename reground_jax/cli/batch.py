@@ -217,7 +217,7 @@ def find_checkpoint(model: str | None) -> tuple[Path, str]:
     from reground_jax.model import read_description
 
     directory = locate(model)
-    return directory, read_description(directory)[1]["checksum"]
+    return directory, read_description(directory).info["checksum"]
 
 
 def report_input(index: Index, store: Store) -> None:

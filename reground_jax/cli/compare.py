@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 
 from reground_jax.cli import request
-from reground_jax.cli.sampling import DEFAULT_MODEL, add_model_options, load, locate, sample
+from reground_jax.cli.sampling import add_model_options, load, locate, sample
 from reground_jax.draw import comparison_grid
 from reground_jax.images import save_png
 from reground_jax.settings import WIRINGS, Settings
@@ -62,9 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from reground_jax.sampling.noise import check_seeds
 
     rows = check_seeds(seeds).tolist()
-    pipe = load(
-        locate(arguments.model or DEFAULT_MODEL), settings.dtype, cache=not arguments.no_cache
-    )
+    pipe = load(locate(arguments.model), settings.dtype, cache=not arguments.no_cache)
     images = {}
     for name, column in columns.items():
         images[name] = sample(

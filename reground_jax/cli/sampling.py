@@ -34,8 +34,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def locate(name: str) -> Path:
-    """The model directory behind a name, as an absolute path. Raises ValueError or OSError."""
+def locate(name: str | None) -> Path:
+    """The model directory behind a name, or of the default model, as an absolute path.
+
+    Raises ValueError or OSError.
+    """
+    name = name or DEFAULT_MODEL
     from reground_jax.convert.locate import model_directory
     from reground_jax.model import is_model_directory
 

@@ -1,0 +1,56 @@
+"""The model in the package: it is found, small, and draws what a layout asks for, where it asks."""
+
+import numpy as np
+import pytest
+
+from reground_jax.convert.locate import BUILT_IN, MODELS, model_directory
+from reground_jax.images import to_uint8
+from reground_jax.model import read_description
+from reground_jax.pipeline import Pipeline
+from tests.renders import renders
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return Pipeline.load("emoji")
+
+
+def test_a_built_in_model_is_found_unless_something_else_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in BUILT_IN:
+        assert model_directory(name) == MODELS / name
+    (tmp_path / "emoji").mkdir()
+    with pytest.raises(ValueError, match="emoji"):  # a folder of the user's comes first
+        model_directory("emoji")
+
+
+def test_the_built_in_models_are_small_and_say_what_they_are():
+    for name in BUILT_IN:
+        size = sum(file.stat().st_size for file in (MODELS / name).rglob("*") if file.is_file())
+        assert size < 30e6
+        info = read_description(MODELS / name).info
+        assert info["dtype"] == "bfloat16"
+        assert info["training"][0]["stage"] == "autoencoder"
+    sequential, parallel = (read_description(MODELS / name).info for name in BUILT_IN)
+    assert sequential["training"][-1]["wiring"] == "sequential"
+    assert parallel["training"][-1]["wiring"] == "parallel"
+
+
+@pytest.mark.parametrize("wiring", ["sequential", "parallel"])
+def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring, pipe):
+    """Than to those of others: by pixels inside the boxes, where prompts and boxes decide."""
+    truth, cases = (part[:COUNT] for part in renders())
+    images = pipe(
+        [case.layout for case in cases], wiring=wiring, num_steps=20, solver="dpmpp_2m",
+        guidance_scale=4.0, output="numpy", seeds=range(COUNT), batch_size=COUNT,
+    )  # fmt: skip
+    made = to_uint8(images, value_range="0..1").astype(np.float32)
+    # distances[i, j]: of image i to render j
+    distances = np.abs(made[:, None] - truth[None].astype(np.float32)).mean((2, 3, 4))
+    own = np.diag(distances)
+    others = (distances.sum(1) - own) / (COUNT - 1)
+    assert own.mean() < 0.6 * others.mean()
+    nearest = distances.argmin(1)
+    assert (nearest == np.arange(COUNT)).mean() >= 0.75  # by chance: 0.04
