@@ -48,6 +48,12 @@ def profile(arguments: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
+def flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import flags
+
+    return flags.compare(*_work(arguments), repeats=arguments.repeats)
+
+
 def _work(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """A random pipeline, and the work for it."""
     from reground_jax.bench.cases import Work
@@ -99,6 +105,7 @@ def peer(arguments: argparse.Namespace) -> dict[str, Any]:
 
 OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "profile": profile,
+    "flags": flags,
     "startup": startup,
     "scaling": scaling,
     "operations": operations,

@@ -149,9 +149,10 @@ class Pipeline:
         """One image per layout.
 
         gamma: fraction of the first steps with grounding on, or GLIGEN's (on, decay, off).
-        guidance_scale: 1 skips the unconditional half. guidance_interval: approximate; guidance in
-        this part of the steps only. seeds: one per image, 0..2**32-1; by default
-        0, 1, 2, ... latents: unit normal start [B, h, w, C] float32, instead of the seeds' own.
+        guidance_scale: 1 skips the unconditional half. guidance_interval: approximate where it is
+        not (0, 1); guidance in this part of the steps only.
+        seeds: one per image, 0..2**32-1; by default 0, 1, 2, ...
+        latents: unit normal start [B, h, w, C] float32, instead of the seeds' own.
         output: "pil", "numpy" ([B, H, W, 3] float32 in 0..1) or "latents" ([B, h, w, C] float32).
         max_boxes: grounding tokens per image; other than the trained 30 changes the image.
         batch_size: images per device at a time; lists of any length are padded to it, so that
@@ -422,9 +423,9 @@ class Pipeline:
             cuts = {guided.start, guided.stop} if progress is None else range(stop)
             ends = [cut for cut in sorted(cuts) if start < cut < stop]
             for step, after in itertools.pairwise([start, *ends, stop]):
-                both = scale != 1 and step in guided
+                both = settings.guidance_scale != 1 and step in guided
                 state = self.advance(
-                    state, prepared(bool(both)), inputs, grounded_steps(gates), step, after,
+                    state, prepared(both), inputs, grounded_steps(gates), step, after,
                     settings=settings, mapper=mapper,
                 )  # fmt: skip
                 if progress is not None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import operations, scaling, startup
+from benchmarks import operations, profile, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.checkpoints import SCHEDULER, diffusers_configs, write_checkpoint
 from reground_jax import Pipeline
@@ -207,6 +207,15 @@ def test_what_no_step_changes_is_out_of_the_step():
     assert counts["now, parallel"]["all"] < counts["now, sequential"]["all"]
     assert counts["now, sequential"]["all"] < counts["before"]["all"]
     assert len({found["convolutions"] for found in counts.values()}) == 1
+
+
+def test_a_profile_charges_operations_to_the_parts_of_the_counter(pipe):
+    record = profile.measure(pipe, Work(STEPS))
+    spent, gmacs = record["milliseconds"], record["gmac"]
+    assert set(spent) - {profile.OTHER} == set(gmacs)  # every part is there, and no unknown one
+    assert min(spent.values()) > 0
+    shown = profile.show(record)
+    assert all(part in shown for part in spent)
 
 
 def test_diffusers_and_we_agree_and_the_last_line_has_the_ratios(tmp_path, capfd):
