@@ -157,6 +157,15 @@ def test_rejected_lines_leave_their_slot_so_that_the_others_keep_their_places(tm
     assert groups == {("cat 0", ""), ("cat 2", "cat 3"), ("cat 4", "")}
 
 
+def test_a_unit_without_any_layout_is_left_out(tmp_path):
+    lines = [layout(0), *["{oops"] * 8, layout(9)]
+    out = tmp_path / "out"
+    generate(write_lines(tmp_path / "in.jsonl", lines), out)
+    assert [path.name for path in sorted(out.glob("images/*"))] == ["000000000", "000000002"]
+    report = verify(open_store(str(out)))
+    assert not report.problems and report.images == 2
+
+
 def test_strict_stops_at_the_first_bad_line_before_anything_is_made(tmp_path, capsys):
     source = write_lines(tmp_path / "in.jsonl", [layout(0), "{oops"])
     message = refusal(capsys, source, tmp_path / "out", "--strict")
@@ -506,7 +515,7 @@ def test_half_a_share_is_an_error(options, environment, reason):
 
 
 def test_shares_cover_every_unit_once():
-    units = [unit for index in range(3) for unit in Share(index, 3, "options").of(10)]
+    units = [unit for index in range(3) for unit in Share(index, 3, "options").of(range(10))]
     assert sorted(units) == list(range(10))
 
 
@@ -567,8 +576,8 @@ def test_a_store_without_its_package_says_what_to_install(ten, tmp_path, capsys)
 # ---- overlap
 
 
-def generator(layouts: Path, out: Path, sampler, **changes) -> tuple[Generator, int]:
-    """A generator of the lines of a file, and how many units they are."""
+def generator(layouts: Path, out: Path, sampler, **changes) -> tuple[Generator, list[int]]:
+    """A generator of the lines of a file, and its units."""
     store = open_store(str(out))
     source = Source(str(layouts), "")
     index = load_index(store, source, rules={"max_boxes": 30, "seeds": 1}, strict=False)
@@ -590,7 +599,7 @@ def test_one_batch_is_always_enqueued_ahead_while_the_host_reads_and_writes(ten,
     sampler = Slow(2, seconds=0.5)
     making, units = generator(ten, tmp_path / "out", sampler)
     entries = []
-    run_units(making, range(units), on_entry=entries.append)
+    run_units(making, units, on_entry=entries.append)
     making.close()
     assert sum(entry.images for entry in entries) == 10
     assert making.meter.batches == 5
@@ -604,7 +613,7 @@ def test_a_batch_smaller_than_the_overlap_needs_no_waiting_either(tmp_path):
     """Units of one batch: each must be read and encoded while two others are on the device."""
     lines = write_lines(tmp_path / "in.jsonl", [layout(i) for i in range(8)])
     making, units = generator(lines, tmp_path / "out", Stub(1, 0.1), unit_lines=1, batch_size=1)
-    run_units(making, range(units), on_entry=lambda entry: None)
+    run_units(making, units, on_entry=lambda entry: None)
     making.close()
     assert making.meter.batches == 8 and making.meter.longest < 0.05
 
@@ -633,7 +642,7 @@ def test_an_image_of_nan_ends_the_run_by_the_name_of_its_layout(ten, tmp_path):
 
     making, units = generator(ten, tmp_path / "out", Broken(2))
     with pytest.raises(ValueError, match="layout 'cat-5': image 1 of 1 holds NaN"):
-        run_units(making, range(units), on_entry=lambda entry: None)
+        run_units(making, units, on_entry=lambda entry: None)
     making.close()
     assert not (tmp_path / "out/images/000000001").exists()
     assert not list((tmp_path / "out").rglob(".*.part"))
@@ -643,7 +652,7 @@ def test_stopping_drops_units_that_are_not_on_the_device(ten, tmp_path):
     making, units = generator(ten, tmp_path / "out", Stub(2, 0.3))
     threading.Timer(0.2, making.stop.set).start()
     entries: list[Entry] = []
-    run_units(making, range(units), on_entry=entries.append)
+    run_units(making, units, on_entry=entries.append)
     making.close()
     assert len(entries) <= 1 and making.meter.batches <= 2
     assert not list((tmp_path / "out").rglob(".*.part"))

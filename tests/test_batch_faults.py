@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from reground_jax.batch.manifest import read_manifests
 from reground_jax.batch.store import open_store
@@ -33,13 +35,13 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Exit code and stderr."""
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     return process.returncode, errors
 
 
 def wait_for(process: subprocess.Popen, condition) -> None:
     """Until the condition holds, which it must while the process lives."""
-    limit = time.monotonic() + 200
+    limit = time.monotonic() + 600
     while not condition():
         assert process.poll() is None and time.monotonic() < limit, finish(process)
         time.sleep(0.02)
@@ -274,6 +276,26 @@ def test_one_of_two_hosts_is_killed_and_a_later_run_makes_what_is_missing(
     code, errors = finish(start(tiny(tiny_model_dir, lines, out), XLA_FLAGS=FOUR, **compiled))
     assert code == 0, errors
     check_whole(out, files(once))  # one device or four, one host or two: the same bytes
+
+
+@pytest.mark.slow
+def test_another_batch_size_gives_the_same_images_up_to_rounding(
+    undisturbed, tiny_model_dir, compiled, tmp_path
+):
+    lines, once = undisturbed
+    command = tiny(tiny_model_dir, lines, tmp_path / "out", "--batch-size", "4")
+    code, errors = finish(start(command, **compiled))
+    assert code == 0, errors
+    furthest = 0
+    for path in once.rglob("*.png"):
+        with (
+            Image.open(path) as one,
+            Image.open(tmp_path / "out" / path.relative_to(once)) as other,
+        ):
+            distance = np.abs(np.asarray(one, int) - np.asarray(other, int)).max()
+            furthest = max(furthest, int(distance))
+    print(f"images of another batch size differ by at most {furthest} of 255")
+    assert furthest <= 1  # a value that lies between two levels
 
 
 def test_two_hosts_of_jax_distributed_do_their_shares(

@@ -17,8 +17,8 @@ class Share(NamedTuple):
     count: int
     origin: str  # what said so
 
-    def of(self, units: int) -> Iterable[int]:
-        return range(self.index, units, self.count)
+    def of(self, units: Iterable[int]) -> list[int]:
+        return [unit for unit in units if unit % self.count == self.index]
 
 
 # Environments that number their processes: name, index, count. A SLURM_PROCID without a step is

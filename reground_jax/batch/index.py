@@ -48,8 +48,10 @@ class Index:
     def layouts(self) -> int:
         return int(np.count_nonzero(self.hashes))
 
-    def units(self, unit_lines: int) -> int:
-        return -(-len(self.hashes) // unit_lines)
+    def units(self, unit_lines: int) -> list[int]:
+        """The numbers of the units that have a layout, ascending."""
+        rows = np.flatnonzero(self.hashes)
+        return np.unique(rows // unit_lines).tolist()
 
     def read(self, source: Source, start: int, stop: int) -> list[Line | None]:
         """The lines start..stop-1 (fewer at the end); None where there is no layout."""

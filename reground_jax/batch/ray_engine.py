@@ -2,7 +2,7 @@
 
 `GenerateUnits` is a callable class for `map_batches`, to be put into Ray pipelines of one's own:
 
-    units = ray.data.from_items([{"unit": unit} for unit in range(index.units(run.unit_lines))])
+    units = ray.data.from_items([{"unit": unit} for unit in index.units(run.unit_lines)])
     entries = units.map_batches(
         GenerateUnits, fn_constructor_args=(work,), batch_size=8, num_gpus=1,
         compute=ray.data.ActorPoolStrategy(size=16),

@@ -36,8 +36,8 @@ def verify(store: Store, *, on_unit: Callable[[int, int], None] | None = None) -
         raise ValueError(f"{store.url} has no index.bin: run `batch` again") from error
     entries, _ = read_manifests(store)
     report = Report()
-    total = -(-len(hashes) // run.unit_lines)
-    for unit in range(total):
+    units = np.unique(np.flatnonzero(hashes) // run.unit_lines).tolist()
+    for number, unit in enumerate(units, 1):
         found = entries.get(unit, [])
         entry = finished(store, found)
         if entry is None:
@@ -47,7 +47,7 @@ def verify(store: Store, *, on_unit: Callable[[int, int], None] | None = None) -
             report.units += 1
             _check_unit(store, run, entry, hashes, report)
         if on_unit is not None:
-            on_unit(unit + 1, total)
+            on_unit(number, len(units))
     return report
 
 
