@@ -11,7 +11,8 @@ demo: $(VENV)/.run
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-train: $(VENV)/.test
+train: $(VENV)/.run
+	$(PIP) --editable ".[train]"
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh reground_jax/training/configs/emoji64/train.sh out/emoji64
 
 slow: $(VENV)/.test

@@ -6,8 +6,14 @@ from pathlib import Path
 
 from reground_jax.cli import main as command
 
-PROMPT = "a cat and a pizza on a beach at night"
-BOXES = ["a cat@0.1,0.4,0.45,0.9", "a pizza@0.55,0.5,0.9,0.85"]
+PROMPT = "a vase, an airplane, a giraffe and a green traffic light on a striped background"
+BOXES = [
+    "a vase@0.25,0.25,0.55,0.75",
+    "an airplane@0.62,0.12,1,0.5",
+    "a giraffe@0.62,0.62,0.9,1",
+    "a traffic light@0,0.25,0.2,0.75",
+]
+LOOK = ["--guidance-scale", "4", "--solver", "dpmpp_2m", "--steps", "20"]  # what suits this model
 
 
 def run(out: Path) -> int:
@@ -15,8 +21,8 @@ def run(out: Path) -> int:
     picture = out / "compare.png"
     for arguments in (
         ["info", "emoji"],
-        ["generate", PROMPT, *boxes, "--out", str(out / "image.png")],
-        ["compare", PROMPT, *boxes, "--seeds", "0,1,2", "--out", str(picture)],
+        ["generate", PROMPT, *boxes, *LOOK, "--out", str(out / "image.png")],
+        ["compare", PROMPT, *boxes, *LOOK, "--seeds", "0,1,2", "--out", str(picture)],
     ):
         print("$ reground-jax", shlex.join(arguments), flush=True)
         if code := command(arguments):

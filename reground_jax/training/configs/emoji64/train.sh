@@ -18,10 +18,9 @@ stage() { # FOLDER STAGE CONFIG [OPTIONS]
 }
 
 stage autoencoder autoencoder autoencoder
-stage text_to_image text_to_image text_to_image --from "$out/autoencoder/model" --until 1250
-stage text_to_image_2 text_to_image text_to_image_2 --from "$out/text_to_image/model"
+stage text_to_image text_to_image text_to_image --from "$out/autoencoder/model"
 for wiring in sequential parallel; do
-    stage "grounding_$wiring" grounding "grounding_$wiring" --from "$out/text_to_image_2/model"
+    stage "grounding_$wiring" grounding "grounding_$wiring" --from "$out/text_to_image/model"
 done
 
 python -m reground_jax.training.package "$out/grounding_sequential/model" "$out/emoji"
