@@ -138,7 +138,8 @@ class Tee(io.StringIO):
     """Text that is printed at once and kept."""
 
     def write(self, text: str) -> int:
-        sys.__stdout__ and sys.__stdout__.write(text)
+        if sys.__stdout__ is not None:
+            sys.__stdout__.write(text)
         return super().write(text)
 
     def text(self) -> str:

@@ -43,6 +43,7 @@ def start_noise(config: ModelConfig) -> np.ndarray:
 class Ours:
     def __init__(self, folder: Path, options: dict[str, Any]):
         import jax
+        import jax.numpy as jnp
 
         from reground_jax.bench.cases import Denoising, Work
         from reground_jax.pipeline import Pipeline
@@ -51,12 +52,14 @@ class Ours:
         self.pipe = Pipeline.load(folder / "ours", dtype=options["dtype"])
         self.steps = options["steps"]
         self.versions = {"jax": jax.__version__}
+        latents = jnp.asarray(start_noise(self.pipe.config))
         for wiring in options["wirings"]:
             settings = Settings(solver="ddim", num_steps=self.steps, wiring=wiring)
             denoising = Denoising.of(self.pipe, Work(settings))
-            state = denoising.run(denoising.start(), 0, 0)  # compiles, runs no step
-        self.pipe.decode(state.x).block_until_ready()
-        self.pipe.start(denoising.inputs.plan, settings, np.zeros(1, np.uint32), latents=state.x)
+            plan, seeds = denoising.inputs.plan, np.zeros(1, np.uint32)
+            state = self.pipe.start(plan, settings, seeds, latents=latents)
+            jax.block_until_ready(denoising.run(state, 0, 0))  # compiles, runs no step
+        self.pipe.decode(latents).block_until_ready()
 
     def run(self, gamma: float, *, wiring: str, image: bool) -> tuple[np.ndarray, list[float]]:
         ends: list[float] = []

@@ -37,8 +37,8 @@ def test_lean_attention_never_holds_all_logits(monkeypatch):
     monkeypatch.setattr(attention, "LOGITS", 64 * 30)
     q, k, v = tensors(1, 256, 30, 2, 8)
     text = jax.jit(attention.lean).lower(q, k, v).as_text()
-    assert "tensor<64x30xf32>" in text  # one block of one head
-    assert "256x30xf32" not in text
+    assert "tensor<30x64xf32>" in text  # one block of one head, keys first
+    assert "256x30xf32" not in text and "30x256xf32" not in text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ makes the text encoder's table of embeddings smaller, and nothing else.
 
 import tempfile
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from reground_jax.checkpoint import unflatten
 from reground_jax.config import (
@@ -45,11 +45,11 @@ def preset_config(name: Preset | str) -> ModelConfig:
     )
 
 
-def _text(**shape: int) -> CLIPTextConfig:
+def _text(**shape: Any) -> CLIPTextConfig:
     return CLIPTextConfig(vocab_size=VOCABULARY, eos_token_id=EOS, **shape)
 
 
-def _two_levels(**shape) -> UNetConfig:
+def _two_levels(**shape: Any) -> UNetConfig:
     return UNetConfig(
         layers_per_block=(1, 1), num_heads=(4, 4), down_attention=(True, False),
         up_attention=(False, True), sample_size=8, **shape,

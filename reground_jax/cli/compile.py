@@ -46,20 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     begin = time.perf_counter()
     with compile_clock() as seconds:
-        for scale in {settings.guidance_scale, *unguided(settings)}:
-            work = Work(
-                dataclasses.replace(settings, guidance_scale=scale),
-                arguments.batch_size * len(pipe.devices),
-            )
-            denoising = Denoising.of(pipe, work)
-            state = denoising.run(denoising.start(), 0, 0)
+        work = Work(settings, arguments.batch_size * len(pipe.devices))
+        ready = Denoising.of(pipe, work)
+        if settings.guidance_interval != (0.0, 1.0):  # the steps outside of it
+            unguided = dataclasses.replace(settings, guidance_scale=1.0)
+            other = Denoising.of(pipe, dataclasses.replace(work, settings=unguided))
+            other.run(other.start(), 0, 0)
+        state = ready.run(ready.start(), 0, 0)
         pipe.decode(state.x).block_until_ready()
     took = time.perf_counter() - begin
-    say(f"ready for {arguments.batch_size} images per device in {took:.1f} s ({seconds():.1f} s "
-        "of them tracing and compiling)")  # fmt: skip
+    say(
+        f"ready for {arguments.batch_size} images per device in {took:.1f} s "
+        f"({seconds():.1f} s of them tracing and compiling)"
+    )
     return 0
-
-
-def unguided(settings: Settings) -> list[float]:
-    """The scale of the steps outside of an interval of guidance, if there are any."""
-    return [] if settings.guidance_interval == (0.0, 1.0) else [1.0]
