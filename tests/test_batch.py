@@ -497,7 +497,7 @@ def test_hosts_do_their_shares_and_any_number_takes_over_what_is_missing(ten, tm
     ],
 )
 def test_a_share_comes_from_options_or_the_environment(options, environment, expected):
-    assert find_share(options[0], options[1], environment) == expected
+    assert find_share(options[0], options[1], environment) == Share(*expected)
 
 
 @pytest.mark.parametrize(
