@@ -7,10 +7,11 @@ TPU, where the hosts of a slice must start together, or where a coordinator is n
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """Share `index` of `count`: the units whose number is `index` modulo `count`."""
 
     index: int
@@ -72,6 +73,6 @@ def start_distributed(share: Share, coordinator: str | None) -> Share:
     origin = "jax.distributed"
     if coordinator is not None:
         jax.distributed.initialize(coordinator, num_processes=share.count, process_id=share.index)
-        return share._replace(origin=origin)
+        return replace(share, origin=origin)
     jax.distributed.initialize()
     return Share(jax.process_index(), jax.process_count(), origin)

@@ -1,7 +1,8 @@
 """Output shards: one per unit, a folder of images with metadata.jsonl, or a WebDataset tar.
 
 imagefolder  `images/000000012/` with NAME.png and metadata.jsonl, a line per image:
-             `datasets.load_dataset("imagefolder", data_dir="OUT/images")`
+             `datasets.load_dataset("imagefolder", data_dir="OUT/images")`; there, "layout" and
+             "settings" are JSON texts
 webdataset   `shards/000000012.tar` with NAME.png and NAME.json
 
 Nothing in a shard tells time, place or machine: a unit that is made twice is the same bytes.
@@ -51,6 +52,7 @@ def make(
         "file_name": f"{run.key(line, variant)}.{run.image}",
         "id": recipe.layout.id,
         "line": line + 1,
+        "prompt": recipe.layout.prompt,
         "wiring": recipe.settings.wiring,
         "gamma": recipe.settings.to_json()["gamma"],
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -83,7 +85,13 @@ class ImageFolder(Shard):
 
     def add(self, made: Made) -> None:
         self._put(made.record["file_name"], made.content)
-        self.lines.append(json.dumps(made.record).encode() + b"\n")
+        # Columns of `datasets` have one type in all files, and a list that is empty throughout one
+        # has none: what is nested goes in as JSON text.
+        row = {
+            name: json.dumps(value) if isinstance(value, dict) else value
+            for name, value in made.record.items()
+        }
+        self.lines.append(json.dumps(row).encode() + b"\n")
         self.images += 1
 
     def close(self) -> None:

@@ -235,13 +235,14 @@ def run_share(job: Job, directory: Path, arguments: argparse.Namespace) -> int:
     """Makes what is missing of the share; the exit code."""
     units = job.remaining()
     total = job.images(units)
-    index, count, origin = job.share
-    whose = f"share {index} of {count} (by {origin})" if count > 1 else "this run"
+    share = job.share
+    alone = share.count == 1
+    whose = "this run" if alone else f"share {share.index} of {share.count} (by {share.origin})"
     if not units:
         say(f"nothing is missing of {whose}")
         return 0
     say(f"{total} images in {len(units)} units are missing of {whose}")
-    manifest = Manifest(job.store, index)
+    manifest = Manifest(job.store, share.index)
     if arguments.engine == "ray":
         from reground_jax.batch import ray_engine
 
@@ -255,6 +256,7 @@ def run_share(job: Job, directory: Path, arguments: argparse.Namespace) -> int:
             preview=arguments.preview,
         )
         ray_engine.run_on_ray(work, units, actors=arguments.actors, on_entry=manifest.add)
+        job.store.remove_parts()  # of actors that died
         return 0
     sampler = load_sampler(directory, job.run, arguments)
     if sampler.rows > job.run.unit_lines:
