@@ -120,12 +120,13 @@ def test_boxes_may_be_given_by_width_and_height(tmp_path):
 def test_every_field_of_the_settings_has_an_option():
     options = (
         "--wiring sequential --gamma 0.3,0.2,0.5 --steps 4 --guidance-scale 1 --solver ddim "
-        "--eta 1 --height 16 --width 24 --dtype bfloat16 --max-boxes 2"
+        "--eta 1 --height 16 --width 24 --dtype bfloat16 --max-boxes 2 --guidance-interval 0,0.5"
     )
     made = request("", *options.split()).settings
     assert made == Settings(
         wiring="sequential", gamma=(0.3, 0.2, 0.5), num_steps=4, guidance_scale=1, solver="ddim",
         eta=1, height=16, width=24, dtype="bfloat16", max_boxes=2,
+        guidance_interval=(0, 0.5),
     )  # fmt: skip
     assert set(made.diff(Settings())) == {field.name for field in dataclasses.fields(Settings)}
 

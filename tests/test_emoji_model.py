@@ -41,7 +41,8 @@ def test_the_built_in_models_are_small_and_say_what_they_are():
 @pytest.mark.parametrize("wiring", ["sequential", "parallel"])
 def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring, pipe):
     """Than to those of others: by pixels inside the boxes, where prompts and boxes decide."""
-    truth, cases = (part[:COUNT] for part in renders())
+    truth, cases = renders()
+    truth, cases = truth[:COUNT], cases[:COUNT]
     images = pipe(
         [case.layout for case in cases], wiring=wiring, num_steps=20, solver="dpmpp_2m",
         guidance_scale=4.0, output="numpy", seeds=range(COUNT), batch_size=COUNT,

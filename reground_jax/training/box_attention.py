@@ -40,6 +40,10 @@ class Watch:
             self.losses.append(box_attention_loss(attention, inside, mask))
         return self.attend(q, k, v)
 
+    def mean_loss(self) -> Float[Array, ""]:
+        """Over all fusers that have called."""
+        return jnp.stack(self.losses).mean()
+
 
 def level_size(height: int, width: int, cells: int) -> tuple[int, int]:
     """Rows and columns of the U-Net's level that has so many cells."""

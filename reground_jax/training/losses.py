@@ -119,22 +119,27 @@ class DiffusionLoss:
             "mse": errors.mean(),
             "mse_early": (errors * early).sum() / jnp.maximum(early.sum(), 1),
         }
-        if self.box_attention:
+        loss = (weights * errors).mean()
+        if lack is not None:
             metrics["box_attention"] = lack
-        return (weights * errors).mean() + self.box_attention * lack, metrics
+            loss = loss + self.box_attention * lack
+        return loss, metrics
 
-    def _unet(self, params, noisy, text, batch: LatentBatch, timesteps):
+    def _unet(
+        self, params, noisy, text, batch: LatentBatch, timesteps
+    ) -> tuple[Array, Array | None]:
+        """The U-Net's output, and the loss of its fusers' attention if that is asked for."""
         unet = nnx.merge(network(self.config, "unet")[0], params)
-        grounding, gate, attend = batch.grounding, None, self.attend
+        grounding, gate, watch = batch.grounding, None, None
         if grounding is not None:
             drop = chance(self.seed, batch.position, GROUNDING_DROP, self.grounding_drop)
             grounding = grounding._replace(mask=jnp.where(drop[:, None], 0.0, grounding.mask))
             gate = jnp.float32(1)
             if self.box_attention:
-                attend = Watch(attend, grounding, *noisy.shape[1:3])
+                watch = Watch(self.attend, grounding, *noisy.shape[1:3])
         prepared = unet.prepare(text, grounding, timesteps.astype(jnp.float32), wiring=self.wiring)
-        output = unet(noisy, prepared, gate=gate, wiring=self.wiring, attend=attend)
-        return output, sum(attend.losses) / len(attend.losses) if isinstance(attend, Watch) else 0.0
+        output = unet(noisy, prepared, gate=gate, wiring=self.wiring, attend=watch or self.attend)
+        return output, None if watch is None else watch.mean_loss()
 
 
 def from_uint8(images: UInt8[ArrayLike, "B H W 3"]) -> Float[Array, "B H W 3"]:
