@@ -18,6 +18,11 @@ MODELS = Path(reground_jax.__file__).parent / "models"
 BUILT_IN = ("emoji", "emoji-parallel")  # folders of MODELS, each with a model card
 
 
+def built_in(name: str | os.PathLike[str]) -> Path | None:
+    """The built-in model of this name, unless a file or folder of the user's has it."""
+    return MODELS / name if name in BUILT_IN and not Path(name).exists() else None
+
+
 def model_directory(name: str | os.PathLike[str], *, cache: Path = CACHE) -> Path:
     """The model directory behind a path (ours, or any that `convert` reads), the name of a built-in
     model, or a Hub id, tried in this order.
@@ -28,8 +33,8 @@ def model_directory(name: str | os.PathLike[str], *, cache: Path = CACHE) -> Pat
     path = Path(name).expanduser()
     if is_model_directory(path):
         return path
-    if name in BUILT_IN and not path.exists():
-        return MODELS / name
+    if (found := built_in(name)) is not None:
+        return found
     source = resolve(os.fspath(name))
     if source.kind == "ours":
         return source.path

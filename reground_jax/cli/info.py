@@ -42,12 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def own_directory(name: str) -> Path:
     """The path, if it is a model directory of ours. Raises ValueError; converts nothing."""
-    from reground_jax.convert.locate import BUILT_IN, MODELS
+    from reground_jax.convert.locate import built_in
     from reground_jax.convert.sources import detect
 
     path = Path(name).expanduser()
-    if name in BUILT_IN and not path.exists():
-        return MODELS / name
+    if (found := built_in(name)) is not None:
+        return found
     if not path.exists():
         raise ValueError(f"{name} does not exist: give a directory that `convert` made")
     kind = detect(path).kind

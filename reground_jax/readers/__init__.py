@@ -5,7 +5,10 @@ a rejected entry (stop, count, print) is the caller's choice. A file that is not
 is a ValueError.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,3 +17,13 @@ class Rejected:
 
     source: str
     reason: str
+
+
+def read_json(path: str | Path, name: str) -> Any:
+    """The content of a JSON file that users know as a `name` file. Raises ValueError."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {name} file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{name} file {path} is not JSON: {error}; download it again") from error

@@ -4,14 +4,13 @@ The two JSON files of a split, such as instances_train2017.json and captions_tra
 (cocodataset.org, "Data format"). A phrase is the category's name with an article, like NSR-1K's.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected
+from reground_jax.readers import Rejected, read_json
 from reground_jax.readers.annotated import MAX_BOXES, Annotated, crop_box, largest
 from reground_jax.readers.nsr1k import phrase
 
@@ -93,12 +92,7 @@ def _entry(
 
 
 def _load(path: str | Path, parts: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read COCO file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"COCO file {path} is not JSON: {error}; download it again") from error
+    content = read_json(path, "COCO")
     if not isinstance(content, dict) or any(part not in content for part in parts):
         raise ValueError(
             f"COCO file {path} lacks {' or '.join(parts)}: is it another annotation file?"

@@ -13,13 +13,12 @@ few pixels.
 """
 
 import ast
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected
+from reground_jax.readers import Rejected, read_json
 
 SIDE = 512  # pixels of the image that the boxes are for
 ANSWER = re.compile(
@@ -34,12 +33,7 @@ def read_lmd(path: str | Path) -> Iterator[Layout | Rejected]:
 
     Raises ValueError if the file is not of this form; an answer that is no layout is a Rejected.
     """
-    try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read LMD file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"LMD file {path} is not JSON: {error}; download it again") from error
+    content = read_json(path, "LMD")
     if not isinstance(content, dict):
         raise ValueError(
             f"LMD file {path} holds a JSON {type(content).__name__}: expected an object from "

@@ -6,14 +6,13 @@ Two JSON files with the same `object_list`, and two meanings of its boxes:
 All are fractions of the image.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected
+from reground_jax.readers import Rejected, read_json
 
 
 def read_nsr1k(path: str | Path) -> Iterator[Layout | Rejected]:
@@ -21,12 +20,7 @@ def read_nsr1k(path: str | Path) -> Iterator[Layout | Rejected]:
 
     Raises ValueError if the file is not a JSON list; an entry that is no layout is a Rejected.
     """
-    try:
-        entries = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read NSR-1K file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"NSR-1K file {path} is not JSON: {error}; download it again") from error
+    entries = read_json(path, "NSR-1K")
     if not isinstance(entries, list):
         raise ValueError(
             f"NSR-1K file {path} holds a JSON {type(entries).__name__}: expected the list of "
