@@ -4,7 +4,8 @@ Specs mark each argument (or each part of one) as split along its first axis or 
 device, as prefixes of the argument's pytree, and serve both mappers.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -110,3 +111,23 @@ def _pmapped(function, in_specs, out_specs, devices, donate):
         return over_specs(from_devices, out_specs, compiled[key](*args))
 
     return call
+
+
+@contextlib.contextmanager
+def compile_clock(prefix: str = "/jax/core/compile/") -> Iterator[Callable[[], float]]:
+    """Gives a function that says for how many seconds JAX has done what begins with `prefix`.
+
+    prefix: of the names of jax.monitoring; by default, tracing and all of compiling.
+    """
+    seconds = 0.0
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        nonlocal seconds
+        if event.startswith(prefix):
+            seconds += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

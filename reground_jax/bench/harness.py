@@ -4,14 +4,13 @@ Times are wall-clock seconds from a call to `jax.block_until_ready` of its resul
 counter.py: what the algorithm needs, so a program that does less than it gets a higher share.
 """
 
-import contextlib
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reground_jax.devices import Device, compiler_options
+from reground_jax.devices import Device, compile_clock, compiler_options
 from reground_jax.version import __version__
 
 # Dense datasheet peaks in FLOP/s by the start of the device's name.
@@ -32,6 +31,8 @@ DATASHEET = {
     "float32": {"NVIDIA H200": 67e12, "NVIDIA H100": 67e12, "NVIDIA A100": 19.5e12},
 }  # fmt: skip
 GIB = 2**30
+
+BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"  # XLA alone, without tracing
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def measure(cases: Sequence[Case], *, repeats: int, warmup: int = 1) -> list[Res
     firsts, compiled = [], []
     for case in cases:
         case.setup()  # compiles what belongs to it, which is not the case's
-        with compile_seconds() as spent:
+        with compile_clock(BACKEND_COMPILE) as spent:
             firsts.append(_timed(case))
         compiled.append(spent())
     for _ in range(warmup):
@@ -113,23 +114,6 @@ def _timed(case: Case) -> float:
     begin = time.perf_counter()
     jax.block_until_ready(case.call(*arguments))
     return time.perf_counter() - begin
-
-
-@contextlib.contextmanager
-def compile_seconds() -> Iterator[Callable[[], float]]:
-    """Gives a function that says for how many seconds XLA has compiled since."""
-    total = 0.0
-
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        nonlocal total
-        if event == "/jax/core/compile/backend_compile_duration":
-            total += duration_secs
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield lambda: total
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def measured_peak(device: Device, dtype: str) -> float:

@@ -5,7 +5,7 @@ import dataclasses
 import time
 
 from reground_jax.cli import request
-from reground_jax.cli.progress import compile_clock, say
+from reground_jax.cli.progress import say
 from reground_jax.cli.sampling import add_model_options, load, locate
 from reground_jax.settings import Settings
 
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     pipe = load(locate(arguments.model), settings.dtype, cache=True)
 
     from reground_jax.bench.cases import Denoising, Work
+    from reground_jax.devices import compile_clock
 
     begin = time.perf_counter()
     with compile_clock() as seconds:

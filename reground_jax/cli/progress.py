@@ -1,8 +1,6 @@
 """What is said on stderr while work is under way; results go to stdout."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 SLOW_REDRAW = 10  # seconds between two drawings of a bar in a file, where each is a line that stays
@@ -39,22 +37,3 @@ class Bar:
 
         interval = 0.1 if sys.stderr.isatty() else SLOW_REDRAW
         self.bar = tqdm(total=total, initial=done, mininterval=interval, **self.options)
-
-
-@contextlib.contextmanager
-def compile_clock() -> Iterator[Callable[[], float]]:
-    """Gives a function that says for how many seconds JAX has traced and compiled since."""
-    import jax
-
-    seconds = 0.0
-
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        nonlocal seconds
-        if event.startswith("/jax/core/compile/"):
-            seconds += duration_secs
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield lambda: seconds
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import UInt8
 
-from reground_jax.cli.progress import Bar, compile_clock, say
+from reground_jax.cli.progress import Bar, say
 from reground_jax.images import to_uint8
 from reground_jax.layout import Layout
 from reground_jax.settings import Settings
@@ -81,6 +81,8 @@ def sample(
 
     announce: say once on what and in which dtype, and how long it took to compile.
     """
+    from reground_jax.devices import compile_clock
+
     keywords = settings.to_json()
     del keywords["dtype"]  # the pipeline's own
     with compile_clock() as seconds, Bar(label, unit="step") as bar:
