@@ -81,6 +81,14 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
+def estimate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import estimate
+
+    record = estimate.estimate(arguments.preset, settings_of(arguments))
+    print(estimate.show(record))
+    return record
+
+
 def operations(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import operations
 
@@ -108,6 +116,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "flags": flags,
     "startup": startup,
     "scaling": scaling,
+    "estimate": estimate,
     "operations": operations,
     "peer": peer,
 }

@@ -18,7 +18,7 @@ from PIL import Image
 from reground_jax.batch.manifest import read_manifests
 from reground_jax.batch.store import open_store
 from reground_jax.batch.verify import verify
-from tests.test_batch import files, layout, metadata, write_lines
+from tests.test_batch import DATA, files, layout, metadata, write_lines
 
 ROOT = Path(__file__).parent.parent
 STUB = [sys.executable, "-m", "tests.batch_stub"]
@@ -276,6 +276,28 @@ def test_one_of_two_hosts_is_killed_and_a_later_run_makes_what_is_missing(
     code, errors = finish(start(tiny(tiny_model_dir, lines, out), XLA_FLAGS=FOUR, **compiled))
     assert code == 0, errors
     check_whole(out, files(once))  # one device or four, one host or two: the same bytes
+
+
+@pytest.mark.slow
+def test_a_soak_of_the_shipped_model_on_four_devices(compiled, tmp_path):
+    """2,286 images of GPT-4's real layouts, stopped once in the middle."""
+    command = [
+        *MODEL, "batch", str(DATA / "nsr1k" / "gpt4.counting.all.json"),
+        "--out", str(tmp_path / "out"), "--seeds", "0", "1", "2", "--format", "webdataset",
+        "--steps", "10", "--solver", "dpmpp_2m", "--guidance-scale", "4", "--batch-size", "8",
+        "--unit-lines", "64", "--preview", "16",
+    ]  # fmt: skip
+    process = start(command, XLA_FLAGS=FOUR, **compiled)
+    wait_for(process, lambda: finished_units(tmp_path / "out") >= 6)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    before = finished_units(tmp_path / "out")
+    code, errors = finish(start(command, XLA_FLAGS=FOUR, **compiled))
+    assert code == 0, errors
+    print(errors.splitlines()[-1])
+    report = verify(open_store(str(tmp_path / "out")))
+    assert not report.problems and report.images == 3 * 762
+    assert 6 <= before < finished_units(tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import operations, profile, scaling, startup
+from benchmarks import estimate, operations, profile, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.checkpoints import SCHEDULER, diffusers_configs, write_checkpoint
 from reground_jax import Pipeline
@@ -258,6 +258,18 @@ def test_a_warm_cache_compiles_nothing_at_start_up():
     assert warm["misses"] == 0 and warm["hits"] == record["cold"]["misses"]
     assert warm["seconds"]["compile or read"] < record["cold"]["seconds"]["compile or read"]
     assert "warm cache" in startup.show(record)
+
+
+def test_the_estimate_on_paper_follows_from_published_counts():
+    record = estimate.estimate("sd14", Settings(num_steps=50, gamma=0.3))
+    # GMAC: GLIGEN 568.4 in 15 steps, 401.6 in 35, both branches, and the decoder's 1257.
+    published = 2 * (2 * (15 * 568.4 + 35 * 401.6) + 1257) / 1000
+    assert 0.992 * published < record["image_tflop"] < published  # less what no step changes
+    for row in record["rows"]:
+        seconds = record["image_tflop"] / (row["share"] * row["peak_tflops"])
+        assert row["images_per_hour"] == pytest.approx(row["chips"] * 3600 / seconds)
+        assert row["dollars_per_million"] == pytest.approx(1e6 * row["price"] * seconds / 3600)
+        assert f"{row['dollars_per_million']:,.0f}" in estimate.show(record)
 
 
 @pytest.mark.slow

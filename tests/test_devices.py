@@ -30,15 +30,16 @@ from tests.models import tiny_model
 COLLECTIVES = json.loads(sys.argv[1])
 assert jax.device_count() == 8
 layouts = [Layout(f"cat {i}", ["a cat"], [(0.1, 0.1, 0.2 + i / 20, 0.9)]) for i in range(11)]
-settings = dict(num_steps=3, gamma=0.4, solver="ddim", eta=0.5, seeds=range(20, 31))
+settings = dict(num_steps=3, gamma=0.4, solver="ddim", eta=0.5, seeds=range(20, 31), batch_size=2)
 model = tiny_model()
 one = Pipeline.from_model(model, devices=jax.devices()[:1])
 many = Pipeline.from_model(model)
-images = {
-    "one": one(layouts, batch_size=2, output="numpy", **settings),
-    "shard_map": many(layouts, batch_size=2, output="numpy", **settings),
-    "pmap": many(layouts, batch_size=2, output="numpy", mapper="pmap", **settings),
-}
+images, differences = {}, {}
+for wiring in ("sequential", "parallel"):
+    images[wiring] = one(layouts, wiring=wiring, output="numpy", **settings)
+    for mapper in ("shard_map", "pmap"):
+        others = many(layouts, wiring=wiring, mapper=mapper, output="numpy", **settings)
+        differences[f"{wiring}, {mapper}"] = float(np.abs(images[wiring] - others).max())
 program = many._advance_program("parallel", "ddim", True, "shard_map")
 conditioning = many.encode(layouts[:8])
 from reground_jax import Settings
@@ -53,9 +54,9 @@ bounds = [np.int32(v) for v in (3, 0, 3)]
 args = (many.params["unet"], state, prepared, inputs, *bounds)
 hlo = program.lower(*args).compile().as_text()
 print(json.dumps({
-    "shard_map": float(np.abs(images["one"] - images["shard_map"]).max()),
-    "pmap": float(np.abs(images["one"] - images["pmap"]).max()),
-    "spread": float(np.abs(images["one"][1:] - images["one"][:-1]).max()),
+    "differences": differences,
+    "between images": float(np.abs(images["parallel"][1:] - images["parallel"][:-1]).max()),
+    "between wirings": float(np.abs(images["parallel"] - images["sequential"]).max()),
     "collectives": [name for name in COLLECTIVES if name in hlo],
     "partitions": "num_partitions=8" in hlo,
 }))
@@ -75,9 +76,10 @@ def test_eight_devices_give_the_same_images_as_one_and_no_collective():
     )
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads(result.stdout.splitlines()[-1])
-    assert report["spread"] > 0.1  # the images are not all one image
+    assert report["between images"] > 0.1  # the images are not all one image
+    assert report["between wirings"] > 0.01
     # The same per-device program on the same rows: the same bits.
-    assert report["shard_map"] == 0 and report["pmap"] == 0
+    assert len(report["differences"]) == 4 and set(report["differences"].values()) == {0}
     assert report["partitions"] and report["collectives"] == []
 
 

@@ -43,6 +43,8 @@ def add_settings_options(
     def option(name: str, field: str, metavar: str, text: str, kind: Any = str) -> None:
         default = getattr(Settings, field)
         shown = "the model's own" if default is None else default
+        if isinstance(shown, tuple):
+            shown = ",".join(f"{part:g}" for part in shown)
         group.add_argument(
             name, dest=field, metavar=metavar, type=kind, default=argparse.SUPPRESS,
             help=f"{text} (default: {shown})",

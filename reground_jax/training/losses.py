@@ -137,7 +137,10 @@ class DiffusionLoss:
             gate = jnp.float32(1)
             if self.box_attention:
                 watch = Watch(self.attend, grounding, *noisy.shape[1:3])
-        prepared = unet.prepare(text, grounding, timesteps.astype(jnp.float32), wiring=self.wiring)
+        # Not packed: folding the weights pays over the steps of a run, not within one.
+        prepared = unet.prepare(
+            text, grounding, timesteps.astype(jnp.float32), wiring=self.wiring, pack=False
+        )
         output = unet(noisy, prepared, gate=gate, wiring=self.wiring, attend=watch or self.attend)
         return output, None if watch is None else watch.mean_loss()
 
