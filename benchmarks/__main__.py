@@ -89,6 +89,14 @@ def estimate(arguments: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
+def approximate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import approximate
+
+    record = approximate.measure(settings_of(arguments).gamma)
+    print(approximate.show(record))
+    return record
+
+
 def operations(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import operations
 
@@ -117,6 +125,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "startup": startup,
     "scaling": scaling,
     "estimate": estimate,
+    "approximate": approximate,
     "operations": operations,
     "peer": peer,
 }

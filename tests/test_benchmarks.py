@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import estimate, operations, profile, scaling, startup
+from benchmarks import approximate, estimate, operations, profile, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.checkpoints import SCHEDULER, diffusers_configs, write_checkpoint
 from reground_jax import Pipeline
@@ -258,6 +258,21 @@ def test_a_warm_cache_compiles_nothing_at_start_up():
     assert warm["misses"] == 0 and warm["hits"] == record["cold"]["misses"]
     assert warm["seconds"]["compile or read"] < record["cold"]["seconds"]["compile or read"]
     assert "warm cache" in startup.show(record)
+
+
+def test_approximate_options_are_compared_with_the_first_by_work_and_quality(monkeypatch):
+    options = (
+        {"solver": "plms", "num_steps": 4},
+        {"solver": "plms", "num_steps": 4},
+        {"solver": "dpmpp_2m", "num_steps": 4, "guidance_interval": (0.5, 1.0)},
+    )
+    monkeypatch.setattr(approximate, "OPTIONS", options)
+    record = approximate.measure(1.0, layouts=25)
+    same, _, other = record["rows"]
+    assert [row["forwards"] for row in record["rows"]] == [10, 10, 6]
+    assert record["rows"][1]["differences"] == {"box": (0, 0, 0), "text": (0, 0, 0)}
+    assert other["differences"]["box"][0] == pytest.approx(other["box"][0] - same["box"][0])
+    assert "0.5..1" in approximate.show(record)
 
 
 def test_the_estimate_on_paper_follows_from_published_counts():

@@ -1,0 +1,90 @@
+"""What the approximate options cost in quality: the shipped small model on held-out layouts.
+
+Fewer steps of DPM-Solver++, and guidance in a part of the steps only, beside 50 steps of PLMS:
+boxes and text by the probes of `reground-jax evaluate`, paired by layout and seed. The work is
+counted in forward passes of the U-Net for one image.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from reground_jax.bench.harness import table
+from reground_jax.evaluation.cases import heldout_cases
+from reground_jax.evaluation.probes import Probes
+from reground_jax.evaluation.report import reference
+from reground_jax.evaluation.scorers import Record, probe_scorer
+from reground_jax.evaluation.statistics import (
+    STATISTICS,
+    Gaussian,
+    bootstrap_weights,
+    frechet_distance,
+    interval,
+)
+from reground_jax.evaluation.study import seed_of
+from reground_jax.images import to_uint8
+from reground_jax.pipeline import Pipeline
+from reground_jax.sampling.guidance import guided_steps
+from reground_jax.settings import Settings
+
+MODEL, LAYOUTS, BATCH = "emoji", 250, 25
+MEASURED = ("box", "text")
+# The first is what the others are compared with.
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"solver": "plms", "num_steps": 50},
+    {"solver": "dpmpp_2m", "num_steps": 25},
+    {"solver": "dpmpp_2m", "num_steps": 20},
+    {"solver": "plms", "num_steps": 50, "guidance_interval": (0.0, 0.5)},
+    {"solver": "plms", "num_steps": 50, "guidance_interval": (0.1, 0.6)},
+)
+
+
+def measure(gamma: float, *, layouts: int = LAYOUTS) -> dict[str, Any]:
+    """A row per option; intervals are of 95 %, differences paired."""
+    pipe, cases = Pipeline.load(MODEL), heldout_cases(layouts)
+    scorer, (_, features) = probe_scorer(Probes.load()), reference()
+    weights = bootstrap_weights(layouts)
+    rows, first = [], {}
+    for option in OPTIONS:
+        settings = Settings(gamma=gamma, guidance_scale=4.0, wiring="sequential", **option)
+        keywords = settings.to_json()
+        del keywords["dtype"]
+        images = pipe(
+            [case.layout for case in cases], seeds=[seed_of(case) for case in cases],
+            batch_size=BATCH, output="numpy", **keywords,
+        )  # fmt: skip
+        records: list[Record] = scorer(to_uint8(images, value_range="0..1"), cases)
+        values = {name: STATISTICS[name](records, weights) for name in MEASURED}
+        first = first or values
+        own = Gaussian.of(np.array([record["features"] for record in records]))
+        rows.append(
+            {
+                **option,
+                "forwards": forwards(pipe, settings),
+                **{name: interval(values[name]) for name in MEASURED},
+                "differences": {n: interval(values[n] - first[n]) for n in MEASURED},
+                "frechet": frechet_distance(own, features),
+            }
+        )
+    return {"model": MODEL, "layouts": layouts, "gamma": gamma, "rows": rows}
+
+
+def forwards(pipe: Pipeline, settings: Settings) -> int:
+    """Passes of one image through the U-Net, both branches of guidance counted."""
+    guided = guided_steps(settings.guidance_interval, settings.num_steps)
+    evaluations = len(pipe.plan(settings).timesteps)
+    more_in_the_first_step = evaluations - settings.num_steps
+    return evaluations + len(guided) + (more_in_the_first_step if 0 in guided else 0)
+
+
+def show(record: dict[str, Any]) -> str:
+    rows = [["solver", "steps", "guidance in", "forwards", "box %", "text %", "frechet"]]
+    rows[0][5:5], rows[0][7:7] = ["change"], ["change"]
+    for row in record["rows"]:
+        start, stop = row.get("guidance_interval", (0.0, 1.0))
+        cells = [row["solver"], str(row["num_steps"]), f"{start:g}..{stop:g}", str(row["forwards"])]
+        for name in MEASURED:
+            change, low, high = (100 * number for number in row["differences"][name])
+            cells += [f"{100 * row[name][0]:.1f}", f"{change:+.1f} [{low:+.1f}, {high:+.1f}]"]
+        rows.append([*cells, f"{row['frechet']:.2f}"])
+    return table(rows)
