@@ -43,12 +43,14 @@ from reground_jax.training.trainer import Recipe, Trainer
 from tests.training import TINY, TOKENIZER, Squares, tiny_recipe
 
 
-def squares_stage(kind: str, out: Path, base: Path, monkeypatch, **changes) -> Stage:
+def squares_stage(
+    kind: str, out: Path, base: Path, monkeypatch, fusers: Path | None = None, **changes
+) -> Stage:
     squares = Squares()
     data = Data(squares, lambda count: squares.batch(0, count), None)
     monkeypatch.setattr("reground_jax.training.stages.open_data", lambda config: data)
     values = {"source": {}, "recipe": tiny_recipe(), "save_dtype": "float32", "num_samples": 2}
-    return open_stage(kind, StageConfig(**(values | changes)), out, base=base)
+    return open_stage(kind, StageConfig(**(values | changes)), out, base=base, fusers=fusers)
 
 
 def test_grounding_changes_every_new_leaf_and_no_frozen_bit(base, tmp_path, monkeypatch):
@@ -64,6 +66,30 @@ def test_grounding_changes_every_new_leaf_and_no_frozen_bit(base, tmp_path, monk
     assert not [name for name in new if np.array_equal(start[name], after[name])]
     assert (tmp_path / "samples" / "0000003.png").exists()
     assert Pipeline.load(tmp_path / "model").config.unet.grounded
+
+
+def test_fusers_of_another_model_are_taken_over_and_go_on(base, tmp_path, monkeypatch):
+    first = squares_stage("grounding", tmp_path / "first", base, monkeypatch)
+    assert STAGES["grounding"](first, minutes=None)
+    other = tmp_path / "first" / "model"
+    text = squares_stage("text_to_image", tmp_path / "text", base, monkeypatch)
+    assert STAGES["text_to_image"](text, minutes=None)
+    newer = tmp_path / "text" / "model"
+
+    stage = squares_stage("grounding", tmp_path / "second", newer, monkeypatch, fusers=other)
+    known, frozen = (dict(flatten(read_model(place).params)) for place in (other, newer))
+    assert set(stage.leaves) == set(known)
+    for name, leaf in stage.leaves.items():
+        source = known if is_grounding(name) else frozen
+        np.testing.assert_array_equal(leaf, source[name], err_msg=name)
+    assert [record["stage"] for record in stage.info["training"]][-2:] == [
+        "text_to_image", "grounding",
+    ]  # fmt: skip
+
+    with pytest.raises(ValueError, match="is for the stage grounding"):
+        squares_stage("text_to_image", tmp_path / "third", base, monkeypatch, fusers=other)
+    with pytest.raises(ValueError, match="no fusers"):
+        squares_stage("grounding", tmp_path / "fourth", base, monkeypatch, fusers=newer)
 
 
 @pytest.mark.parametrize("start", ["gates", "outputs"])

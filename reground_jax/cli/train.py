@@ -42,6 +42,10 @@ def add(commands) -> argparse.ArgumentParser:
         "--from", dest="base", type=Path, metavar="DIR", help="model directory to start from"
     )
     parser.add_argument(
+        "--fusers", type=Path, metavar="DIR",
+        help="grounding: go on with the fusers of this model instead of fresh ones",
+    )  # fmt: skip
+    parser.add_argument(
         "--artwork", type=Path, metavar="FILE", help="artwork.npz of the emoji world"
     )
     parser.add_argument(
@@ -71,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.until is not None:
         recipe = dataclasses.replace(config.recipe, last_step=arguments.until)
         config = dataclasses.replace(config, recipe=recipe)
-    stage = open_stage(arguments.stage, config, arguments.out, base=arguments.base)
+    stage = open_stage(
+        arguments.stage, config, arguments.out, base=arguments.base, fusers=arguments.fusers
+    )
     if STAGES[arguments.stage](stage, minutes=arguments.minutes):
         return 0
     say(f"stopped before the end; the same command goes on from {arguments.out}/state")

@@ -23,7 +23,7 @@ from reground_jax.conditioning import Texts
 from reground_jax.config import ModelConfig, from_json
 from reground_jax.devices import SPLIT, WHOLE, Device, over_devices
 from reground_jax.images import to_uint8
-from reground_jax.model import NETWORKS, Model, network, read_model, write_model
+from reground_jax.model import NETWORKS, Model, leaf_shapes, network, read_model, write_model
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.clip import CLIPTextModel
 from reground_jax.networks.unet import UNet
@@ -114,11 +114,13 @@ def open_stage(
     out: Path,
     *,
     base: Path | None,
+    fusers: Path | None = None,
     devices: Sequence[Device] | None = None,
 ) -> Stage:
     """Everything that a stage starts with. Raises ValueError for whatever does not fit.
 
-    base: the model directory of the stage before; None starts from nothing (stage 1).
+    base: the model directory of the stage before; None starts from nothing (stage 1). fusers: a
+    grounded model directory whose fusers and position net the stage "grounding" goes on with.
     """
     data = open_data(config)
     chosen = tuple(devices or jax.devices())
@@ -140,8 +142,24 @@ def open_stage(
     if kind in ("text_to_image", "grounding"):
         unet = dataclasses.replace(model.unet, grounded=kind == "grounding")
         model = dataclasses.replace(model, unet=unet)
+    if fusers is not None:
+        if kind != "grounding":
+            raise ValueError(f"--fusers is for the stage grounding, not for {kind}")
+        given = read_model(fusers)
+        leaves |= fitting_fusers(given, model, fusers)
+        earlier = [r for r in given.info.get("training", []) if r.get("stage") == "grounding"]
+        info["training"] = [*info["training"], *earlier]
     leaves = completed(model, leaves, seed=config.recipe.seed, fuser_start=config.fuser_start)
     return Stage(kind, config, data, model, leaves, tokenizer_json, out, chosen, info)
+
+
+def fitting_fusers(given: Model, model: ModelConfig, place: Path) -> Leaves:
+    """What GLIGEN adds, of the model `given`. Raises ValueError unless it is all that fits."""
+    found = {name: leaf for name, leaf in flatten(given.params) if is_grounding(name)}
+    wanted = {name: shape for name, shape in leaf_shapes(model).items() if is_grounding(name)}
+    if {name: leaf.shape for name, leaf in found.items()} != wanted:
+        raise ValueError(f"{place} has no fusers, or fusers of another size than this U-Net")
+    return found
 
 
 def changed(model: ModelConfig, parts: dict[str, dict[str, Any]]) -> ModelConfig:
