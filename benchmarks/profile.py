@@ -2,7 +2,8 @@
 
 XLA's trace tells when every operation starts, its program the Python functions that made each; the
 names of these say which part it belongs to. Element-wise work is charged to the part it is fused
-with, or whose function it was written in.
+with, or whose function it was written in. Where operations overlap, such as a shortcut with its
+resnet's convolution, one of them is charged with what both take.
 """
 
 import itertools
@@ -135,8 +136,14 @@ def operation_parts(program: str) -> dict[str, str]:
             found.add(name)
         return found
 
-    operations = re.findall(r"^ *(?:ROOT )?%?([\w.-]+) = .*stack_frame_id=(\d+)", program, re.M)
-    return {name: part_of(functions(int(frame))) for name, frame in operations}
+    parts: dict[str, str] = {}
+    for name, rest in re.findall(r"^ *(?:ROOT )?%?([\w.-]+) = (.*)", program, re.M):
+        if frame := re.search(r"stack_frame_id=(\d+)", rest):
+            parts[name] = part_of(functions(int(frame[1])))
+        else:  # the compiler's own, such as half of a reduction: it belongs to what it reads
+            reads = re.findall(r"%([\w.-]+)", rest.partition("(")[2].partition(")")[0])
+            parts[name] = next((parts[read] for read in reads if read in parts), OTHER)
+    return parts
 
 
 def part_of(functions: set[str]) -> str:
