@@ -78,8 +78,8 @@ def forwards(pipe: Pipeline, settings: Settings) -> int:
 
 
 def show(record: dict[str, Any]) -> str:
-    rows = [["solver", "steps", "guidance in", "forwards", "box %", "text %", "frechet"]]
-    rows[0][5:5], rows[0][7:7] = ["change"], ["change"]
+    measured = [cell for name in MEASURED for cell in (f"{name} %", "change")]
+    rows = [["solver", "steps", "guidance in", "forwards", *measured, "frechet"]]
     for row in record["rows"]:
         start, stop = row.get("guidance_interval", (0.0, 1.0))
         cells = [row["solver"], str(row["num_steps"]), f"{start:g}..{stop:g}", str(row["forwards"])]
