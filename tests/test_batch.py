@@ -610,7 +610,8 @@ def test_one_batch_is_always_enqueued_ahead_while_the_host_reads_and_writes(ten,
     # None at all where the machine is free; a fifth of a step is for one that is not.
     assert making.meter.longest < 0.1
     assert making.meter.started is not None
-    assert 2.5 <= making.meter.ended - making.meter.started < 3.2  # 5 steps of 0.5 s, back to back
+    # 5 steps of 0.5 s, back to back; the clock starts a little after the first one was enqueued.
+    assert 2.4 < making.meter.ended - making.meter.started < 3.2
 
 
 def test_a_batch_smaller_than_the_overlap_needs_no_waiting_either(tmp_path):
