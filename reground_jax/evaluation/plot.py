@@ -62,6 +62,8 @@ def tradeoff_svg(curves: Sequence[Curve], *, x_title: str, y_title: str) -> str:
     ]
     for curve in curves:
         parts += _curve(curve, place)
+    for curve in curves:  # above every line
+        parts += _labels(curve, place)
     parts += _legend(curves)
     return "\n".join([*parts, "</svg>", ""])
 
@@ -106,14 +108,20 @@ def _curve(curve: Curve, place: Place) -> list[str]:
             f'<polyline points="{path}" fill="none" stroke="{curve.color}" '
             f'stroke-width="2"{dashes}/>'
         )
-    for (x, y), point in zip(centers, curve.points, strict=True):
+    for x, y in centers:
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{curve.color}"/>')
+    return parts
+
+
+def _labels(curve: Curve, place: Place) -> list[str]:
+    parts = ['<g paint-order="stroke" stroke="#ffffff" stroke-width="4" stroke-linejoin="round">']
+    for point in curve.points:
+        x, y = place(point.x[0], point.y[0])
         left = x > WIDTH - 100  # no room to the right
         across, anchor = (x - 8, "end") if left else (x + 8, "start")
-        parts.append(
-            _text(across, y + (18 if curve.below else -8), point.label, anchor, curve.color)
-        )
-    return parts
+        down = 18 if curve.below else -8
+        parts.append(_text(across, y + down, point.label, anchor, curve.color))
+    return [*parts, "</g>"]
 
 
 def _legend(curves: Sequence[Curve]) -> list[str]:

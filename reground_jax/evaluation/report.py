@@ -198,7 +198,7 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
             COLORS.get(wiring, SINGLE_COLOR) if model == main else OTHER_COLOR,
             points,
             dashed=model != main,
-            below=wiring == "sequential",
+            below=wiring != "parallel",
         )
         for (model, wiring), points in lines.items()
     ]
