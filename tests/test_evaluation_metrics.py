@@ -25,6 +25,7 @@ from reground_jax.evaluation.probes import NOTHING, Probes, Scene, Vocabulary
 from reground_jax.evaluation.scorers import SHARES, large_boxes, probe_scorer, record
 from reground_jax.evaluation.statistics import (
     Gaussian,
+    above_curve,
     average_precision,
     bootstrap_weights,
     frechet_distance,
@@ -304,6 +305,24 @@ def test_pairing_makes_the_interval_of_a_constant_difference_a_point():
     np.testing.assert_allclose(interval(values), [1 / 6, 1 / 6, 1 / 6])
     alone = interval(share("box")(after, weights))
     assert alone[2] - alone[1] > 0.1
+
+
+def test_a_point_is_compared_with_a_curve_at_its_own_x():
+    """The line through (0, 10), (10, 20), (20, 0): 15 at 5, 10 at 15."""
+    curve_x, curve_y = np.array([[10.0], [0.0], [20.0]]), np.array([[20.0], [10.0], [0.0]])
+    for x, y, above in ((5, 15, 0), (15, 13, 3), (10, 17, -3), (21, 0, np.nan)):
+        values = above_curve(np.array([x], float), np.array([y], float), curve_x, curve_y)
+        np.testing.assert_allclose(values, [above])
+
+
+def test_resamples_are_compared_with_their_own_curves():
+    curve_x = np.array([[0.0, 10.0], [10.0, 20.0]])
+    curve_y = np.array([[0.0, 50.0], [10.0, 60.0]])
+    x, y = np.array([5.0, 15.0]), np.array([6.0, 56.0])
+    np.testing.assert_allclose(above_curve(x, y, curve_x, curve_y), [1, 1])
+    # Half of the resamples beyond the end: the others would say what is not so.
+    beyond = above_curve(np.array([5.0, 25.0]), y, curve_x, curve_y)
+    assert np.isnan(beyond).all()
 
 
 def test_an_interval_of_nothing_is_nan():

@@ -12,7 +12,7 @@ import pytest
 from reground_jax.cli import evaluate, main
 from reground_jax.cli.evaluate import command_of, default_arguments
 from reground_jax.evaluation.cases import heldout_cases, with_half_the_boxes
-from reground_jax.evaluation.plot import Curve, Point, tradeoff_svg
+from reground_jax.evaluation.plot import Curve, Panel, Point, tradeoff_svg
 from reground_jax.evaluation.report import write_report
 from reground_jax.evaluation.study import (
     CHUNK,
@@ -223,14 +223,22 @@ def test_results_hold_every_condition_and_paired_differences(written):
     assert rows["gligen", "heldout", "parallel", 1.0]["text"] == (1, 1, 1)
     assert rows["gligen", "heldout", "sequential", 1.0]["ap50"] == (0, 0, 0)
     assert rows["gligen", "heldout", "sequential", 1.0]["night"] is None
-    differences = {(r["cases"], r["gamma"]): r["box"] for r in results["differences"]}
-    assert differences == {
-        ("heldout", 0.0): (0, 0, 0),
-        ("heldout", 0.3): (0, 0, 0),
-        ("heldout", 1.0): (1, 1, 1),
-        ("dropped", 0.3): (0, 0, 0),
-        ("dropped", 1.0): (1, 1, 1),
+    found = results["differences"]
+    differences = {(r["model"], r["cases"], r["gamma"]): r["box"] for r in found}
+    assert differences == {  # other models, too, are beside the first one's sequential wiring
+        ("gligen", "heldout", 0.0): (0, 0, 0),
+        ("gligen", "heldout", 0.3): (0, 0, 0),
+        ("gligen", "heldout", 1.0): (1, 1, 1),
+        ("gligen", "dropped", 0.3): (0, 0, 0),
+        ("gligen", "dropped", 1.0): (1, 1, 1),
+        ("trained-parallel", "heldout", 0.0): (0, 0, 0),
+        ("trained-parallel", "heldout", 0.3): (0, 0, 0),
+        ("trained-parallel", "heldout", 1.0): (1, 1, 1),
     }
+    equal = {(r["model"], r["cases"], r["gamma"]): r["text"] for r in results["equal_boxes"]}
+    assert equal.keys() == differences.keys()
+    assert equal["gligen", "heldout", 0.3] == (0, 0, 0)
+    assert equal["gligen", "heldout", 1.0] is None  # the sequential wiring fills no box here
     assert [row["images"] for row in results["references"]] == [8, 8]
 
 
@@ -239,8 +247,8 @@ def test_the_report_says_what_was_found_and_how(written):
     text = (out / "report.md").read_text("utf-8")
     assert "`reground-jax evaluate --out study`" in text
     assert (
-        "At gamma 1, gligen: the parallel wiring shows 100.0 points more of the text "
-        "(+100.0 to +100.0) and fills 100.0 points more of the boxes (+100.0 to +100.0)"
+        "**Held-out layouts.** gligen, parallel at gamma 1, beside the sequential wiring: 100.0 "
+        "points more of the text (+100.0 to +100.0) and 100.0 points more of the boxes "
     ) in text
     assert "| gligen | parallel | 1 | 100.0 [100.0, 100.0] |" in text
     dropped = text.split("## COCO-Drop")[1].split("## What the columns are")[0]
@@ -254,15 +262,15 @@ def test_the_plot_is_an_svg_with_a_point_per_gamma(written):
     root = ElementTree.fromstring((out / "tradeoff.svg").read_text("utf-8"))
     name = "{http://www.w3.org/2000/svg}"
     lines = root.findall(f"{name}polyline")
-    assert [len(line.get("points", "").split()) for line in lines] == [3, 3, 3]
-    assert len(root.findall(f"{name}circle")) == 3 * 3 + 3 + 3  # gammas, other wirings, legend
+    counts = [len(line.get("points", "").split()) for line in lines]
+    assert counts == [3, 3, 3, 2, 2]  # every box given, and COCO-Drop
+    assert len(root.findall(f"{name}circle")) == sum(counts) + 3 + 3  # other wirings, legend
 
 
 def test_points_of_the_plot_lie_where_the_axes_say():
     sure = [Point("", (x, x, x), (y, y, y)) for x, y in ((0.0, 10.0), (50.0, 20.0), (100.0, 30.0))]
-    root = ElementTree.fromstring(
-        tradeoff_svg([Curve("a < b", "#000000", sure)], x_title="x", y_title="y")
-    )
+    curve = Curve("a < b", "#000000", sure)
+    root = ElementTree.fromstring(tradeoff_svg([Panel("", [curve])], x_title="x", y_title="y"))
     (line,) = root.findall("{http://www.w3.org/2000/svg}polyline")
     (x0, y0), (x1, y1), (x2, y2) = (
         map(float, pair.split(",")) for pair in line.get("points", "").split()
@@ -270,9 +278,19 @@ def test_points_of_the_plot_lie_where_the_axes_say():
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11) and x0 < x2  # rounded to 0.1
     assert y1 - y0 == pytest.approx(y2 - y1, abs=0.11) and y0 > y2  # up is smaller
     alone = Curve("one", "#000000", sure[:1])  # axes without extent would divide by zero
-    assert "<circle" in tradeoff_svg([alone], x_title="x", y_title="y")
+    assert "<circle" in tradeoff_svg([Panel("", [alone])], x_title="x", y_title="y")
     with pytest.raises(ValueError, match="there is nothing to plot"):
-        tradeoff_svg([], x_title="x", y_title="y")
+        tradeoff_svg([Panel("", [])], x_title="x", y_title="y")
+
+
+def test_a_point_off_the_axes_says_where_it_is_and_no_label_covers_another():
+    places = {"a": 0.0, "b": 99.0, "c": 100.0}
+    line = [Point(name, (x, x, x), (80.0, 80.0, 80.0)) for name, x in places.items()]
+    low = Curve("", "#000000", [Point("low", (50.0, 50.0, 50.0), (12.0, 12.0, 12.0))])
+    panels = [Panel("one", [Curve("line", "#000000", line), low]), Panel("two", [low])]
+    svg = tradeoff_svg(panels, x_title="x", y_title="y")
+    assert svg.count(">low ↓ 12 %<") == 2 and ">12<" not in svg
+    assert ">a<" in svg and ">c<" in svg and ">b<" not in svg
 
 
 # ---- the command

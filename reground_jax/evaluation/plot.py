@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT = 720, 480
-LEFT, RIGHT, TOP, BOTTOM = 76, 24, 24, 64  # margins of the frame, pixels
+WIDTH, HEIGHT = 520, 460  # of a panel, pixels
+LEFT, RIGHT, TOP, BOTTOM = 70, 18, 40, 64  # margins of its frame
+LABEL_WIDTH, LABEL_HEIGHT = 40, 15  # of the longest gamma
 INK, MUTED, RULE = "#1f2328", "#656d76", "#e5e3dc"
 
 Interval = tuple[float, float, float]  # estimate, low, high
@@ -36,36 +37,60 @@ class Curve:
     below: bool = False
 
 
-def tradeoff_svg(curves: Sequence[Curve], *, x_title: str, y_title: str) -> str:
-    """The whole file. Raises ValueError if there is no point."""
-    points = [point for curve in curves for point in curve.points]
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    curves: Sequence[Curve]
+
+
+def tradeoff_svg(panels: Sequence[Panel], *, x_title: str, y_title: str) -> str:
+    """The whole file: the panels side by side, on the same axes, the legend in the first.
+
+    The axes hold all lines. A point alone that is off them is put on the edge, with its y.
+    Raises ValueError if there is no point.
+    """
+    curves = [curve for panel in panels for curve in panel.curves]
+    lines = [curve for curve in curves if len(curve.points) > 1] or curves
+    points = [point for curve in lines for point in curve.points]
     if not points:
         raise ValueError("there is nothing to plot: give a curve with points")
     x_axis = _axis([value for point in points for value in point.x])
     y_axis = _axis([value for point in points for value in point.y])
+    width = WIDTH * len(panels)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" '
+        f'font-family="system-ui, sans-serif" font-size="13" fill="{INK}">',
+        f'<rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>',
+    ]
+    for column, panel in enumerate(panels):
+        parts += _panel(panel, column * WIDTH, x_axis, y_axis)
+        parts.append(_text((column + 0.5) * WIDTH, HEIGHT - 18, x_title, "middle"))
+    parts += [
+        f'<g transform="translate(20 {HEIGHT / 2}) rotate(-90)">',
+        _text(0, 0, y_title, "middle") + "</g>",
+        *_legend(panels[0].curves),
+        "</svg>",
+        "",
+    ]
+    return "\n".join(parts)
 
+
+def _panel(
+    panel: Panel, left: float, x_axis: Sequence[float], y_axis: Sequence[float]
+) -> list[str]:
     def place(x: float, y: float) -> tuple[float, float]:
+        x = min(max(x, x_axis[0]), x_axis[-1])
+        y = min(max(y, y_axis[0]), y_axis[-1])
         across = (x - x_axis[0]) / (x_axis[-1] - x_axis[0])
         up = (y - y_axis[0]) / (y_axis[-1] - y_axis[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
+        return left + LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
             HEIGHT - TOP - BOTTOM
         )
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'font-family="system-ui, sans-serif" font-size="13" fill="{INK}">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        *_grid(x_axis, y_axis, place),
-        _text(WIDTH / 2, HEIGHT - 18, x_title, "middle"),
-        f'<g transform="translate(20 {HEIGHT / 2}) rotate(-90)">',
-        _text(0, 0, y_title, "middle") + "</g>",
-    ]
-    for curve in curves:
+    parts = [_text(left + LEFT, TOP - 16, panel.title, "start"), *_grid(x_axis, y_axis, place)]
+    for curve in panel.curves:
         parts += _curve(curve, place)
-    for curve in curves:  # above every line
-        parts += _labels(curve, place)
-    parts += _legend(curves)
-    return "\n".join([*parts, "</svg>", ""])
+    return parts + _labels(panel.curves, place, left + WIDTH, y_axis)
 
 
 def _axis(values: Sequence[float]) -> list[float]:
@@ -113,14 +138,30 @@ def _curve(curve: Curve, place: Place) -> list[str]:
     return parts
 
 
-def _labels(curve: Curve, place: Place) -> list[str]:
+def _labels(
+    curves: Sequence[Curve], place: Place, right: float, y_axis: Sequence[float]
+) -> list[str]:
+    """Above every line; the last point of a curve first, and none where another one is."""
     parts = ['<g paint-order="stroke" stroke="#ffffff" stroke-width="4" stroke-linejoin="round">']
-    for point in curve.points:
-        x, y = place(point.x[0], point.y[0])
-        left = x > WIDTH - 100  # no room to the right
-        across, anchor = (x - 8, "end") if left else (x + 8, "start")
-        down = 18 if curve.below else -8
-        parts.append(_text(across, y + down, point.label, anchor, curve.color))
+    taken: list[tuple[float, float]] = []
+    for curve in curves:
+        for point in reversed(curve.points):
+            x, y = place(point.x[0], point.y[0])
+            down = 18 if curve.below else -9
+            label, value = point.label, point.y[0]
+            if not y_axis[0] <= value <= y_axis[-1]:
+                arrow, down = ("↓", -9) if value < y_axis[0] else ("↑", 18)
+                label += f" {arrow} {value:.0f} %"
+            y += down
+            if not label or any(
+                abs(x - other_x) < LABEL_WIDTH and abs(y - other_y) < LABEL_HEIGHT
+                for other_x, other_y in taken
+            ):
+                continue
+            taken.append((x, y))
+            # No room to the right: the label ends at the point.
+            across, anchor = (x + 6, "end") if x > right - RIGHT - 80 else (x - 6, "start")
+            parts.append(_text(across, y, label, anchor, curve.color))
     return [*parts, "</g>"]
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from reground_jax.draw import comparison_grid
-from reground_jax.evaluation.plot import Curve, Interval, Point, tradeoff_svg
+from reground_jax.evaluation.plot import Curve, Interval, Panel, Point, tradeoff_svg
 from reground_jax.evaluation.scorers import Record
 from reground_jax.evaluation.statistics import (
     STATISTICS,
     Gaussian,
+    above_curve,
     bootstrap_weights,
     frechet_distance,
     interval,
@@ -44,6 +45,7 @@ TITLES = {
     "dropped": "COCO-Drop: the boxes of half of the categories taken away",
     "nsr1k": "NSR-1K: layouts by GPT-4",
 }
+PANELS = {"heldout": "Every box given", "dropped": "COCO-Drop: half of the categories without"}
 COLORS = {"sequential": "#cf222e", "parallel": "#0969da"}
 OTHER_COLOR, SINGLE_COLOR = "#1a7f37", "#656d76"
 
@@ -65,7 +67,9 @@ def reference() -> tuple[dict[str, Any], Gaussian]:
 def summarise(records: Mapping[Condition, Sequence[Record]]) -> dict[str, Any]:
     """All numbers of a study, as JSON: of conditions, of their differences, and of renders.
 
-    Every number but "frechet" is (estimate, low, high), null where nothing was asked for.
+    "differences" are from the sequential wiring at the same gamma, "equal_boxes" from it at the
+    gamma, interpolated, that fills the same share of boxes. Every number but "frechet" is
+    (estimate, low, high), null where nothing was asked for.
     """
     facts, features = reference()
     weights = {c.cases: bootstrap_weights(len(rows)) for c, rows in records.items()}
@@ -82,14 +86,12 @@ def summarise(records: Mapping[Condition, Sequence[Record]]) -> dict[str, Any]:
             for condition in records
         ],
         "differences": [
-            {
-                **vars(condition),
-                **{
-                    name: _interval(value - values[other][name])
-                    for name, value in values[condition].items()
-                },
-            }
-            for condition, other in _pairs(records)
+            _differences(condition, {n: v - values[twin][n] for n, v in values[condition].items()})
+            for condition, twin in _pairs(records)
+        ],
+        "equal_boxes": [
+            _differences(condition, _above(values[condition], [values[c] for c in curve]))
+            for condition, curve in _curves(records)
         ],
         "references": [
             _row({"cases": "heldout", "wiring": name}, rows, _values(rows), features)
@@ -102,13 +104,38 @@ def summarise(records: Mapping[Condition, Sequence[Record]]) -> dict[str, Any]:
 
 def _pairs(records: Iterable[Condition]) -> list[tuple[Condition, Condition]]:
     """Each parallel condition with its sequential twin, where both were measured."""
-    known = set(records)
-    twins = (
-        (c, Condition(c.model, c.cases, "sequential", c.gamma))
-        for c in records
+    return [
+        (condition, twin)
+        for condition, curve in _curves(records)
+        for twin in curve
+        if twin.gamma == condition.gamma
+    ]
+
+
+def _curves(records: Iterable[Condition]) -> list[tuple[Condition, list[Condition]]]:
+    """Each parallel condition with the sequential ones of the same cases (of the first model)."""
+    known = list(records)
+    return [
+        (c, [s for s in known if s.wiring == "sequential" and s.cases == c.cases])
+        for c in known
         if c.wiring == "parallel"
-    )
-    return [(condition, twin) for condition, twin in twins if twin in known]
+    ]
+
+
+def _above(
+    values: Mapping[str, np.ndarray], curve: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """By how much every statistic lies above a curve over the share of boxes."""
+    boxes = np.array([point["box"] for point in curve])
+    return {
+        name: above_curve(values["box"], value, boxes, np.array([point[name] for point in curve]))
+        for name, value in values.items()
+        if name != "box"
+    }
+
+
+def _differences(condition: Condition, values: Mapping[str, np.ndarray]) -> Row:
+    return {**vars(condition), **{name: _interval(value) for name, value in values.items()}}
 
 
 def _same_images(
@@ -158,7 +185,11 @@ def write_report(
     }
     write_json(study.out / "results.json", results)
     svg = tradeoff_svg(
-        curves(results["conditions"]),
+        [
+            Panel(title, curves(results["conditions"], cases))
+            for cases, title in PANELS.items()
+            if any(row["cases"] == cases for row in results["conditions"])
+        ],
         x_title="boxes with the right thing in them, %",
         y_title="of what only the caption says, shown, %",
     )
@@ -184,12 +215,12 @@ def grid(study: Study, conditions: Sequence[Condition]) -> Image.Image:
     return comparison_grid(layouts, {name: list(images) for name, images in columns.items()})
 
 
-def curves(rows: Sequence[Row]) -> list[Curve]:
+def curves(rows: Sequence[Row], cases: str) -> list[Curve]:
     """A line per model and main wiring over gamma, and the other wirings as points."""
-    heldout = [row for row in rows if row["cases"] == "heldout"]
-    main = heldout[0]["model"]
+    rows = [row for row in rows if row["cases"] == cases and row["text"] is not None]
+    main = rows[0]["model"]
     lines: dict[tuple[str, str], list[Point]] = {}
-    for row in sorted(heldout, key=lambda row: row["gamma"]):
+    for row in sorted(rows, key=lambda row: row["gamma"]):
         point = Point(_label(row, main), _percent(row["box"]), _percent(row["text"]))
         lines.setdefault((row["model"], row["wiring"]), []).append(point)
     return [
@@ -227,7 +258,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{settings['guidance_scale']:g}, {settings['dtype']}. Percentages with "
         "95 % intervals of a bootstrap over layouts; differences are paired by layout and seed.",
         "![trade-off](tradeoff.svg)",
-        *(finding(row) for row in results["differences"] if row["cases"] == "heldout"),
+        *findings(results),
         "## The probes",
         "Share of right answers on 1,000 held-out renders, as they are and after the autoencoder.",
         accuracy_table(results["accuracy"]),
@@ -241,31 +272,56 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def _section(name: str, results: Mapping[str, Any]) -> list[str]:
     """The tables of one set of cases."""
-    rows = [row for row in results["conditions"] if row["cases"] == name]
-    rows += [row for row in results["references"] if row["cases"] == name]
-    differences = [row for row in results["differences"] if row["cases"] == name]
-    return [
+
+    def of(kind: str) -> list[Row]:
+        return [row for row in results[kind] if row["cases"] == name]
+
+    rows = of("conditions") + of("references")
+    parts = [
         f"## {TITLES.get(name, name)} ({rows[0]['images']})",
         table(rows, (*MAIN, "frechet")),
         table(rows, PARTS),
-        "Parallel minus sequential, in points:",
-        table(differences, (*MAIN, *PARTS)),
+        "Parallel minus sequential at the same gamma, in points:",
+        table(of("differences"), (*MAIN, *PARTS)),
+    ]
+    # Where a curve reaches them.
+    equal = [row for row in of("equal_boxes") if row["ap50"] is not None]
+    if equal:
+        parts += [
+            "Parallel minus sequential at the same share of boxes, in points. The sequential "
+            "wiring is interpolated along gamma, in each resample by itself:",
+            table(equal, ("ap50", "text", *PARTS)),
+        ]
+    return parts
+
+
+def findings(results: Mapping[str, Any]) -> list[str]:
+    """What the parallel wiring changed at the largest gamma, a sentence per set of cases."""
+    gamma = max(row["gamma"] for row in results["differences"])
+    equal = {(row["cases"], row["model"], row["gamma"]): row for row in results["equal_boxes"]}
+    return [
+        finding(row, equal[row["cases"], row["model"], gamma])
+        for row in results["differences"]
+        if row["gamma"] == gamma and row["text"] is not None
     ]
 
 
-def finding(row: Row) -> str:
-    """What the wiring changed at one gamma, in a sentence."""
+def finding(row: Row, equal: Row) -> str:
+    """One condition's differences at the same gamma, and at the same share of boxes."""
 
-    def told(name: str, thing: str) -> str:
-        estimate, low, high = _percent(row[name])
-        word = "more" if estimate >= 0 else "fewer" if name == "box" else "less"
+    def told(value: Interval, thing: str, less: str = "less") -> str:
+        estimate, low, high = _percent(value)
+        word = "more" if estimate >= 0 else less
         return f"{abs(estimate):.1f} points {word} {thing} ({low:+.1f} to {high:+.1f})"
 
-    return (
-        f"At gamma {row['gamma']:g}, {row['model']}: the parallel wiring shows "
-        f"{told('text', 'of the text')} and fills {told('box', 'of the boxes')} than the "
-        "sequential one."
+    text = (
+        f"**{TITLES.get(row['cases'], row['cases'])}.** {row['model']}, parallel at gamma "
+        f"{row['gamma']:g}, beside the sequential wiring: {told(row['text'], 'of the text')} "
+        f"and {told(row['box'], 'of the boxes', 'fewer')}."
     )
+    if equal["text"] is not None:
+        text += f" At the same share of boxes: {told(equal['text'], 'of the text')}."
+    return text
 
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:

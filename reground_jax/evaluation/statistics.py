@@ -39,6 +39,25 @@ def interval(values: Float[np.ndarray, "R"], level: float = LEVEL) -> tuple[floa
     return float(values[0]), float(low), float(high)
 
 
+def above_curve(
+    x: Float[np.ndarray, "R"],
+    y: Float[np.ndarray, "R"],
+    curve_x: Float[np.ndarray, "G R"],
+    curve_y: Float[np.ndarray, "G R"],
+) -> Float[np.ndarray, "R"]:
+    """By how much y lies above the line through the curve's points, at the same x.
+
+    In each resample by itself, so that the bootstrap stays paired. NaN beyond the curve's ends;
+    NaN altogether if more than a hundredth of the resamples are, whose rest would mislead.
+    """
+    order = np.argsort(curve_x, axis=0)
+    line_x = np.take_along_axis(curve_x, order, 0).T
+    line_y = np.take_along_axis(curve_y, order, 0).T
+    ends = {"left": np.nan, "right": np.nan}
+    line = np.array([np.interp(at, *xy, **ends) for at, *xy in zip(x, line_x, line_y, strict=True)])
+    return y - line if np.isnan(line).mean() <= 0.01 else np.full_like(y, np.nan)
+
+
 def share(*names: str) -> Statistic:
     """Of all that was asked for under these names, how much is shown."""
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # The model that comes with the package, from nothing: sh train.sh OUT
 # Stopped or killed, the same command goes on where it was. Needs `pip install '.[train]'` and npm's
-# registry for the artwork. On 2 cores it takes about three hours.
+# registry for the artwork. On 2 cores it takes about five hours
+# (an estimate from the rates of the shipped model's stretches).
 set -eu
 out=$1
 here=$(dirname "$0")
