@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from reground_jax.convert.locate import BUILT_IN, MODELS, model_directory
+from reground_jax.evaluation.cases import heldout_cases
+from reground_jax.evaluation.probes import Probes
+from reground_jax.evaluation.scorers import probe_scorer
 from reground_jax.images import to_uint8
 from reground_jax.model import read_description
 from reground_jax.pipeline import Pipeline
@@ -55,3 +58,18 @@ def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring, pipe):
     assert own.mean() < 0.6 * others.mean()
     nearest = distances.argmin(1)
     assert (nearest == np.arange(COUNT)).mean() >= 0.75  # by chance: 0.04
+
+
+def test_boxes_hold_what_they_ask_for_by_the_probe(pipe):
+    """Over 90 % on 1,000 layouts (benchmarks/records); few layouts here, so a wider limit."""
+    cases, score = heldout_cases(50), probe_scorer(Probes.load())
+    shares = {}
+    for wiring in ("sequential", "no_grounding"):
+        images = pipe(
+            [case.layout for case in cases], wiring=wiring, num_steps=20, solver="dpmpp_2m",
+            guidance_scale=4.0, output="numpy", seeds=range(50), batch_size=25,
+        )  # fmt: skip
+        records = score(to_uint8(images, value_range="0..1"), cases)
+        right, asked = np.sum([record["box"] for record in records], axis=0)
+        shares[wiring] = right / asked
+    assert shares["sequential"] > 0.8 and shares["no_grounding"] < 0.3, shares

@@ -11,7 +11,7 @@ from reground_jax.draw import phrase_colors
 from reground_jax.layout import Layout
 
 PANEL = 160  # pixels of a picture's side in the grid, at least
-CAPTION = 36  # pixels of height for two lines of text
+CAPTION = 42  # pixels of height for three lines of text
 
 
 def sample_grid(
@@ -54,7 +54,7 @@ def _outline(picture: Image.Image, layout: Layout) -> None:
         draw.rectangle((x0, y0, x1, y1), outline=colors[phrase])
 
 
-def _wrapped(text: str, width: int = 32) -> str:
+def _wrapped(text: str, width: int = 29) -> str:
     lines = [""]
     for word in text.split():
         if len(lines[-1]) + len(word) >= width:
