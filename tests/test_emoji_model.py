@@ -1,15 +1,19 @@
 """The model in the package: it is found, small, and draws what a layout asks for, where it asks."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+from jaxtyping import UInt8
 
 from reground_jax.convert.locate import BUILT_IN, MODELS, model_directory
-from reground_jax.evaluation.cases import heldout_cases
+from reground_jax.evaluation.cases import Case, heldout_cases
 from reground_jax.evaluation.probes import Probes
 from reground_jax.evaluation.scorers import probe_scorer
 from reground_jax.images import to_uint8
 from reground_jax.model import read_description
 from reground_jax.pipeline import Pipeline
+from reground_jax.settings import Wiring
 from tests.renders import renders
 
 COUNT = 24
@@ -41,16 +45,20 @@ def test_the_built_in_models_are_small_and_say_what_they_are():
     assert parallel["training"][-1]["wiring"] == "parallel"
 
 
+def draw(pipe: Pipeline, cases: Sequence[Case], wiring: Wiring) -> UInt8[np.ndarray, "B S S 3"]:
+    images = pipe(
+        [case.layout for case in cases], wiring=wiring, num_steps=20, solver="dpmpp_2m",
+        guidance_scale=4.0, output="numpy", seeds=range(len(cases)), batch_size=COUNT,
+    )  # fmt: skip
+    return to_uint8(images, value_range="0..1")
+
+
 @pytest.mark.parametrize("wiring", ["sequential", "parallel"])
 def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring, pipe):
     """Than to those of others: by pixels inside the boxes, where prompts and boxes decide."""
     truth, cases = renders()
     truth, cases = truth[:COUNT], cases[:COUNT]
-    images = pipe(
-        [case.layout for case in cases], wiring=wiring, num_steps=20, solver="dpmpp_2m",
-        guidance_scale=4.0, output="numpy", seeds=range(COUNT), batch_size=COUNT,
-    )  # fmt: skip
-    made = to_uint8(images, value_range="0..1").astype(np.float32)
+    made = draw(pipe, cases, wiring).astype(np.float32)
     # distances[i, j]: of image i to render j
     distances = np.abs(made[:, None] - truth[None].astype(np.float32)).mean((2, 3, 4))
     own = np.diag(distances)
@@ -64,12 +72,9 @@ def test_boxes_hold_what_they_ask_for_by_the_probe(pipe):
     """Over 90 % on 1,000 layouts (benchmarks/records); few layouts here, so a wider limit."""
     cases, score = heldout_cases(50), probe_scorer(Probes.load())
     shares = {}
-    for wiring in ("sequential", "no_grounding"):
-        images = pipe(
-            [case.layout for case in cases], wiring=wiring, num_steps=20, solver="dpmpp_2m",
-            guidance_scale=4.0, output="numpy", seeds=range(50), batch_size=25,
-        )  # fmt: skip
-        records = score(to_uint8(images, value_range="0..1"), cases)
+    wirings: tuple[Wiring, ...] = ("sequential", "no_grounding")
+    for wiring in wirings:
+        records = score(draw(pipe, cases, wiring), cases)
         right, asked = np.sum([record["box"] for record in records], axis=0)
         shares[wiring] = right / asked
     assert shares["sequential"] > 0.8 and shares["no_grounding"] < 0.3, shares

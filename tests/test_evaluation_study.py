@@ -286,11 +286,26 @@ def test_points_of_the_plot_lie_where_the_axes_say():
 def test_a_point_off_the_axes_says_where_it_is_and_no_label_covers_another():
     places = {"a": 0.0, "b": 99.0, "c": 100.0}
     line = [Point(name, (x, x, x), (80.0, 80.0, 80.0)) for name, x in places.items()]
-    low = Curve("", "#000000", [Point("low", (50.0, 50.0, 50.0), (12.0, 12.0, 12.0))])
+    low = Curve("low", "#000000", [Point("low", (50.0, 50.0, 50.0), (12.0, 12.0, 12.0))])
     panels = [Panel("one", [Curve("line", "#000000", line), low]), Panel("two", [low])]
     svg = tradeoff_svg(panels, x_title="x", y_title="y")
     assert svg.count(">low ↓ 12 %<") == 2 and ">12<" not in svg
     assert ">a<" in svg and ">c<" in svg and ">b<" not in svg
+    assert ">line<" in svg and ">low<" not in svg  # in the legend: what no label names
+
+
+def test_a_point_alone_widens_the_axis_of_boxes():
+    """Where the wirings are measured at large gammas only, no grounding is far to the left."""
+    sure = [Point("", (x, x, x), (80.0, 80.0, 80.0)) for x in (70.0, 90.0)]
+    line = Curve("line", "#000000", sure)
+    left = Curve("left", "#123456", [Point("left", (10.0, 10.0, 10.0), (80.0, 80.0, 80.0))])
+    svg = tradeoff_svg([Panel("", [line, left])], x_title="x", y_title="y")
+    root = ElementTree.fromstring(svg)
+    name = "{http://www.w3.org/2000/svg}"
+    (path,) = root.findall(f"{name}polyline")
+    (x0, _), (x1, _) = (map(float, pair.split(",")) for pair in path.get("points", "").split())
+    (alone,) = (c for c in root.findall(f"{name}circle") if c.get("fill") == "#123456")
+    assert (x0 - float(alone.get("cx", 0))) / (x1 - x0) == pytest.approx(3, abs=0.01)
 
 
 # ---- the command

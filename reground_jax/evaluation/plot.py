@@ -25,7 +25,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in order; several are joined by a line and named in the legend.
+    """Points in order; several are joined by a line. Named in the legend, if not by its label.
 
     below: labels go below the points, so that those of two curves side by side stay apart
     """
@@ -46,16 +46,15 @@ class Panel:
 def tradeoff_svg(panels: Sequence[Panel], *, x_title: str, y_title: str) -> str:
     """The whole file: the panels side by side, on the same axes, the legend in the first.
 
-    The axes hold all lines. A point alone that is off them is put on the edge, with its y.
-    Raises ValueError if there is no point.
+    The axes hold all points, but the y of those alone: one that is off is put on the edge, with
+    its y. Raises ValueError if there is no point.
     """
     curves = [curve for panel in panels for curve in panel.curves]
-    lines = [curve for curve in curves if len(curve.points) > 1] or curves
-    points = [point for curve in lines for point in curve.points]
-    if not points:
+    if not any(curve.points for curve in curves):
         raise ValueError("there is nothing to plot: give a curve with points")
-    x_axis = _axis([value for point in points for value in point.x])
-    y_axis = _axis([value for point in points for value in point.y])
+    lines = [curve for curve in curves if len(curve.points) > 1] or curves
+    x_axis = _axis([value for curve in curves for point in curve.points for value in point.x])
+    y_axis = _axis([value for curve in lines for point in curve.points for value in point.y])
     width = WIDTH * len(panels)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" '
@@ -79,7 +78,6 @@ def _panel(
     panel: Panel, left: float, x_axis: Sequence[float], y_axis: Sequence[float]
 ) -> list[str]:
     def place(x: float, y: float) -> tuple[float, float]:
-        x = min(max(x, x_axis[0]), x_axis[-1])
         y = min(max(y, y_axis[0]), y_axis[-1])
         across = (x - x_axis[0]) / (x_axis[-1] - x_axis[0])
         up = (y - y_axis[0]) / (y_axis[-1] - y_axis[0])
@@ -166,10 +164,10 @@ def _labels(
 
 
 def _legend(curves: Sequence[Curve]) -> list[str]:
-    lines = [curve for curve in curves if len(curve.points) > 1]
+    unnamed = [c for c in curves if any(point.label != c.name for point in c.points)]
     parts = []
-    for row, curve in enumerate(lines):
-        x, y = LEFT + 16, HEIGHT - BOTTOM - 16 - 20 * (len(lines) - 1 - row)
+    for row, curve in enumerate(unnamed):
+        x, y = LEFT + 16, HEIGHT - BOTTOM - 16 - 20 * (len(unnamed) - 1 - row)
         parts.append(f'<circle cx="{x}" cy="{y - 4}" r="4.5" fill="{curve.color}"/>')
         parts.append(_text(x + 12, y, curve.name, "start"))
     return parts

@@ -45,7 +45,6 @@ TITLES = {
     "dropped": "COCO-Drop: the boxes of half of the categories taken away",
     "nsr1k": "NSR-1K: layouts by GPT-4",
 }
-PANELS = {"heldout": "Every box given", "dropped": "COCO-Drop: half of the categories without"}
 COLORS = {"sequential": "#cf222e", "parallel": "#0969da"}
 OTHER_COLOR, SINGLE_COLOR = "#1a7f37", "#656d76"
 
@@ -185,11 +184,7 @@ def write_report(
     }
     write_json(study.out / "results.json", results)
     svg = tradeoff_svg(
-        [
-            Panel(title, curves(results["conditions"], cases))
-            for cases, title in PANELS.items()
-            if any(row["cases"] == cases for row in results["conditions"])
-        ],
+        panels(results["conditions"]),
         x_title="boxes with the right thing in them, %",
         y_title="of what only the caption says, shown, %",
     )
@@ -215,9 +210,22 @@ def grid(study: Study, conditions: Sequence[Condition]) -> Image.Image:
     return comparison_grid(layouts, {name: list(images) for name, images in columns.items()})
 
 
-def curves(rows: Sequence[Row], cases: str) -> list[Curve]:
+def title(cases: str) -> str:
+    """What a set of cases is called in the report."""
+    return TITLES.get(cases, cases)
+
+
+def panels(rows: Sequence[Row]) -> list[Panel]:
+    """One per set of cases whose captions say more than the boxes do."""
+    told = [row for row in rows if row["text"] is not None]
+    return [
+        Panel(title(name), curves([row for row in told if row["cases"] == name]))
+        for name in dict.fromkeys(row["cases"] for row in told)
+    ]
+
+
+def curves(rows: Sequence[Row]) -> list[Curve]:
     """A line per model and main wiring over gamma, and the other wirings as points."""
-    rows = [row for row in rows if row["cases"] == cases and row["text"] is not None]
     main = rows[0]["model"]
     lines: dict[tuple[str, str], list[Point]] = {}
     for row in sorted(rows, key=lambda row: row["gamma"]):
@@ -278,7 +286,7 @@ def _section(name: str, results: Mapping[str, Any]) -> list[str]:
 
     rows = of("conditions") + of("references")
     parts = [
-        f"## {TITLES.get(name, name)} ({rows[0]['images']})",
+        f"## {title(name)} ({rows[0]['images']})",
         table(rows, (*MAIN, "frechet")),
         table(rows, PARTS),
         "Parallel minus sequential at the same gamma, in points:",
@@ -315,7 +323,7 @@ def finding(row: Row, equal: Row) -> str:
         return f"{abs(estimate):.1f} points {word} {thing} ({low:+.1f} to {high:+.1f})"
 
     text = (
-        f"**{TITLES.get(row['cases'], row['cases'])}.** {row['model']}, parallel at gamma "
+        f"**{title(row['cases'])}.** {row['model']}, parallel at gamma "
         f"{row['gamma']:g}, beside the sequential wiring: {told(row['text'], 'of the text')} "
         f"and {told(row['box'], 'of the boxes', 'fewer')}."
     )
