@@ -24,8 +24,7 @@ from reground_jax.evaluation.statistics import (
 from reground_jax.evaluation.study import seed_of
 from reground_jax.images import to_uint8
 from reground_jax.pipeline import Pipeline
-from reground_jax.sampling.guidance import guided_steps
-from reground_jax.settings import Settings
+from reground_jax.settings import Settings, guided_steps
 
 MODEL, LAYOUTS, BATCH = "emoji", 250, 25
 MEASURED = ("box", "text")

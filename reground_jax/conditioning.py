@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from reground_jax.config import TokenizerConfig
 from reground_jax.layout import Layout
 from reground_jax.networks.unet import Grounding
+from reground_jax.short_repr import short_repr
 
 
 class Conditioning(NamedTuple):
@@ -19,6 +20,8 @@ class Conditioning(NamedTuple):
     text: Float[Array | np.ndarray, "B S E"]
     null_text: Float[Array | np.ndarray, "B S E"]  # of the negative prompts
     grounding: Grounding
+
+    __repr__ = short_repr
 
 
 class Texts:

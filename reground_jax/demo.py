@@ -2,6 +2,8 @@
 
 import argparse
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from reground_jax.cli import main as command
@@ -24,6 +26,9 @@ def run(out: Path) -> int:
         if code := command(arguments):
             return code
     print(f"\nThe comparison picture is {picture.resolve()}")
+    if shutil.which("reground-jax") is None:
+        activate = Path(sys.prefix, "bin", "activate")
+        print(f"To run `reground-jax` yourself: source {activate}")
     return 0
 
 

@@ -45,6 +45,30 @@ def over_devices(
     return wrap(precise, in_specs, out_specs, tuple(devices), donate)
 
 
+def choose_devices(devices: Sequence[Device] | None) -> tuple[Device, ...]:
+    """`devices`, or all of this process: with several hosts, each works on images of its own.
+
+    Raises ValueError for anything but distinct devices of one platform that this process can use.
+    """
+    if devices is None:
+        return tuple(jax.local_devices())
+    way_out = "give a list of JAX devices, such as jax.local_devices()[:1]"
+    try:
+        chosen = tuple(devices)
+    except TypeError:
+        raise ValueError(f"devices is {devices!r}: {way_out}") from None
+    if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
+        raise ValueError(f"devices is {devices!r}: {way_out}")
+    if len(set(chosen)) < len(chosen) or len({device.platform for device in chosen}) > 1:
+        raise ValueError(f"devices is {devices!r}: they must be distinct and of one platform")
+    if far := [device for device in chosen if device.process_index != jax.process_index()]:
+        raise ValueError(
+            f"{far[0]} belongs to another process: {way_out}, and give each process images of its "
+            "own (as `reground-jax batch` does)"
+        )
+    return chosen
+
+
 def place_whole(array: Any, devices: Sequence[Device]) -> jax.Array:
     """`array` on every device, as WHOLE arguments want it."""
     return jax.device_put(array, NamedSharding(_mesh(devices), WHOLE))
@@ -105,7 +129,7 @@ def _pmapped(function, in_specs, out_specs, devices, donate):
     def call(*args: Any) -> Any:
         args = over_specs(to_devices, in_specs, args)
         leaves, structure = jax.tree.flatten(args)
-        key = structure, tuple((np.shape(leaf), np.result_type(leaf)) for leaf in leaves)
+        key = structure, tuple(jax.typeof(leaf) for leaf in leaves)  # shape and dtype
         if key not in compiled:
             compiled[key] = mapped.lower(*args).compile(compiler_options=compiler_options(devices))
         return over_specs(from_devices, out_specs, compiled[key](*args))

@@ -5,19 +5,20 @@ the top left. Other forms are converted where they enter (`Layout.from_json`, re
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass
 from pathlib import Path
 from typing import Any, no_type_check
 
-from reground_jax.settings import check_name
+from reground_jax.json_text import parse_json
+from reground_jax.settings import MAX_BOXES, check_name
 
 Box = tuple[float, float, float, float]
 
 BOX_FORMATS = ("xyxy", "xywh")
-# x + width of a box that ends at the edge may exceed 1 by a rounding error: that is not a mistake.
+# Corners, or x + width, of a box that ends at the edge may be off by a rounding error of
+# float32: that is not a mistake.
 EDGE_TOLERANCE = 1e-6
 
 
@@ -29,9 +30,12 @@ class Layout:
     prompt           text of the whole image; may be empty
     phrases          one text per box, none of them empty
     boxes            one (x0, y0, x1, y1) per phrase, fractions 0..1 of the image, x0 <= x1 and
-                     y0 <= y1. A box without area is legal: (0, 1, 0, 1) is GLIGEN's style token
+                     y0 <= y1. A box without area is legal: (0, 1, 0, 1) is GLIGEN's style token.
+                     An edge within 1e-6 of the image's is moved onto it
     negative_prompt  text that guidance leads away from
     id               a name for error messages and files
+    box_format       what `boxes` means here: "xyxy" corners, or "xywh" top left corner, width and
+                     height, also as fractions. Boxes are stored as corners
 
     Raises ValueError that names the layout, the box (counting from 1), the rule and the way out.
     How many boxes are too many depends on the settings: see `check_max_boxes`.
@@ -42,15 +46,21 @@ class Layout:
     boxes: Sequence[Sequence[float]] = ()
     negative_prompt: str = ""
     id: str | None = None
+    _: KW_ONLY
+    box_format: InitVar[str] = "xyxy"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, box_format: str) -> None:
+        check_name("box_format", box_format, BOX_FORMATS)
         for field in ("prompt", "negative_prompt"):
             if not isinstance(value := getattr(self, field), str):
-                raise ValueError(f"{field} of {self.name} is {value!r}: it must be a text")
-        if self.id is not None and not isinstance(self.id, str):
-            raise ValueError(f"id of {self.name} is {self.id!r}: it must be a text, or left out")
+                raise ValueError(f"{field} of {self.name} is {shortened(value)}: it must be a text")
+            _check_encodable(f"{field} of {self.name}", value)
+        if self.id is not None:
+            if not isinstance(self.id, str):
+                raise ValueError(f"id of {self.name} is {shortened(self.id)}: it must be a text")
+            _check_encodable(f"id of {self.name}", self.id)
         object.__setattr__(self, "phrases", _phrases(self.phrases, self.name))
-        object.__setattr__(self, "boxes", _boxes(self.boxes, self.name, "xyxy"))
+        object.__setattr__(self, "boxes", _boxes(self.boxes, self.name, box_format))
         if len(self.phrases) != len(self.boxes):
             raise ValueError(
                 f"{self.name} has {len(self.phrases)} phrases and {len(self.boxes)} boxes: "
@@ -75,66 +85,92 @@ class Layout:
 
     @classmethod
     def from_json(cls, value: Any, *, box_format: str = "xyxy") -> "Layout":
-        """A Layout from its JSON form; every field but "prompt" may be absent.
+        """A Layout from its JSON form; every field but "prompt" may be absent, or null.
 
-        box_format  what the boxes mean, all of them fractions of the image: "xyxy" corners, or
-                    "xywh" top left corner, width, height. A "box_format" in `value` itself wins.
+        box_format  as in the constructor. A "box_format" in `value` itself wins.
         """
         if not isinstance(value, dict):
-            raise ValueError(f'layout is {value!r}: expected a JSON object such as {{"prompt": …}}')
-        value = dict(value)
-        box_format = value.pop("box_format", box_format)
-        check_name("box_format", box_format, BOX_FORMATS)
+            raise ValueError(
+                f'layout is {shortened(value)}: expected a JSON object such as {{"prompt": …}}'
+            )
+        known = ("box_format", *(field.name for field in dataclasses.fields(cls)))
         for field in value:
-            check_name("layout field", field, tuple(f.name for f in dataclasses.fields(cls)))
+            check_name("layout field", field, known)
         if "prompt" not in value:
             raise ValueError(
                 f"layout {value.get('id', '')!r} has no prompt: add one; an empty text is legal"
             )
-        if box_format == "xywh":
-            name = cls(prompt=value["prompt"], id=value.get("id")).name
-            value["boxes"] = _boxes(value.get("boxes", ()), name, box_format)
-        return cls(**value)
+        given: dict[str, Any] = {"box_format": box_format}
+        given |= {k: v for k, v in value.items() if v is not None or k == "prompt"}
+        return cls(**given)
 
     @classmethod
     def load(cls, path: str | Path, *, box_format: str = "xyxy") -> "Layout":
         """The layout in a JSON file (see `from_json`). Raises ValueError that names the file."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text("utf-8")), box_format=box_format)
+            content = Path(path).read_bytes()
         except OSError as error:
             raise ValueError(f"cannot read layout file {path}: {error.strerror}") from error
-        except json.JSONDecodeError as error:
+        try:
+            value = parse_json(content)
+        except ValueError as error:
             raise ValueError(f"layout file {path} is not JSON: {error}; correct it") from error
+        try:
+            return cls.from_json(value, box_format=box_format)
         except ValueError as error:
             raise ValueError(f"layout file {path}: {error}") from error
 
 
 def check_max_boxes(layout: Layout, max_boxes: int) -> None:
     """Raise ValueError if the layout has more boxes than there are grounding tokens."""
-    if len(layout.boxes) > max_boxes:
+    count = len(layout.boxes)
+    if count > MAX_BOXES:
+        raise ValueError(f"{layout.name} has {count} boxes, more than {MAX_BOXES}: leave some out")
+    if count > max_boxes:
         raise ValueError(
-            f"{layout.name} has {len(layout.boxes)} boxes, more than max_boxes={max_boxes}: leave "
-            f"some out, or set max_boxes={len(layout.boxes)} (GLIGEN was trained with 30, and "
-            "the number changes the image)"
+            f"{layout.name} has {count} boxes, more than max_boxes={max_boxes}: leave some out, or "
+            f"set max_boxes={count} (GLIGEN was trained with 30, and the number changes the image)"
         )
+
+
+def shortened(value: Any, length: int = 80) -> str:
+    """The repr of a value for a message, cut to about `length` characters."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _check_encodable(what: str, text: str) -> None:
+    """Raise ValueError for half of a surrogate pair: no tokenizer and no file takes it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} has half of a surrogate pair ({text[error.start]!a}) at character "
+            f"{error.start + 1}: remove it, or write the whole character"
+        ) from None
 
 
 def _phrases(phrases: Any, name: str) -> tuple[str, ...]:
     if isinstance(phrases, str) or not hasattr(phrases, "__iter__"):
-        raise ValueError(f"phrases of {name} are {phrases!r}: give a list with one text per box")
+        raise ValueError(
+            f"phrases of {name} are {shortened(phrases)}: give a list with one text per box"
+        )
     phrases = tuple(phrases)
     for number, phrase in enumerate(phrases, 1):
         if not isinstance(phrase, str) or not phrase.strip():
             raise ValueError(
-                f"phrase {number} of {name} is {phrase!r}: a phrase must be a text that is not "
-                "empty; say what is in the box, or remove both"
+                f"phrase {number} of {name} is {shortened(phrase)}: a phrase must be a text that "
+                "is not empty; say what is in the box, or remove both"
             )
+        _check_encodable(f"phrase {number} of {name}", phrase)
     return phrases
 
 
 def _boxes(boxes: Any, name: str, box_format: str) -> tuple[Box, ...]:
     if isinstance(boxes, (str, dict)) or not hasattr(boxes, "__iter__"):
-        raise ValueError(f"boxes of {name} are {boxes!r}: give a list of boxes of four numbers")
+        raise ValueError(
+            f"boxes of {name} are {shortened(boxes)}: give a list of boxes of four numbers"
+        )
     return tuple(_box(box, f"box {i} of {name}", box_format) for i, box in enumerate(boxes, 1))
 
 
@@ -148,9 +184,11 @@ def _box(box: Any, name: str, box_format: str) -> Box:
         if isinstance(box, str) or any(isinstance(value, (str, bool)) for value in box):
             raise TypeError
         given = [float(value) for value in box]
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is {box!r}: a box is a list of four numbers; {way_out}") from None
-    name = f"{name} is {given}"
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{name} is {shortened(box)}: a box is a list of four numbers; {way_out}"
+        ) from None
+    name = f"{name} is {shortened(given)}"
     if len(given) != 4:
         raise ValueError(f"{name}: a box has four numbers, not {len(given)}; {way_out}")
     if not all(map(math.isfinite, given)):
@@ -160,13 +198,14 @@ def _box(box: Any, name: str, box_format: str) -> Box:
     edges = ("x0", "y0", "x1", "y1")
     orders = ("x1 must not be less than x0", "y1 must not be less than y0")
     if box_format == "xywh":
-        x1, y1 = _snap(x0 + x1), _snap(y0 + y1)
+        x1, y1 = x0 + x1, y0 + y1
         edges = ("x", "y", "x + width", "y + height")
         orders = ("width must not be negative", "height must not be negative")
+    x0, y0, x1, y1 = map(_snap, (x0, y0, x1, y1))
     for edge, value in zip(edges, (x0, y0, x1, y1), strict=True):
         if not 0 <= value <= 1:
             pixels = " (divide pixels by its width and height)" if value > 1 else ""
-            raise ValueError(f"{name}: {edge} is {value:g}, outside 0..1; {way_out}{pixels}")
+            raise ValueError(f"{name}: {edge} is {value:.9g}, outside 0..1; {way_out}{pixels}")
     for order, low, high in zip(orders, (x0, y0), (x1, y1), strict=True):
         if high < low:
             raise ValueError(f"{name}: {order}; {way_out}")
@@ -174,4 +213,6 @@ def _box(box: Any, name: str, box_format: str) -> Box:
 
 
 def _snap(edge: float) -> float:
-    return 1.0 if 1 < edge <= 1 + EDGE_TOLERANCE else edge
+    """An edge off the image by no more than a rounding error, onto the image's edge."""
+    inside = min(max(edge, 0.0), 1.0)
+    return inside if abs(edge - inside) <= EDGE_TOLERANCE else edge

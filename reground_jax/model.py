@@ -276,6 +276,15 @@ def read_model(
     return Model(config, unflatten(leaves.items()), tokenizer_json, info)
 
 
+def nonfinite_arrays(params: Params) -> list[str]:
+    """Names of the arrays that hold NaN or infinity."""
+    return [
+        name
+        for name, array in flatten(params)
+        if not np.isfinite(np.asarray(array, np.float32)).all()
+    ]
+
+
 def random_params(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """Random float32 arrays for every parameter, none of them trivial: for demos and tests.
 

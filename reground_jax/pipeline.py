@@ -6,11 +6,13 @@ Each arrow is a method here around one compiled program; nothing flows back.
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +29,17 @@ from reground_jax.devices import (
     WHOLE,
     Device,
     Mapper,
+    choose_devices,
     over_devices,
     place_whole,
 )
+from reground_jax.hints import refuse_keywords
 from reground_jax.images import to_uint8
-from reground_jax.layout import Layout, check_max_boxes
-from reground_jax.model import Model, Params, network, read_model
-from reground_jax.networks.attention import Backend, attention_for
+from reground_jax.layout import Layout, check_max_boxes, shortened
+from reground_jax.model import Model, Params, network, nonfinite_arrays, read_model
+from reground_jax.networks.attention import Backend, attention_for, check_backend
 from reground_jax.networks.unet import Prepared, UNet
 from reground_jax.sampling.gate import gate_table, grounded_steps
-from reground_jax.sampling.guidance import guided_steps
 from reground_jax.sampling.loop import (
     INPUT_SPECS,
     PREPARED_SPECS,
@@ -49,7 +52,14 @@ from reground_jax.sampling.noise import check_seeds, initial_noise
 from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.sampling.solvers.plan import Plan, State
 from reground_jax.sampling.sweep import branch
-from reground_jax.settings import DTYPES, Settings, Wiring, check_name
+from reground_jax.settings import (
+    Settings,
+    Wiring,
+    check_name,
+    dtype_name,
+    guided_steps,
+    wiring_name,
+)
 
 Output = Literal["pil", "numpy", "latents"]
 OUTPUTS: tuple[Output, ...] = ("pil", "numpy", "latents")
@@ -70,6 +80,10 @@ class Pipeline:
     devices: tuple[Device, ...]
     attention: Backend | str | None  # None: chosen by platform, dtype and shape
     info: dict[str, Any]  # facts about the checkpoint: source, checksum, sizes
+    name: str = "model"  # what it was loaded as
+    # The compiled programs, each made once per set of static arguments. None of them refers to the
+    # pipeline, so they, and its arrays, are freed with it.
+    _programs: dict[Any, Callable[..., Any]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def load(
@@ -83,22 +97,24 @@ class Pipeline:
         """A pipeline from a model directory, a diffusers folder or a Hub id, tried in this order.
 
         Diffusers folders and Hub ids are converted once, into a cache. dtype: "float32" or
-        "bfloat16", of the parameters and the arithmetic. devices: all of the default platform.
+        "bfloat16" (or jnp.bfloat16 and the like), of the parameters and the arithmetic. devices:
+        by default all of the default platform that this process has; with several hosts, each
+        process makes images of its own.
         Raises ValueError or OSError with a sentence that says what is wrong with `name`.
         """
-        check_name("dtype", dtype, DTYPES)
-        attention_for("cpu", attention)
+        dtype, chosen = dtype_name(dtype), choose_devices(devices)
+        check_backend(attention, chosen[0].platform)
         from reground_jax.convert.locate import model_directory  # reads files in many forms
 
         directory = model_directory(name)
-        chosen = tuple(devices or jax.devices())
 
         def place(array: np.ndarray) -> jax.Array:
             return place_whole(array.astype(dtype), chosen)
 
         return cls.from_model(
-            read_model(directory, place=place), dtype=dtype, devices=chosen, attention=attention
-        )
+            read_model(directory, place=place), dtype=dtype, devices=chosen, attention=attention,
+            name=str(name),
+        )  # fmt: skip
 
     @classmethod
     def from_model(
@@ -108,13 +124,15 @@ class Pipeline:
         dtype: str = "float32",
         devices: Sequence[Device] | None = None,
         attention: Backend | str | None = None,
+        name: str = "model",
     ) -> "Pipeline":
-        """A pipeline from a model in memory; its arrays are cast and placed if they are not."""
-        chosen = tuple(devices or jax.devices())
-        params = jax.tree.map(
-            lambda a: a if isinstance(a, jax.Array) else place_whole(a.astype(dtype), chosen),
-            model.params,
-        )
+        """A pipeline from a model in memory, whose arrays are cast to `dtype` and placed.
+
+        Arrays that are on the devices in `dtype` already are taken as they are. name: for `repr`.
+        """
+        dtype, chosen = dtype_name(dtype), choose_devices(devices)
+        check_backend(attention, chosen[0].platform)
+        params = jax.tree.map(lambda a: place_whole(a.astype(dtype), chosen), model.params)
         return cls(
             config=model.config,
             params=params,
@@ -123,6 +141,25 @@ class Pipeline:
             devices=chosen,
             attention=attention,
             info=model.info,
+            name=name,
+        )
+
+    def __repr__(self) -> str:
+        side = self.config.unet.sample_size * self.config.vae.downsampling
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params)) / 1e6
+        what = f"{self.name}, {side}x{side}, {count:.2f} M parameters, {self.dtype}"
+        return f"Pipeline({what}, {len(self.devices)} x {self.devices[0].platform})"
+
+    def __copy__(self) -> "Pipeline":
+        return self  # nothing in it changes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pipeline":
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Pipeline holds arrays and programs of this process's devices and cannot be pickled: "
+            "give other processes the name, and load it there with Pipeline.load(name)"
         )
 
     def __call__(
@@ -135,7 +172,7 @@ class Pipeline:
         guidance_scale: float = 7.5,
         guidance_interval: Sequence[float] = (0.0, 1.0),
         solver: str = "plms",
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int] | int | None = None,
         height: int | None = None,
         width: int | None = None,
         latents: Float[np.ndarray | Array, "B h w C"] | None = None,
@@ -145,20 +182,24 @@ class Pipeline:
         batch_size: int | None = None,
         mapper: Mapper | str = "shard_map",
         progress: Progress | None = None,
+        **unknown: Any,
     ) -> Any:
         """One image per layout.
 
         gamma: fraction of the first steps with grounding on, or GLIGEN's (on, decay, off).
         guidance_scale: 1 skips the unconditional half. guidance_interval: approximate where it is
         not (0, 1); guidance in this part of the steps only.
-        seeds: one per image, 0..2**32-1; by default 0, 1, 2, ...
+        seeds: one per image, 0..2**32-1; by default 0, 1, 2, ... An int will do for one layout.
         latents: unit normal start [B, h, w, C] float32, instead of the seeds' own.
         output: "pil", "numpy" ([B, H, W, 3] float32 in 0..1) or "latents" ([B, h, w, C] float32).
         max_boxes: grounding tokens per image; other than the trained 30 changes the image.
         batch_size: images per device at a time; lists of any length are padded to it, so that
         another length compiles nothing. progress: called after every step.
-        Raises ValueError, before anything is compiled, for whatever cannot be done.
+        Raises ValueError, before anything is compiled, for whatever cannot be done, and TypeError
+        for a keyword that is none; both say what to write instead. An image of NaN or infinity
+        (the arithmetic overflowed) is a ValueError for "pil" and a warning for arrays.
         """
+        refuse_keywords("a pipeline", unknown, CALL_KEYWORDS)
         settings = self.settings(
             wiring=wiring, gamma=gamma, num_steps=num_steps, guidance_scale=guidance_scale,
             guidance_interval=guidance_interval, solver=solver, eta=eta, height=height, width=width,
@@ -175,7 +216,7 @@ class Pipeline:
         layouts: Sequence[Layout] | Layout,
         *,
         gammas: Sequence[float | Sequence[float]],
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int] | int | None = None,
         latents: Float[np.ndarray | Array, "B h w C"] | None = None,
         output: Output | str = "pil",
         batch_size: int | None = None,
@@ -188,6 +229,11 @@ class Pipeline:
         Steps that several gammas have in common are run once: 0, 0.1 .. 1 take 6.5 times the steps
         of one run, not 11. progress: counts the steps that are really run (`sweep.num_steps`).
         """
+        if "gamma" in settings:
+            raise TypeError("sweep has no argument 'gamma': it takes a list of them, gammas=[...]")
+        refuse_keywords("sweep", settings, CALL_KEYWORDS)
+        if isinstance(gammas, (int, float)):
+            raise ValueError(f"gammas is {gammas}: give a list of them, gammas=[{gammas}]")
         base = self.settings(**settings)
         chosen = [dataclasses.replace(base, gamma=gamma).gamma for gamma in gammas]  # checked
         if not chosen:
@@ -199,7 +245,8 @@ class Pipeline:
         return dict(zip(chosen, images, strict=True))
 
     def settings(self, **fields: Any) -> Settings:
-        """Settings in this pipeline's dtype. Raises ValueError."""
+        """Settings in this pipeline's dtype. Raises ValueError, or TypeError for another field."""
+        refuse_keywords("settings", fields, SETTINGS_FIELDS)
         return Settings(dtype=self.dtype, **fields)
 
     def _generate(
@@ -208,7 +255,7 @@ class Pipeline:
         settings: Settings,
         gammas: Sequence[Any],
         *,
-        seeds: Sequence[int] | None,
+        seeds: Sequence[int] | int | None,
         latents: Float[np.ndarray | Array, "B h w C"] | None,
         output: Output | str,
         batch_size: int | None,
@@ -216,15 +263,19 @@ class Pipeline:
         progress: Progress | None,
     ) -> list[Any]:
         """One result of `__call__` per gamma; `settings.gamma` is not read."""
-        layouts = [layouts] if isinstance(layouts, Layout) else list(layouts)
+        layouts = check_layouts(layouts)
         check_name("output", output, OUTPUTS)
         check_name("mapper", mapper, MAPPERS)
         mapper = cast(Mapper, mapper)
-        chosen_seeds = check_seeds(range(len(layouts)) if seeds is None else seeds)
+        if len(layouts) == 1 and np.ndim(seeds) == 0 and seeds is not None:  # type: ignore[arg-type]
+            seeds = [seeds]  # type: ignore[list-item]
+        chosen_seeds = check_seeds(range(len(layouts)) if seeds is None else seeds)  # type: ignore[arg-type]
         shape = self.latent_shape(settings)
         self.check(layouts, settings, chosen_seeds, latents, shape, batch_size)
         if not layouts:
-            return [[] if output == "pil" else np.zeros((0, 0, 0, 3), np.float32) for _ in gammas]
+            factor = self.config.vae.downsampling
+            size = shape if output == "latents" else (shape[0] * factor, shape[1] * factor, 3)
+            return [[] if output == "pil" else np.zeros((0, *size), np.float32) for _ in gammas]
 
         count = len(self.devices)
         if batch_size is None:
@@ -248,6 +299,7 @@ class Pipeline:
             for result, final in zip(results, finals, strict=True):
                 made = final if output == "latents" else self.decode(final, mapper=mapper)
                 result.append(np.asarray(made)[:real])
+                self._check_finite(result[-1], start, settings, output)
         images = [np.concatenate(result) for result in results]
         if output != "pil":
             return images
@@ -272,20 +324,20 @@ class Pipeline:
                 "use a text-box generation checkpoint, or reground_jax.sampling.loop.advance with "
                 "Inpaint(latents, mask, noise)"
             )
-        if not self.config.unet.grounded and settings.wiring != "no_grounding":
-            raise ValueError(
-                "this is a plain Stable Diffusion checkpoint: it has no fusers, so boxes would be "
-                "ignored; convert it with a GLIGEN adapter, or use wiring='no_grounding'"
-            )
+        self._check_grounded(settings.wiring)
         if len(seeds) != len(layouts):
             raise ValueError(f"{len(seeds)} seeds for {len(layouts)} layouts: give one per layout")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: it counts images per device, at least 1")
+        if batch_size is not None and not (type(batch_size) is int and batch_size >= 1):
+            raise ValueError(
+                f"batch_size is {batch_size!r}: it counts images per device, a whole number from 1"
+            )
         expected = (len(layouts), *shape)
         if latents is not None and tuple(np.shape(latents)) != expected:
             raise ValueError(
                 f"latents have shape {tuple(np.shape(latents))}, expected [B, h, w, C] = {expected}"
             )
+        if latents is not None and not np.isfinite(np.asarray(latents, np.float32)).all():
+            raise ValueError("latents hold NaN or infinity: give unit normal noise")
         for layout in layouts:
             check_max_boxes(layout, settings.max_boxes)
 
@@ -302,7 +354,15 @@ class Pipeline:
     # The arrows, one by one: public, for loops of one's own.
 
     def encode(self, layouts: Sequence[Layout], *, max_boxes: int = 30) -> Conditioning:
-        """Texts and boxes as arrays on the host; each distinct text is encoded once."""
+        """Texts and boxes as arrays on the host; each distinct text is encoded once.
+
+        Raises ValueError for a layout of more than `max_boxes` boxes, and for an empty list.
+        """
+        layouts = check_layouts(layouts)
+        if not layouts:
+            raise ValueError("there are no layouts to encode: give at least one")
+        for layout in layouts:
+            check_max_boxes(layout, max_boxes)
         texts = distinct_texts(layouts)
         ids = self.texts.ids(texts)
         chunk = TEXT_CHUNK * len(self.devices)
@@ -330,7 +390,13 @@ class Pipeline:
         guided: bool = True,
         mapper: Mapper = "shard_map",
     ) -> Prepared:
-        """Everything that no step changes; see `UNet.prepare`. `guided` doubles the batch."""
+        """Everything that no step changes; see `UNet.prepare`. `guided` doubles the batch.
+
+        B must be a multiple of the number of devices. Raises ValueError.
+        """
+        wiring = wiring_name(wiring)
+        self._check_grounded(wiring)
+        self._check_batch("conditioning", len(conditioning.text))
         program = self._prepare_program(wiring, guided, mapper)
         return program(self.params["unet"], conditioning, timesteps)
 
@@ -350,7 +416,11 @@ class Pipeline:
         shape: tuple[int, int, int] | None = None,
         mapper: Mapper = "shard_map",
     ) -> State:
-        """The solver's state at the seeds' noise, or at unit normal `latents`."""
+        """The solver's state at the seeds' noise, or at unit normal `latents`.
+
+        B must be a multiple of the number of devices. Raises ValueError.
+        """
+        self._check_batch("seeds", len(seeds))
         program = self._start_program(settings.solver, shape or self.latent_shape(settings), mapper)
         if latents is None:
             return program(seeds, plan)
@@ -371,6 +441,7 @@ class Pipeline:
         mapper: Mapper = "shard_map",
     ) -> State:
         """`state` after the steps start..stop-1; takes over the memory of `state`."""
+        check_name("mapper", mapper, MAPPERS)
         program = self._advance_program(settings.wiring, settings.solver, settings.eta > 0, mapper)
         bounds = (np.int32(value) for value in (grounded_steps, start, stop))
         return program(self.params["unet"], state, prepared, inputs, *bounds)
@@ -441,7 +512,8 @@ class Pipeline:
     def decode(
         self, latents: Float[Array, "B h w C"], *, mapper: Mapper = "shard_map"
     ) -> Float32[Array, "B H W 3"]:
-        """Images in 0..1, clipped. B is a multiple of the number of devices."""
+        """Images in 0..1, clipped. Raises ValueError unless B is a multiple of the devices."""
+        self._check_batch("latents", len(latents))
         return self._decode_program(mapper)(self.params["vae"], latents)
 
     @property
@@ -453,59 +525,124 @@ class Pipeline:
         """The U-Net as a module, for loops of one's own."""
         return nnx.merge(network(self.config, "unet")[0], self.params["unet"])
 
-    # The compiled programs, each made once per pipeline and set of static arguments.
+    def _check_grounded(self, wiring: Wiring) -> None:
+        if not self.config.unet.grounded and wiring != "no_grounding":
+            raise ValueError(
+                "this is a plain Stable Diffusion checkpoint: it has no fusers, so boxes would be "
+                "ignored; convert it with a GLIGEN adapter, or use wiring='no_grounding'"
+            )
 
-    def _compile(self, function, in_specs, out_specs, mapper, donate=()):
-        return over_devices(
-            function, in_specs, out_specs, devices=self.devices, mapper=mapper, donate=donate
-        )
+    def _check_batch(self, what: str, count: int) -> None:
+        devices = len(self.devices)
+        if count % devices or not count:
+            raise ValueError(
+                f"{what} of {count} images on {devices} devices: pad to a multiple of {devices}, "
+                "as a call of the pipeline does"
+            )
 
-    @functools.cache  # noqa: B019  pipelines are few and hold their programs for life
+    def _check_finite(
+        self, made: Float[np.ndarray, "B H W C"], first: int, settings: Settings, output: str
+    ) -> None:
+        """Raise ValueError, or warn where arrays are asked for, of NaN or infinity in an image."""
+        finite = np.isfinite(made).all(axis=(1, 2, 3))
+        if finite.all():
+            return
+        if broken := nonfinite_arrays(self.params):
+            why = (
+                f"the model's array {broken[0]} does, too: convert it again from a sound checkpoint"
+            )
+        elif self.dtype != "float32":
+            why = f"the arithmetic overflowed in {self.dtype}; try dtype='float32'"
+        else:
+            why = f"the arithmetic overflowed; lower guidance_scale ({settings.guidance_scale:g})"
+        message = f"image {first + int(np.argmin(finite)) + 1} holds NaN or infinity: {why}"
+        if output == "pil":
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=5)
+
+    # The compiled programs. What they run must not refer to `self`.
+
+    def _program(
+        self, key: tuple[Any, ...], function, in_specs, out_specs, mapper, donate=()
+    ) -> Callable[..., Any]:
+        """`function` over this pipeline's devices, compiled once per `key`."""
+        if key not in self._programs:
+            self._programs[key] = over_devices(
+                function, in_specs, out_specs, devices=self.devices, mapper=mapper, donate=donate
+            )
+        return self._programs[key]
+
     def _text_program(self):
-        graph, _ = network(self.config, "text_encoder")
+        graph, dtype = network(self.config, "text_encoder")[0], jnp.dtype(self.dtype)
 
         def encode(params, ids):
-            return nnx.merge(graph, params)(ids, dtype=jnp.dtype(self.dtype))
+            return nnx.merge(graph, params)(ids, dtype=dtype)
 
-        return self._compile(encode, (WHOLE, SPLIT), SPLIT, "shard_map")
+        return self._program(("text",), encode, (WHOLE, SPLIT), SPLIT, "shard_map")
 
-    @functools.cache  # noqa: B019
     def _prepare_program(self, wiring: Wiring, guided: bool, mapper: Mapper):
-        graph, _ = network(self.config, "unet")
         run = functools.partial(
-            prepare, graph, wiring=wiring, guided=guided, dtype=jnp.dtype(self.dtype),
+            prepare, network(self.config, "unet")[0], wiring=wiring, guided=guided,
+            dtype=jnp.dtype(self.dtype),
             # A product of width 4C saves launches; on CPU it is slower than one of 3C and one of C.
             pack=self.devices[0].platform != "cpu",
         )  # fmt: skip
-        return self._compile(run, (WHOLE, SPLIT, WHOLE), PREPARED_SPECS, mapper)
+        key = ("prepare", wiring, guided, mapper)
+        return self._program(key, run, (WHOLE, SPLIT, WHOLE), PREPARED_SPECS, mapper)
 
-    @functools.cache  # noqa: B019
     def _start_program(self, solver: str, shape: tuple[int, int, int], mapper: Mapper):
         def start(seeds, plan):
             return SOLVERS[solver].init(initial_noise(seeds, shape), plan)
 
-        return self._compile(start, (SPLIT, WHOLE), SPLIT, mapper)
+        return self._program(("start", solver, shape, mapper), start, (SPLIT, WHOLE), SPLIT, mapper)
 
-    @functools.cache  # noqa: B019
     def _restart_program(self, solver: str, mapper: Mapper):
-        return self._compile(SOLVERS[solver].init, (SPLIT, WHOLE), SPLIT, mapper)
+        init = SOLVERS[solver].init
+        return self._program(("restart", solver, mapper), init, (SPLIT, WHOLE), SPLIT, mapper)
 
-    @functools.cache  # noqa: B019
     def _advance_program(self, wiring: Wiring, solver: str, stochastic: bool, mapper: Mapper):
         graph, _ = network(self.config, "unet")
         program = Program(graph, wiring, SOLVERS[solver], self.attend, stochastic)
         specs = (WHOLE, SPLIT, PREPARED_SPECS, INPUT_SPECS, WHOLE, WHOLE, WHOLE)
         run = functools.partial(advance, program)
-        return self._compile(run, specs, SPLIT, mapper, donate=(1,))
+        key = ("advance", wiring, solver, stochastic, mapper)
+        return self._program(key, run, specs, SPLIT, mapper, donate=(1,))
 
-    @functools.cache  # noqa: B019
     def _decode_program(self, mapper: Mapper):
-        graph, _ = network(self.config, "vae")
+        graph, dtype, attend = network(self.config, "vae")[0], self.dtype, self.attend
 
         def decode(params, latents):
             vae = nnx.merge(graph, params)
-            latents = latents.astype(self.dtype)
-            images = vae.decode_in_chunks(latents, attend=self.attend).astype(jnp.float32)
-            return jnp.clip(images / 2 + 0.5, 0, 1)
+            images = vae.decode_in_chunks(latents.astype(dtype), attend=attend)
+            return jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1)
 
-        return self._compile(decode, (WHOLE, SPLIT), SPLIT, mapper)
+        return self._program(("decode", mapper), decode, (WHOLE, SPLIT), SPLIT, mapper)
+
+
+CALL_KEYWORDS = tuple(
+    name
+    for name, parameter in inspect.signature(Pipeline.__call__).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+)
+SETTINGS_FIELDS = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "dtype")
+
+
+def check_layouts(layouts: Any) -> list[Layout]:
+    """A list of layouts, from a list or a single one. Raises ValueError for anything else."""
+    if isinstance(layouts, Layout):
+        return [layouts]
+    if isinstance(layouts, (str, dict)) or not hasattr(layouts, "__iter__"):
+        raise ValueError(f"layouts is {shortened(layouts)}: {_way_out(layouts)}")
+    given = list(layouts)
+    for number, layout in enumerate(given, 1):
+        if not isinstance(layout, Layout):
+            raise ValueError(f"layout {number} is {shortened(layout)}: {_way_out(layout)}")
+    return given
+
+
+def _way_out(value: Any) -> str:
+    if isinstance(value, str):
+        return "give a Layout(prompt, phrases, boxes); for a prompt alone, Layout(prompt)"
+    if isinstance(value, dict):
+        return "give a Layout, as Layout.from_json makes of such a dict"
+    return "give a Layout(prompt, phrases, boxes), or a list of them"

@@ -8,18 +8,28 @@ import dataclasses
 import difflib
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, no_type_check
 
 # How a transformer block joins gated self-attention and cross-attention (networks/transformer.py).
 Wiring = Literal["sequential", "parallel", "no_text", "no_grounding", "text_first"]
 WIRINGS: tuple[Wiring, ...] = get_args(Wiring)
+# What people call them: by the paper that proposes the wiring.
+WIRING_ALIASES: dict[str, Wiring] = {
+    "reground": "parallel",
+    "gligen": "sequential",
+    "sd": "no_grounding",
+}
 # The names of sampling/solvers, repeated here because importing those imports jax.
 SOLVER_NAMES = ("plms", "pndm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler")
 DTYPES = ("float32", "bfloat16")
 
 MAX_STEPS = 1000  # the time steps that Stable Diffusion was trained on
+# Far more than a Stable Diffusion model is good for, and small enough that a recipe in a stranger's
+# file cannot ask for more memory than any machine has.
+MAX_SIDE = 8192
+MAX_BOXES = 1024
 SIZE_MULTIPLE = 8  # of the Stable Diffusion VAE; a checkpoint with another factor checks its own
 GAMMA_TOLERANCE = 1e-6  # .7 + .2 + .1 is not 1 in floating point
 
@@ -29,19 +39,21 @@ GAMMA_TOLERANCE = 1e-6  # .7 + .2 + .1 is not 1 in floating point
 class Settings:
     """The settings of a generation. Every field is checked; a bad one raises ValueError.
 
-    wiring          one of WIRINGS: "parallel" is ReGround, "sequential" is GLIGEN
+    wiring          one of WIRINGS: "parallel" is ReGround, "sequential" is GLIGEN. "reground",
+                    "gligen" and "sd" (plain Stable Diffusion) are read as the names they stand for
     gamma           fraction 0..1 of the first steps with grounding on, or GLIGEN's three parts
                     (on, decay, off), which add up to 1 (`gligen_scheduled_sampling_beta`, tau)
     num_steps       denoising steps, 1..1000
     guidance_scale  classifier-free guidance, at least 0; 1 skips the unconditional half
     guidance_interval  approximate where it is not (0, 1): guidance in the steps from int(start * n)
-                    up to int(stop * n) only, the other steps take half the work (arXiv 2404.07724)
+                    up to int(stop * n) only, the other steps take half the work (arXiv 2404.07724);
+                    it must hold at least one step
     solver          one of SOLVER_NAMES
     eta             noise of DDIM, 0..1; 0 for every other solver
-    height, width   of the image in pixels, multiples of 8; None takes the checkpoint's own
-    dtype           compute dtype, one of DTYPES
-    max_boxes       grounding tokens G per image. Unused ones are learned null tokens that take part
-                    in attention, so this number changes the image: 30, as trained
+    height, width   of the image in pixels, multiples of 8 up to 8192; None takes the model's own
+    dtype           compute dtype, one of DTYPES; jnp.bfloat16 and numpy's dtypes are read by name
+    max_boxes       grounding tokens G per image, 1..1024. Unused ones are learned null tokens that
+                    take part in attention, so this number changes the image: 30, as trained
     """
 
     wiring: Wiring = "parallel"
@@ -57,14 +69,20 @@ class Settings:
     max_boxes: int = 30
 
     def __post_init__(self) -> None:
-        check_name("wiring", self.wiring, WIRINGS)
+        object.__setattr__(self, "wiring", wiring_name(self.wiring))
         check_name("solver", self.solver, SOLVER_NAMES)
-        check_name("dtype", self.dtype, DTYPES)
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         object.__setattr__(self, "gamma", _gamma(self.gamma))
         object.__setattr__(self, "num_steps", _count("num_steps", self.num_steps, MAX_STEPS))
-        object.__setattr__(self, "max_boxes", _count("max_boxes", self.max_boxes, None))
+        object.__setattr__(self, "max_boxes", _count("max_boxes", self.max_boxes, MAX_BOXES))
         object.__setattr__(self, "guidance_scale", _guidance_scale(self.guidance_scale))
-        object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
+        interval = _interval(self.guidance_interval)
+        object.__setattr__(self, "guidance_interval", interval)
+        if self.guidance_scale != 1 and not guided_steps(interval, self.num_steps):
+            raise ValueError(
+                f"guidance_interval is {list(interval)}, which holds none of the {self.num_steps} "
+                "steps: make it longer, or set guidance_scale=1 for no guidance"
+            )
         object.__setattr__(self, "eta", _eta(self.eta, self.solver))
         for side in ("height", "width"):
             if (pixels := getattr(self, side)) is not None:
@@ -103,6 +121,29 @@ class Settings:
         )  # fmt: skip
 
 
+def guided_steps(interval: tuple[float, float], num_steps: int) -> range:
+    """The steps in which both of guidance's branches are evaluated, out of `num_steps`."""
+    start, stop = (int(end * num_steps) for end in interval)
+    return range(start, stop)
+
+
+def wiring_name(value: object) -> Wiring:
+    """One of WIRINGS, from its name or an alias. Raises ValueError."""
+    if isinstance(value, str) and value.lower() in WIRING_ALIASES:
+        return WIRING_ALIASES[value.lower()]
+    check_name("wiring", value, WIRINGS)
+    return value  # type: ignore[return-value]
+
+
+def dtype_name(value: object) -> str:
+    """One of DTYPES, from its name or from what JAX and numpy call a dtype. Raises ValueError."""
+    name = value if isinstance(value, str) else None
+    for attribute in ("name", "__name__"):  # of np.dtype; of np.float32, jnp.bfloat16
+        name = name or getattr(value, attribute, None)
+    check_name("dtype", name or value, DTYPES)
+    return str(name)
+
+
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:
     """Raise ValueError unless `name` is in `known`: it names the nearest one and lists them all."""
     known = tuple(known)
@@ -119,7 +160,7 @@ def _number(name: str, value: object, rule: str) -> float:
         if isinstance(value, (str, bytes, bool)):
             raise TypeError
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} is {value!r}, which is not a number: {rule}") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}: {rule}")
@@ -135,10 +176,10 @@ def _whole(name: str, value: object, rule: str) -> int:
         raise ValueError(f"{name} is {value!r}, which is not a whole number: {rule}") from None
 
 
-def _count(name: str, value: object, limit: int | None) -> int:
-    rule = f"give a whole number from 1 to {limit}" if limit else "give a whole number, at least 1"
+def _count(name: str, value: object, limit: int) -> int:
+    rule = f"give a whole number from 1 to {limit}"
     count = _whole(name, value, rule)
-    if count < 1 or (limit and count > limit):
+    if not 1 <= count <= limit:
         raise ValueError(f"{name} is {count}: {rule}")
     return count
 
@@ -146,11 +187,20 @@ def _count(name: str, value: object, limit: int | None) -> int:
 def _size(name: str, value: object) -> int:
     rule = f"image sides are multiples of {SIZE_MULTIPLE} pixels"
     pixels = _whole(name, value, rule)
+    if pixels > MAX_SIDE:
+        raise ValueError(f"{name} is {pixels}: image sides are at most {MAX_SIDE} pixels")
     if pixels < SIZE_MULTIPLE or pixels % SIZE_MULTIPLE:
         below = pixels // SIZE_MULTIPLE * SIZE_MULTIPLE
         nearest = [str(n) for n in (below, below + SIZE_MULTIPLE) if n >= SIZE_MULTIPLE]
         raise ValueError(f"{name} is {pixels}: {rule}; try {' or '.join(nearest) or SIZE_MULTIPLE}")
     return pixels
+
+
+def _parts(value: object) -> object:
+    """A list of what has parts (a sequence, a numpy or JAX array); anything else as it is."""
+    if hasattr(value, "tolist"):
+        return value.tolist()  # type: ignore[attr-defined]
+    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _guidance_scale(value: object) -> float:
@@ -163,11 +213,12 @@ def _guidance_scale(value: object) -> float:
 
 def _interval(value: object) -> tuple[float, float]:
     rule = "give two fractions of the steps, 0 <= start < stop <= 1 (guidance_scale=1 for none)"
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or len(value) != 2:
+    value = _parts(value)
+    if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"guidance_interval is {value!r}: {rule}")
     start, stop = (_number(f"an end of guidance_interval {value}", end, rule) for end in value)
     if not 0 <= start < stop <= 1:
-        raise ValueError(f"guidance_interval is {list(value)}: {rule}")
+        raise ValueError(f"guidance_interval is {value}: {rule}")
     return start, stop
 
 
@@ -184,16 +235,17 @@ def _eta(value: object, solver: str) -> float:
 def _gamma(value: object) -> float | tuple[float, float, float]:
     """A fraction, or three parts (on, decay, off)."""
     rule = "give a fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1"
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+    value = _parts(value)
+    if not isinstance(value, list):
         gamma = _number("gamma", value, rule)
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma is {gamma}: {rule}")
         return gamma
     if len(value) != 3:
-        raise ValueError(f"gamma is {list(value)}, which has {len(value)} parts: {rule}")
-    on, decay, off = (_number(f"a part of gamma {list(value)}", part, rule) for part in value)
+        raise ValueError(f"gamma is {value}, which has {len(value)} parts: {rule}")
+    on, decay, off = (_number(f"a part of gamma {value}", part, rule) for part in value)
     if min(on, decay, off) < 0:
-        raise ValueError(f"gamma is {list(value)}, which has a negative part: {rule}")
+        raise ValueError(f"gamma is {value}, which has a negative part: {rule}")
     if abs(on + decay + off - 1) > GAMMA_TOLERANCE:
-        raise ValueError(f"gamma is {list(value)}, which adds up to {on + decay + off:g}: {rule}")
+        raise ValueError(f"gamma is {value}, which adds up to {on + decay + off:g}: {rule}")
     return on, decay, off

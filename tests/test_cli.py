@@ -150,7 +150,10 @@ BAD_REQUESTS = {
     "three numbers": (["x", "--box", "a@0,0,1"], "a box has four numbers, not 3"),
     "no at sign": (["x", "--box", "a bird"], "--box 'a bird' has no '@'"),
     "empty phrase": (["x", "--box", "@0,0,1,1"], "phrase 1 .* must be a text that is not empty"),
-    "31 boxes": (["x", *(["--box", "a@0,0,1,1"] * 31)], "31 boxes, more than max_boxes=30"),
+    "31 boxes": (
+        ["x", *(["--box", "a@0,0,1,1"] * 31)],
+        "31 boxes, more than --max-boxes 30: .* set --max-boxes 31",
+    ),
     "both forms": (["x", "--layout", str(TEDDY)], "not both"),
     "box format": (["x", "--box-format", "yxyx"], "box_format 'yxyx' is unknown"),
     "wiring": (["x", "--wiring", "paralel"], "did you mean 'parallel'"),
@@ -164,12 +167,23 @@ BAD_REQUESTS = {
     "eta": (["x", "--eta", "0.5"], "only solver 'ddim' adds noise"),
     "steps": (["x", "--steps", "0"], "num_steps is 0"),
     "guidance": (["x", "--guidance-scale", "inf"], "guidance_scale is inf"),
-    "seed": (["x", "--seed", "-1"], "seed 0 is -1: a seed is an integer from 0 to 4294967295"),
+    "seed": (["x", "--seed", "-1"], "seed is -1: a seed is an integer from 0 to 4294967295"),
     "no layout file": (["--layout", "nowhere.json"], "cannot read layout file nowhere.json"),
     "no image": (["--from", "nowhere.png"], "cannot read image nowhere.png"),
     "missing model": (["x", "--model", "nowhere"], "nowhere does not exist"),
     "another file type": (["x", "--out", "x.jpg"], "only PNG keeps the recipe"),
-    "unknown option": (["x", "--tau", "1"], "unrecognized arguments: --tau 1.* --help`"),
+    "unknown option": (
+        ["x", "--tau", "1"],
+        "--tau is no option .* did you mean --gamma\\? See `.*ate",
+    ),
+    "option misspelt": (
+        ["x", "--guidence-scale=1"],
+        "mean --guidance-scale\\? See .*generate --help",
+    ),
+    "option of others": (["x", "-o", "y.png"], "-o is no option .* did you mean --out"),
+    "prompt as option": (["--prompt", "x"], "--prompt is no option .*: the prompt stands alone"),
+    "no quotes": (["a", "cat"], "'cat' is one argument too many: put texts with spaces in quotes"),
+    "advice by option": (["x", "--box", "a@.5,.5,.3,.3"], "or --box-format xywh$"),
 }
 
 
@@ -194,8 +208,8 @@ def test_phrases_and_boxes_of_different_number_are_refused(tmp_path, capsys):
         (["info"], "no checkpoint is given"),
         (["info", "nowhere"], "nowhere does not exist"),
         (["info", str(DATA / "original" / "original_text_box_tiny.bin")], "not converted yet"),
-        (["compare", "x", "--columns", "gligen"], "wiring 'gligen' is unknown"),
-        (["compare", "x", "--seeds", "0,one"], "seed 1 is 'one'"),
+        (["compare", "x", "--columns", "gligan"], "wiring 'gligan' is unknown"),
+        (["compare", "x", "--seeds", "0,one"], "seed 2 of 2 is 'one'"),
         (["compare", "x", "--batch-size", "many"], "invalid int value: 'many'"),
     ],
 )

@@ -1,6 +1,7 @@
 """Layouts: what is legal, what is refused and in which words, and the way through JSON."""
 
 import ast
+import dataclasses
 import json
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def test_the_sentence_for_an_inverted_box_is_the_one_in_the_documentation():
         (one_box(0, 0, 1, 1, phrases="a cat"), "phrases of layout 'cat-01' are 'a cat': give a li"),
         (one_box(0, 0, 1, 1, prompt=None), "prompt of layout 'cat-01' is None: it must be a text"),
         (one_box(0, 0, 1, 1, negative_prompt=1), "negative_prompt of layout 'cat-01' is 1"),
-        (one_box(0, 0, 1, 1, id=7), "id of layout 7 is 7: it must be a text, or left out"),
+        (one_box(0, 0, 1, 1, id=7), "id of layout 7 is 7: it must be a text"),
         (one_box(0, 0, 1, 1, phrase=[]), "layout field 'phrase' is unknown: did you mean 'phrases"),
         ({"id": "cat-01"}, "layout 'cat-01' has no prompt: add one; an empty text is legal"),
         (one_box(0, 0, 1, 1, box_format="xyhw"), "box_format 'xyhw' is unknown: did you mean 'xy"),
@@ -161,4 +162,62 @@ def test_request_modules_import_nothing_heavy(name: str):
     roots = {module.split(".")[0] for module in imported}
     assert not roots & {"jax", "flax", "numpy", "PIL", "jaxtyping"}
     ours = {module for module in imported if module.startswith("reground_jax")}
-    assert ours <= {"reground_jax.layout", "reground_jax.settings", "reground_jax.readers"}
+    light = ("json_text", "layout", "readers", "settings")
+    assert ours <= {f"reground_jax.{name}" for name in light}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "a \ud83d dog"},
+        {"prompt": "a dog", "negative_prompt": "\udfff"},
+        {"prompt": "a dog", "id": "caf\udce9"},
+        {"prompt": "a dog", "phrases": ["a \ud800"], "boxes": [[0, 0, 1, 1]]},
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(fields):
+    with pytest.raises(ValueError, match=r"has half of a surrogate pair \('\\ud") as error:
+        Layout.from_json(fields)
+    str(error.value).encode("utf-8")  # the message itself can be printed
+
+
+def test_a_whole_surrogate_pair_is_one_character():
+    assert Layout.from_json(json.loads(r'{"prompt": "a \ud83d\udc36"}')).prompt == "a 🐶"
+
+
+def test_corners_off_by_a_rounding_error_are_moved_onto_the_edge():
+    boxes = [[-6e-8, 0.25, 1.0000001, 1]]
+    assert Layout("x", ["x"], boxes).boxes == ((0.0, 0.25, 1.0, 1.0),)
+    sides = [[-6e-8, 0.25, 0.5, 0.7500001]]
+    assert Layout("x", ["x"], sides, box_format="xywh").boxes[0][::3] == (0.0, 1.0)
+    with pytest.raises(ValueError, match=r"x1 is 1.01, outside 0..1"):
+        Layout("x", ["x"], [[0, 0, 1.01, 1]])
+    with pytest.raises(ValueError, match=r"x1 is 1.000002, outside 0..1"):
+        Layout("x", ["x"], [[0, 0, 1.000002, 1]])
+
+
+def test_the_constructor_takes_the_box_format_that_its_errors_advise():
+    layout = Layout("a", ["a dog"], [(0.5, 0.5, 0.25, 0.25)], box_format="xywh")
+    assert layout.boxes == ((0.5, 0.5, 0.75, 0.75),)
+    assert dataclasses.replace(layout, prompt="b").boxes == layout.boxes  # corners stay corners
+    with pytest.raises(ValueError, match="box_format 'xyhw' is unknown"):
+        Layout("a", box_format="xyhw")
+
+
+def test_numbers_without_end_and_lists_without_end_make_short_messages():
+    for box in ([10**400, 0, 1, 1], [0.5] * 100_000, ["x" * 100_000]):
+        with pytest.raises(ValueError) as error:
+            Layout("x", ["x"], [box])
+        assert len(str(error.value)) < 400
+
+
+def test_a_field_that_is_null_counts_as_left_out():
+    value = {"prompt": "a", "phrases": None, "boxes": None, "negative_prompt": None, "id": None}
+    assert Layout.from_json(value | {"box_format": None}) == Layout("a")
+    with pytest.raises(ValueError, match="prompt of .* is None: it must be a text"):
+        Layout.from_json({"prompt": None})
+
+
+def test_a_layout_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "layout.json").write_bytes(b'\xef\xbb\xbf{"prompt": "a cat"}')
+    assert Layout.load(tmp_path / "layout.json") == Layout("a cat")

@@ -92,5 +92,7 @@ def test_seeds_become_uint32():
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "7", None])
 def test_a_seed_that_is_not_an_integer_of_32_bits_is_refused(seed):
-    with pytest.raises(ValueError, match="seed 1 is .*: a seed is an integer from 0 to 4294967295"):
+    with pytest.raises(
+        ValueError, match="seed 2 of 2 is .*: a seed is an integer from 0 to 4294967295"
+    ):
         noise.check_seeds([3, seed])

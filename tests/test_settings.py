@@ -74,7 +74,7 @@ def test_three_parts_may_miss_one_by_rounding():
         ({"width": 4}, "width is 4: image sides are multiples of 8 pixels; try 8"),
         ({"width": -8}, "width is -8: image sides are multiples of 8 pixels; try 8"),
         ({"width": "512"}, "width is '512', which is not a whole number"),
-        ({"max_boxes": 0}, "max_boxes is 0: give a whole number, at least 1"),
+        ({"max_boxes": 0}, "max_boxes is 0: give a whole number from 1 to 1024"),
     ],
 )
 def test_a_bad_value_is_one_sentence_with_value_rule_and_way_out(changes: dict, sentence: str):

@@ -29,6 +29,8 @@ Preset = Literal["tiny", "emoji", "sd14"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 VOCABULARY, BOS, EOS = 515, 513, 514
+COUNTS = ("one", "two", "three", "four", "five", "six")
+PLACES = ("grass", "beach", "street", "snow")
 MERGES = "#version: 0.2\nt h\n"
 # As Stable Diffusion 1.4's scheduler file says.
 SCHEDULE = NoiseSchedule(
@@ -100,13 +102,13 @@ def tokenizer_json() -> str:
 
 
 def layouts(count: int) -> list[Layout]:
-    """Requests of two boxes each, no two alike."""
+    """Requests of two boxes each, no two alike, in words that the built-in model knows, too."""
     return [
         Layout(
-            prompt=f"a cat and {number} dogs",
+            prompt=f"a cat and {COUNTS[number % 6]} dogs on the {PLACES[number // 6 % 4]}",
             phrases=["a cat", "dogs"],
             boxes=[(0.05, 0.2, 0.45, 0.9), (0.55, 0.3, 0.95, 0.5 + 0.4 / (1 + number))],
-            negative_prompt="dark",
+            negative_prompt="black",
         )
         for number in range(count)
     ]

@@ -8,8 +8,10 @@ Exit codes: 0 done, 1 the work failed, 2 bad input (one sentence, no traceback),
 
 import argparse
 import contextlib
+import difflib
 import functools
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -44,14 +46,60 @@ first steps, with the small model that comes with the package, and with GLIGEN's
 `reground-jax COMMAND --help` explains a command, with an example."""
 
 
+# What other programs call our options.
+OTHER_NAMES = {
+    "--num-steps": "--steps",
+    "--num-inference-steps": "--steps",
+    "--cfg": "--guidance-scale",
+    "--cfg-scale": "--guidance-scale",
+    "--scale": "--guidance-scale",
+    "--sampler": "--solver",
+    "--scheduler": "--solver",
+    "--boxes": "--box",
+    "--tau": "--gamma",
+    "--seeds": "--seed",
+    "--seed": "--seeds",
+    "--output": "--out",
+    "--checkpoint": "--model",
+    "-o": "--out",
+    "-m": "--model",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with errors that go the way of all other bad input."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see `{self.prog} --help`")
 
+    def refuse(self, unknown: str) -> NoReturn:
+        """Raise ValueError for a word that no option of this command takes, with the nearest."""
+        option, _, _ = unknown.partition("=")
+        if not option.startswith("-"):
+            self.error(f"{unknown!r} is one argument too many: put texts with spaces in quotes")
+        options = self._option_string_actions
+        near = [OTHER_NAMES.get(option, ""), *difflib.get_close_matches(option, options)]
+        hints = [f"did you mean {name}? S" for name in near if name in options]
+        if option == "--prompt":
+            hints = ["the prompt stands alone, without an option; s"]
+        raise ValueError(
+            f"{option} is no option of `{self.prog}`: {hints[0] if hints else 's'}ee "
+            f"`{self.prog} --help`"
+        )
 
-def build_parser() -> argparse.ArgumentParser:
+
+# Keywords in messages, and the options that they are here.
+_OPTIONS = {
+    name: "--" + name.removeprefix("num_").replace("_", "-")
+    for name in (
+        "box_format", "dtype", "eta", "gamma", "guidance_scale", "height", "max_boxes",
+        "num_steps", "solver", "width", "wiring",
+    )
+}  # fmt: skip
+_KEYWORD = re.compile(rf"\b({'|'.join(_OPTIONS)})='?([\w.]+)'?")
+
+
+def build_parser() -> Parser:
     parser = Parser(
         prog="reground-jax",
         description=DESCRIPTION,
@@ -65,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
         generate, compare, batch, batch_verify, convert, info, evaluate, compile, bench, train,
     ):  # fmt: skip
         added = command.add(commands)
-        added.set_defaults(run=command.run)
+        added.set_defaults(run=command.run, parser=added)
         added.add_argument(
             "--debug", action="store_true", help="show the whole traceback of an error"
         )
@@ -77,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = False
     try:
         parser = build_parser()
-        arguments = parser.parse_args(argv)
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            getattr(arguments, "parser", parser).refuse(unknown[0])
         if not hasattr(arguments, "run"):
             parser.print_help(sys.stderr)
             return 2
@@ -109,10 +159,13 @@ def fail(message: str, code: int) -> int:
 
 
 def sentence(error: ValueError | OSError) -> str:
-    """What to print of an error; the system's own begin with a number that helps nobody."""
+    """What to print of an error; the system's own begin with a number that helps nobody.
+
+    Advice such as box_format='xywh' is for Python: here it becomes --box-format xywh.
+    """
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return re.sub(_KEYWORD, lambda found: f"{_OPTIONS[found[1]]} {found[2]}", str(error))
 
 
 @contextlib.contextmanager

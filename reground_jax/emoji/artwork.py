@@ -91,7 +91,12 @@ def fetch_family(family: str, folder: Path) -> tuple[dict[str, list[Pictogram]],
     """Pictograms by noun of one icon set, and its record, by `npm pack` into `folder`."""
     package, version = PACKAGES[family]
     command = ["npm", "pack", "--silent", f"{package}@{version}"]
-    archive = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    try:
+        archive = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise SystemExit("fetching the artwork needs npm, which comes with Node.js") from error
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"npm cannot fetch {package}: {error.stderr.strip()[-300:]}") from error
     with tarfile.open(folder / archive.stdout.strip()) as files:
         icons, codes, info = (
             json.load(files.extractfile(f"package/{name}.json"))  # type: ignore[arg-type]
@@ -110,7 +115,12 @@ def fetch_family(family: str, folder: Path) -> tuple[dict[str, list[Pictogram]],
 
 
 def _draw(icons: dict[str, Any], name: str) -> Image.Image:
-    import resvg_py  # only here: nothing but fetching needs it
+    try:
+        import resvg_py  # only here: nothing but fetching needs it
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            "drawing the artwork needs resvg_py: pip install 'reground-jax[train]'"
+        ) from error
 
     icon = icons["icons"][name]
     left, top = icon.get("left", 0), icon.get("top", 0)

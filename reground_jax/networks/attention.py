@@ -10,12 +10,14 @@ pallas   jax's Pallas flash kernel for TPU, with the padding that it needs
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from reground_jax.settings import check_name
 
 Backend = Literal["plain", "lean", "cudnn", "pallas"]
 BACKENDS: tuple[Backend, ...] = ("plain", "lean", "cudnn", "pallas")
@@ -41,6 +43,19 @@ def choose_backend(platform: str, dtype: DTypeLike, q_shape: tuple[int, ...], ke
     return "plain" if batch * heads * queries * keys <= LOGITS else "lean"
 
 
+def check_backend(backend: Backend | str | None, platform: str) -> None:
+    """Raise ValueError for a name that is none, and for one that the platform cannot run."""
+    if backend is None:
+        return
+    check_name("attention backend", backend, BACKENDS)
+    needed = {"cudnn": ("gpu", "cuda"), "pallas": ("tpu",)}.get(backend, (platform,))
+    if platform not in needed:
+        raise ValueError(
+            f"attention backend {backend!r} runs on {needed[0].upper()} only, and the devices are "
+            f"{platform.upper()}s: leave attention out for a form that fits"
+        )
+
+
 @functools.cache
 def attention_for(platform: str, backend: Backend | str | None = None) -> Attend:
     """`attend(q, k, v)` for a platform, or with one named backend everywhere.
@@ -48,16 +63,14 @@ def attention_for(platform: str, backend: Backend | str | None = None) -> Attend
     The same arguments return the same function object, so that it can be a static argument of a
     jitted program. Raises ValueError for an unknown backend.
     """
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(
-            f"unknown attention backend {backend!r}; choose from {', '.join(BACKENDS)}"
-        )
+    if backend is not None:
+        check_name("attention backend", backend, BACKENDS)
 
     def attend(
         q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
     ) -> Float[Array, "B T N D"]:
         chosen = backend or choose_backend(platform, q.dtype, q.shape, k.shape[1])
-        return _FORMS[chosen](q, k, v)
+        return _FORMS[cast(Backend, chosen)](q, k, v)
 
     return attend
 

@@ -7,7 +7,7 @@ Each branch is a residual: it reads through its own LayerNorm and returns what i
 GLIGEN: arXiv 2301.07093, eq. 6-8. ReGround: arXiv 2403.13589, section 4.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.layers import FeedForward, GroupNorm, LayerNorm, Linear, normalise
-from reground_jax.settings import Wiring
+from reground_jax.settings import WIRINGS, Wiring, check_name
+from reground_jax.short_repr import short_repr
 
 LAYER_NORM_EPS = 1e-5
 SPATIAL_NORM_EPS = 1e-6
@@ -28,12 +29,16 @@ class KeyValue(NamedTuple):
     key: Float[Array, "B S N D"]
     value: Float[Array, "B S N D"]
 
+    __repr__ = short_repr
+
 
 class BlockContext(NamedTuple):
     """What one block attends to besides the image. None: this wiring never reads it."""
 
     text: KeyValue | None
     grounding: KeyValue | None
+
+    __repr__ = short_repr
 
 
 class Packed(NamedTuple):
@@ -234,6 +239,9 @@ class TransformerBlock(nnx.Module):
                 x = add(x, ground(x))
             case "no_grounding":  # plain Stable Diffusion
                 x = add(x, read(x))
+            case _:
+                check_name("wiring", wiring, WIRINGS)
+                assert_never(wiring)  # a name without a case here
         return x + self.ff(self.norm3(x))
 
 

@@ -26,6 +26,7 @@ from reground_jax.networks.layers import (
 from reground_jax.networks.position_net import PositionNet
 from reground_jax.networks.transformer import BlockContext, Packed, SpatialTransformer, repeat_to
 from reground_jax.settings import Wiring
+from reground_jax.short_repr import short_repr
 
 RESNET_EPS = 1e-5
 
@@ -37,6 +38,8 @@ class Grounding(NamedTuple):
     phrases: Float[Array, "B G E"]  # pooled CLIP embedding of each phrase
     mask: Float[Array, "B G"]  # 1 box, 0 empty
 
+    __repr__ = short_repr
+
 
 class Prepared(NamedTuple):
     """Everything that no step changes, in the compute dtype."""
@@ -44,6 +47,8 @@ class Prepared(NamedTuple):
     blocks: tuple[BlockContext, ...]  # of each transformer block in order of execution, batch k * B
     time: tuple[Float[Array, "M C"], ...]  # of each resnet in order, a row per time step, float32
     packed: tuple[Packed | None, ...]  # of each transformer block; None but in the parallel wiring
+
+    __repr__ = short_repr
 
     def at(self, row: Int[Array, ""] | int) -> "Prepared":
         """With the time table cut to one row (which may be traced), as the U-Net wants it."""

@@ -32,12 +32,6 @@ def branch_grounding(grounding: Grounding) -> Grounding:
     )
 
 
-def guided_steps(interval: tuple[float, float], num_steps: int) -> range:
-    """The steps in which both branches are evaluated; the others take the conditional one."""
-    start, stop = (int(end * num_steps) for end in interval)
-    return range(start, stop)
-
-
 def guide(
     output: Float[Array, "K H W C"], scale: Float[Array, ""] | float, batch: int
 ) -> Float[Array, "B H W C"]:

@@ -22,6 +22,7 @@ from reground_jax.sampling.guidance import branch_grounding, branch_text, guide
 from reground_jax.sampling.noise import ETA, step_noise
 from reground_jax.sampling.solvers.plan import Plan, Solver, State
 from reground_jax.settings import Wiring
+from reground_jax.short_repr import short_repr
 
 
 class Inpaint(NamedTuple):
@@ -30,6 +31,8 @@ class Inpaint(NamedTuple):
     latents: Float[Array, "B H W C"]  # of the image, scaled
     mask: Float[Array, "B H W 1"]
     noise: Float[Array, "B N H W C"]  # for re-noising the known part, per step
+
+    __repr__ = short_repr
 
 
 class Inputs(NamedTuple):
@@ -40,6 +43,8 @@ class Inputs(NamedTuple):
     guidance_scale: Float[Array, ""]
     seeds: UInt32[Array, "B"]  # one per image; read by stochastic solvers
     inpaint: Inpaint | None = None
+
+    __repr__ = short_repr
 
 
 # How these are laid over devices (devices.py).

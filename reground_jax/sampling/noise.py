@@ -23,14 +23,17 @@ MAX_SEED = 2**32 - 1
 
 def check_seeds(seeds: Iterable[Any]) -> UInt32[np.ndarray, "B"]:
     """Seeds as uint32 [B]. Raises ValueError unless each is an integer from 0 to 2**32 - 1."""
-    seeds = list(seeds)
-    for i, seed in enumerate(seeds):
+    rule = f"a seed is an integer from 0 to {MAX_SEED}, one per image"
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise ValueError(f"seeds is {seeds!r}: {rule}; give a list")
+    # A JAX array by its numbers, not by its scalars of a device each.
+    given = seeds.tolist() if hasattr(seeds, "tolist") else list(seeds)  # type: ignore[attr-defined]
+    for number, seed in enumerate(given, 1):
         whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
         if not (whole and 0 <= seed <= MAX_SEED):
-            raise ValueError(
-                f"seed {i} is {seed!r}: a seed is an integer from 0 to {MAX_SEED}, one per image"
-            )
-    return np.array(seeds, np.uint32)
+            which = "seed" if len(given) == 1 else f"seed {number} of {len(given)}"
+            raise ValueError(f"{which} is {seed!r}: {rule}")
+    return np.array(given, np.uint32)
 
 
 def initial_noise(

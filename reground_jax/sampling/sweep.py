@@ -20,20 +20,20 @@ Advance = Callable[[State, Float32[np.ndarray, "n"], int, int], State]
 def branch(state: State, tables: Float32[np.ndarray, "k n"], advance: Advance) -> list[State]:
     """The final state under each of `tables` (sampling/gate.py), all from `state`."""
     finals: dict[int, State] = {}
-
-    def run(state: State, rows: Sequence[int], start: int) -> None:
+    # Branching points: a state, the rows of each branch that is still to be run, and the step.
+    waiting: list[tuple[State, list[list[int]], int]] = [(state, [list(range(len(tables)))], 0)]
+    while waiting:
+        state, (rows, *others), start = waiting.pop()
+        if others:
+            waiting.append((state, others, start))
+            state = jax.tree.map(jnp.copy, state)
         stop = start + _common(tables[rows, start:])
         if stop > start:
             state = advance(state, tables[rows[0]], start, stop)
         if stop == tables.shape[1]:
-            finals.update(dict.fromkeys(rows, state))
-            return
-        parts = _split(rows, tables[:, stop])
-        for part in parts[:-1]:
-            run(jax.tree.map(jnp.copy, state), part, stop)
-        run(state, parts[-1], stop)
-
-    run(state, range(len(tables)), 0)
+            finals |= dict.fromkeys(rows, state)
+        else:
+            waiting.append((state, _split(rows, tables[:, stop]), stop))
     return [finals[row] for row in range(len(tables))]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int32
 
 from reground_jax.config import NoiseSchedule
+from reground_jax.short_repr import short_repr
 
 
 class Plan(NamedTuple):
@@ -33,6 +34,8 @@ class Plan(NamedTuple):
     initial_scale: Float32[Array | np.ndarray, ""]  # x_T is initial_scale times unit normal noise
     coefficients: dict[str, Any]  # float32 columns that only the solver's update reads
 
+    __repr__ = short_repr
+
     def row(self, evaluation: int | Int32[Array, ""]) -> "Plan":
         """The row of one evaluation, whose index may be traced. `initial_scale` stays."""
         return jax.tree.map(
@@ -49,6 +52,8 @@ class State(NamedTuple):
 
     x: Float32[Array, "B H W C"]  # where the U-Net is evaluated next
     history: tuple[Float32[Array, "B H W C"], ...] = ()  # earlier outputs, newest first
+
+    __repr__ = short_repr
 
 
 @runtime_checkable

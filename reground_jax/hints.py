@@ -1,0 +1,53 @@
+"""What other packages call a pipeline's arguments, and what they are called here."""
+
+import difflib
+from collections.abc import Collection
+
+_BOXES = "give Layout(prompt, phrases, boxes), one per image"
+HINTS = {
+    "prompt": _BOXES,
+    "negative_prompt": "give it in the Layout, negative_prompt=...",
+    "gligen_phrases": _BOXES,
+    "gligen_boxes": _BOXES,
+    "phrases": _BOXES,
+    "boxes": _BOXES,
+    "gligen_images": "only boxes with phrases are built",
+    "gligen_inpaint_image": "pipelines do not inpaint yet; see reground_jax.sampling.loop.Inpaint",
+    "gligen_scheduled_sampling_beta": "use gamma",
+    "beta": "use gamma",
+    "tau": "use gamma",
+    "alpha_type": "use gamma, which also takes GLIGEN's three parts",
+    "num_inference_steps": "use num_steps",
+    "steps": "use num_steps",
+    "guidance": "use guidance_scale",
+    "cfg": "use guidance_scale",
+    "cfg_scale": "use guidance_scale",
+    "generator": "use seeds, one integer per image",
+    "seed": "use seeds, one integer per image",
+    "num_images_per_prompt": "repeat the layout in the list, with a seed for each",
+    "output_type": 'use output: "pil", "numpy" or "latents"',
+    "return_dict": "a call returns the images themselves; use output for their form",
+    "scheduler": "use solver",
+    "sampler": "use solver",
+    "callback": "use progress",
+    "callback_on_step_end": "use progress",
+    "callback_steps": "use progress, which is called after every step",
+    "box_format": "give it in the Layout, box_format=...",
+    "dtype": "it is chosen once, in Pipeline.load(name, dtype=...)",
+    "torch_dtype": "it is chosen once, in Pipeline.load(name, dtype=...)",
+    "devices": "they are chosen once, in Pipeline.load(name, devices=...)",
+    "attention": "it is chosen once, in Pipeline.load(name, attention=...)",
+    "cross_attention_kwargs": "there is no counterpart; use gamma to change the grounding",
+}
+
+
+def refuse_keywords(function: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raise TypeError for the first of `given` that is not `known`; it says what to use instead."""
+    for name in given:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = HINTS.get(name) or (f"did you mean {near[0]}?" if near else None)
+        raise TypeError(
+            f"{function} has no argument {name!r}: {hint or 'it takes ' + ', '.join(known)}"
+        )
