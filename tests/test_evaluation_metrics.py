@@ -142,6 +142,13 @@ def test_detections_of_objects_without_a_box_are_no_mistakes():
     assert made["detections"] == [["cat", 0.9, 1]] and made["objects"] == {"cat": 1}
 
 
+def test_a_category_with_and_without_boxes_is_left_out_whole():
+    asked = case(thing("cat"), thing("dog", RIGHT), thing("dog", TINY, boxed=False))
+    found = scene(Detection("cat", 0.9, LEFT), Detection("dog", 0.8, RIGHT))
+    made = record(asked, found, [], [], [], [])
+    assert made["detections"] == [["cat", 0.9, 1]] and made["objects"] == {"cat": 1}
+
+
 def test_boxes_below_16_pixels_are_not_scored():
     sides = {16: True, 15: False}
     for side, large in sides.items():

@@ -13,7 +13,7 @@ from reground_jax.cli import evaluate, main
 from reground_jax.cli.evaluate import command_of, default_arguments
 from reground_jax.evaluation.cases import heldout_cases, with_half_the_boxes
 from reground_jax.evaluation.plot import Curve, Panel, Point, tradeoff_svg
-from reground_jax.evaluation.report import write_report
+from reground_jax.evaluation.report import findings, panels, title, write_report
 from reground_jax.evaluation.study import (
     CHUNK,
     Condition,
@@ -265,6 +265,16 @@ def test_the_plot_is_an_svg_with_a_point_per_gamma(written):
     counts = [len(line.get("points", "").split()) for line in lines]
     assert counts == [3, 3, 3, 2, 2]  # every box given, and COCO-Drop
     assert len(root.findall(f"{name}circle")) == sum(counts) + 3 + 3  # other wirings, legend
+
+
+def test_cases_without_a_box_to_score_have_no_panel_and_no_sentence():
+    row = {"cases": "heldout", "model": "m", "wiring": "parallel", "gamma": 1.0}
+    bare = row | {"box": None, "text": (0.5, 0.4, 0.6)}
+    assert panels([bare]) == []
+    results = {"differences": [bare], "equal_boxes": [bare | {"ap50": None}]}
+    assert findings(results) == []
+    full = row | {"cases": "dropped", "box": (0.9, 0.8, 1.0), "text": (0.5, 0.4, 0.6)}
+    assert [panel.title for panel in panels([bare, full])] == [title("dropped")]
 
 
 def test_points_of_the_plot_lie_where_the_axes_say():

@@ -183,12 +183,13 @@ def write_report(
         **summarise(records),
     }
     write_json(study.out / "results.json", results)
-    svg = tradeoff_svg(
-        panels(results["conditions"]),
-        x_title="boxes with the right thing in them, %",
-        y_title="of what only the caption says, shown, %",
-    )
-    (study.out / "tradeoff.svg").write_text(svg, "utf-8")
+    if drawn := panels(results["conditions"]):
+        svg = tradeoff_svg(
+            drawn,
+            x_title="boxes with the right thing in them, %",
+            y_title="of what only the caption says, shown, %",
+        )
+        (study.out / "tradeoff.svg").write_text(svg, "utf-8")
     save_png(study.out / "grid.png", grid(study, list(records)))
     (study.out / "report.md").write_text(markdown(results), "utf-8")
     return results
@@ -216,8 +217,8 @@ def title(cases: str) -> str:
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
-    """One per set of cases whose captions say more than the boxes do."""
-    told = [row for row in rows if row["text"] is not None]
+    """One per set of cases with boxes to score and captions that say more than the boxes do."""
+    told = [row for row in rows if row["text"] is not None and row["box"] is not None]
     return [
         Panel(title(name), curves([row for row in told if row["cases"] == name]))
         for name in dict.fromkeys(row["cases"] for row in told)
@@ -265,7 +266,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{settings['num_steps']} steps of {settings['solver']}, guidance "
         f"{settings['guidance_scale']:g}, {settings['dtype']}. Percentages with "
         "95 % intervals of a bootstrap over layouts; differences are paired by layout and seed.",
-        "![trade-off](tradeoff.svg)",
+        *(["![trade-off](tradeoff.svg)"] if panels(results["conditions"]) else []),
         *findings(results),
         "## The probes",
         "Share of right answers on 1,000 held-out renders, as they are and after the autoencoder.",
@@ -310,7 +311,7 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     return [
         finding(row, equal[row["cases"], row["model"], gamma])
         for row in results["differences"]
-        if row["gamma"] == gamma and row["text"] is not None
+        if row["gamma"] == gamma and row["text"] is not None and row["box"] is not None
     ]
 
 

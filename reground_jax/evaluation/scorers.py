@@ -115,9 +115,14 @@ def shown(asked: bool, there: bool) -> list[int]:
 def detection_record(case: Case, scene: Scene, unboxed: set[str]) -> Record:
     """detections: [category, score, hit]; objects: boxes by category.
 
-    Categories without a box are left out: they may be anywhere, so finding them is no mistake.
+    Categories of which a thing has no box are left out, with their boxes: that thing may be
+    anywhere, so finding it is no mistake, and which detection is which cannot be told.
     """
-    wanted = [(t["category"], t["box"]) for t in case.facts["objects"] if t["boxed"]]
+    wanted = [
+        (t["category"], t["box"])
+        for t in case.facts["objects"]
+        if t["boxed"] and t["category"] not in unboxed
+    ]
     found = [d for d in scene.detections if d.category not in unboxed]
     detections = [
         [d.category, round(d.score, 4), int(hit)]
