@@ -10,11 +10,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from reground_jax.batch.manifest import SHARD_FORMATS
 from reground_jax.batch.store import Store
+from reground_jax.json_text import parse_json
+from reground_jax.readers import Rejected, attempt
 from reground_jax.readers.lines import MAX_SEED, Line
 from reground_jax.settings import Settings, check_name
 
-SHARD_FORMATS = ("imagefolder", "webdataset")
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 NAME = "run.json"
 FORMAT = 1  # of run.json and of the output; raised when an older reader would misread it
@@ -48,12 +50,13 @@ class Run:
         check_name("format", self.shards, SHARD_FORMATS)
         check_name("image", self.image, IMAGE_FORMATS)
         for name in ("unit_lines", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality is {self.quality}: give 1..100")
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}: it must be an integer, at least 1")
+        if type(self.quality) is not int or not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality!r}: give 1..100")
         for seed in self.seeds:
-            if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+            if type(seed) is not int or not 0 <= seed <= MAX_SEED:
                 raise ValueError(f"run seed is {seed!r}: give integers from 0 to {MAX_SEED}")
         gammas = [dataclasses.replace(self.settings, gamma=gamma).gamma for gamma in self.gammas]
         object.__setattr__(self, "gammas", tuple(gammas))
@@ -88,7 +91,9 @@ class Run:
         return {"format": FORMAT, **json.loads(json.dumps(fields))}  # tuples become lists
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Run":
+    def from_json(cls, value: Any) -> "Run":
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds {value!r:.80}: expected an object")
         if value.get("format") != FORMAT:
             raise ValueError(
                 f"the output has format {value.get('format')!r}, this version reads {FORMAT}: "
@@ -140,8 +145,10 @@ def begin(store: Store, run: Run) -> Run:
 def read_run(store: Store) -> Run:
     """The run that an output was begun with. Raises ValueError."""
     try:
-        return Run.from_json(json.loads(store.read(NAME)))
+        content = store.read(NAME)
     except FileNotFoundError as error:
         raise ValueError(f"{store.url} has no {NAME}: it is no output of `batch`") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{store.url}/{NAME} is damaged ({error}): take another --out") from error
+    found = attempt(f"{store.url}/{NAME}", lambda: Run.from_json(parse_json(content)))
+    if isinstance(found, Rejected):
+        raise ValueError(f"{found.source}: {found.reason}; if it is damaged, take another --out")
+    return found
