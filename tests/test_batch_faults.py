@@ -18,7 +18,7 @@ from PIL import Image
 from reground_jax.batch.manifest import read_manifests
 from reground_jax.batch.store import open_store
 from reground_jax.batch.verify import verify
-from tests.test_batch import DATA, files, layout, metadata, write_lines
+from tests.batch_cases import DATA, files, layout, metadata, write_lines
 
 ROOT = Path(__file__).parent.parent
 STUB = [sys.executable, "-m", "tests.batch_stub"]

@@ -13,7 +13,7 @@ from typing import Any
 from reground_jax.batch.manifest import SHARD_FORMATS
 from reground_jax.batch.store import Store
 from reground_jax.json_text import parse_json
-from reground_jax.readers import Rejected, attempt
+from reground_jax.readers import Rejected, attempt, shown
 from reground_jax.readers.lines import MAX_SEED, Line
 from reground_jax.settings import Settings, check_name
 
@@ -50,13 +50,12 @@ class Run:
         check_name("format", self.shards, SHARD_FORMATS)
         check_name("image", self.image, IMAGE_FORMATS)
         for name in ("unit_lines", "batch_size"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}: it must be an integer, at least 1")
-        if type(self.quality) is not int or not 1 <= self.quality <= 100:
-            raise ValueError(f"quality is {self.quality!r}: give 1..100")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality}: give 1..100")
         for seed in self.seeds:
-            if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+            if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
                 raise ValueError(f"run seed is {seed!r}: give integers from 0 to {MAX_SEED}")
         gammas = [dataclasses.replace(self.settings, gamma=gamma).gamma for gamma in self.gammas]
         object.__setattr__(self, "gammas", tuple(gammas))
@@ -93,13 +92,14 @@ class Run:
     @classmethod
     def from_json(cls, value: Any) -> "Run":
         if not isinstance(value, dict):
-            raise ValueError(f"it holds {value!r:.80}: expected an object")
+            raise ValueError(f"it holds {shown(value)}: expected an object")
         if value.get("format") != FORMAT:
             raise ValueError(
                 f"the output has format {value.get('format')!r}, this version reads {FORMAT}: "
                 "use the version of reground-jax that began it"
             )
         value = {name: part for name, part in value.items() if name != "format"}
+        _check_types(value)
         value["settings"] = Settings.from_json(value["settings"])
         lists: dict[str, Any] = {
             name: tuple(value[name]) for name in ("wirings", "gammas", "seeds")
@@ -115,6 +115,18 @@ class Run:
             if mine[name] != theirs[name]:
                 found[name] = theirs[name], mine[name]
         return sorted(f"{name} {old} -> {new}" for name, (new, old) in found.items())
+
+
+def _check_types(value: dict[str, Any]) -> None:
+    kinds = {field.name: str for field in dataclasses.fields(Run)}
+    kinds |= {"settings": dict, "wirings": list, "gammas": list, "seeds": list}
+    kinds |= dict.fromkeys(("unit_lines", "batch_size", "quality"), int)
+    items = {"wirings": str, "seeds": int}
+    for name, kind in kinds.items():
+        part = value.get(name)
+        whole = type(part) is kind
+        if not whole or (name in items and any(type(item) is not items[name] for item in part)):
+            raise ValueError(f"{name} is {shown(part)}, which is not what `batch` writes")
 
 
 def seed_of(run_seed: int, line: Line) -> int:

@@ -272,8 +272,7 @@ def run_share(job: Job, directory: Path, arguments: argparse.Namespace) -> int:
     if sampler.rows > job.run.unit_lines:
         say(
             f"a unit has {plural(job.run.unit_lines, 'line')}, and the devices take "
-            f"{sampler.rows} at a time: some of them will have nothing to do; a new output may have "
-            "more --unit-lines"
+            f"{sampler.rows} at a time: some will be idle; a new output may have more --unit-lines"
         )
     generator = Generator(job.run, job.source, job.index, job.store, sampler, arguments.preview)
     return _run_here(generator, units, manifest, total, debug=arguments.debug)

@@ -33,16 +33,15 @@ def read_layouts(
         form = "coco"
     elif not path.endswith(".json") or _is_jsonl(path):
         form = "jsonl"
-    content = None if form == "jsonl" else read_json(path, _known_as(form))
-    form = form or form_of(content, path)
-    if (captions is not None) != (form == "coco"):
-        raise ValueError(
-            f"the form is {form}: COCO's instances need a captions file, the other forms have none"
-        )
+    if form is not None:
+        _check_captions(form, captions)
     if form == "jsonl":
         return None
-    if form == "coco":
-        assert captions is not None
+    content = read_json(path, _known_as(form))
+    if form is None:
+        form = form_of(content, path)
+        _check_captions(form, captions)
+    if captions is not None:
         return coco_layouts(content, path, captions)
     readers = {
         "nsr1k": nsr1k_layouts,
@@ -73,6 +72,13 @@ def form_of(content: Any, path: str) -> str:
         "(name that file *.jsonl), COCO's instances (with --captions), NSR-1K's and LayoutGPT's "
         "lists, LLM-grounded diffusion's cache, InstanceDiffusion's demos"
     )
+
+
+def _check_captions(form: str, captions: str | None) -> None:
+    if (captions is not None) != (form == "coco"):
+        raise ValueError(
+            f"the form is {form}: COCO's instances need a captions file, the other forms have none"
+        )
 
 
 def _known_as(form: str | None) -> str:

@@ -72,9 +72,9 @@ def _layout(name: str, prompt: str, answer: object) -> Layout:
     )
 
 
-def _pairs(text: str) -> list[tuple[str, Any]]:
+def _pairs(text: str) -> list[tuple[Any, Any]]:
     try:
-        pairs = [(phrase, box) for phrase, box in ast.literal_eval(text)]
+        return [(phrase, box) for phrase, box in ast.literal_eval(text)]
     # MemoryError is Python's parser at brackets that are nested too deeply.
     except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
         raise ValueError(f"{shown(text)} is no list of ('phrase', [x, y, width, height])") from None

@@ -60,8 +60,8 @@ def _layout(entry: Any) -> Layout:
             names, objects, box_format = (query,), [first, second], "xywh"
         case _:
             raise ValueError(
-                f"entry is {shown(entry)}: expected prompt, object_list (or obj1 and obj2), and id "
-                "(ground truth) or query_id and iter (GPT-4)"
+                f"entry is {shown(entry)}: expected prompt, object_list, and id (ground truth) or "
+                "query_id and iter (GPT-4), or prompt, obj1, obj2 and id (spatial)"
             )
     texts = [id_text(name) for name in names]
     if None in texts:
