@@ -6,6 +6,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401  the hook names it
+from tests.processes import starting
 
 install_import_hook("reground_jax", "tests.typechecker.check")
 
@@ -73,6 +74,13 @@ def stub(monkeypatch):
     monkeypatch.setattr(batch, "find_checkpoint", lambda model: (Path("stub"), CHECKSUM))
     monkeypatch.setattr(batch, "load_sampler", load)
     return made
+
+
+@pytest.fixture
+def start():
+    """A function that starts a program, which ends with the test (tests/processes.py)."""
+    with starting() as begin:
+        yield begin
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from reground_jax.batch.verify import verify
 from reground_jax.cli import batch, main
 from reground_jax.settings import Settings
 from tests.batch_cases import generate, layout, metadata, write_lines
-from tests.batch_stub import Stub
+from tests.batch_stub import Drawn, Stub
 
 PATIENCE = 120  # seconds, after which what a device waits for never happens
 
@@ -61,9 +61,10 @@ class Paced(Stub):
         return Waiting(self, number, images)
 
 
-class Waiting:
-    def __init__(self, sampler: Paced, number: int, images):
-        self.sampler, self.number, self.images = sampler, number, images
+class Waiting(Drawn):
+    def __init__(self, sampler: Paced, number: int, images: Drawn):
+        super().__init__(images.future)
+        self.sampler, self.number = sampler, number
 
     def block_until_ready(self):
         with self.sampler.changed:
@@ -71,10 +72,7 @@ class Waiting:
                 lambda: self.sampler.needed(self.sampler, self.number), PATIENCE
             )
         assert came, f"batch {self.number} was left alone on the device"
-        self.images.block_until_ready()
-
-    def __array__(self, dtype=None, copy=None):
-        return np.asarray(self.images)
+        super().block_until_ready()
 
 
 def test_one_batch_is_always_enqueued_behind_the_one_that_runs(ten, tmp_path):

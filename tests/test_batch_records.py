@@ -45,7 +45,7 @@ def test_half_of_a_surrogate_pair_in_any_text_rejects_its_line(tmp_path, field):
         ('{"id": "x", "prompt": ' + "9" * 5000 + "}", "not a line of JSON: Exceeds the limit"),
         (layout(1, boxes=5), "boxes of"),
         (layout(1, boxes=[None]), "box 1 of"),
-        (layout(1, phrases=None), "phrases of"),
+        (layout(1, phrases=5), "phrases of"),
         (layout(1, prompt=None), "prompt of"),
         (layout(1, box_format=["xyxy"]), "box_format"),
         (layout(1, seed=1.5), "seed is 1.5: a seed is an integer"),

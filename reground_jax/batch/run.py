@@ -118,14 +118,14 @@ class Run:
 
 
 def _check_types(value: dict[str, Any]) -> None:
-    kinds = {field.name: str for field in dataclasses.fields(Run)}
+    kinds: dict[str, type] = {field.name: str for field in dataclasses.fields(Run)}
     kinds |= {"settings": dict, "wirings": list, "gammas": list, "seeds": list}
     kinds |= dict.fromkeys(("unit_lines", "batch_size", "quality"), int)
     items = {"wirings": str, "seeds": int}
     for name, kind in kinds.items():
         part = value.get(name)
-        whole = type(part) is kind
-        if not whole or (name in items and any(type(item) is not items[name] for item in part)):
+        parts = part if isinstance(part, list) else []
+        if type(part) is not kind or any(type(x) is not items.get(name, type(x)) for x in parts):
             raise ValueError(f"{name} is {shown(part)}, which is not what `batch` writes")
 
 
