@@ -114,7 +114,7 @@ def load_index(store: Store, source: Source, *, rules: dict[str, Any], strict: b
     with store.writing("rejected.jsonl") as rejected:
         index = build_index(source, rejected, rules=rules, strict=strict)
     check_duplicates(index, source)
-    rows = np.stack([index.offsets, index.hashes], 1).astype("<u8").tobytes()
+    rows = np.stack([index.offsets, index.hashes], 1, dtype="<u8").view(np.uint8).ravel().data
     write(store, "index.bin", rows)
     description = {
         "facts": facts,

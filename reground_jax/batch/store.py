@@ -245,7 +245,7 @@ class ObjectStore:
         return f"{self.url}/{name}" if name else self.url
 
 
-def write(store: Store, name: str, content: bytes) -> None:
+def write(store: Store, name: str, content: bytes | memoryview) -> None:
     with store.writing(name) as file:
         file.write(content)
 
