@@ -116,7 +116,7 @@ def test_coco_files_with_bad_images_are_made_but_for_those(tmp_path):
     assert [row["id"] for row in metadata(tmp_path / "out")] == ["1", "4"]
     assert [entry["reason"] for entry in rejected(tmp_path / "out")] == [
         "image 2: its width is 0: it must be a number of pixels above 0",
-        "image 3: annotation 3: its box is None: it must be x, y, width, height, four numbers of "
+        "image 3: annotation 3: its bbox is None: it must be x, y, width, height, four numbers of "
         "pixels",
     ]
 

@@ -62,7 +62,7 @@ def test_images_with_bad_values_are_rejected_by_field_and_the_others_are_read():
     assert second.reason == "its width is 0: it must be a number of pixels above 0"
     assert third.source.endswith("image 3")
     assert third.reason == (
-        "annotation 3: its box is None: it must be x, y, width, height, four numbers of pixels"
+        "annotation 3: its bbox is None: it must be x, y, width, height, four numbers of pixels"
     )
 
 
@@ -96,14 +96,14 @@ def test_a_size_that_is_none_is_named(tmp_path, dirty, reason):
 @pytest.mark.parametrize(
     ("dirty", "reason"),
     [
-        (box(11, 1, bbox=["1", "2", "3", "4"]), "its box is ['1', '2', '3', '4']"),
-        (box(11, 1, bbox=[1, 2, 3]), "its box is [1, 2, 3]"),
-        (box(11, 1, bbox=[1, 2, NAN, 4]), "its box is [1, 2, nan, 4]"),
-        (box(11, 1, bbox=[1, 2, float("inf"), 4]), "its box is [1, 2, inf, 4]"),
-        (box(11, 1, bbox={"x": 1}), "its box is {'x': 1}"),
+        (box(11, 1, bbox=["1", "2", "3", "4"]), "its bbox is ['1', '2', '3', '4']"),
+        (box(11, 1, bbox=[1, 2, 3]), "its bbox is [1, 2, 3]"),
+        (box(11, 1, bbox=[1, 2, NAN, 4]), "its bbox is [1, 2, nan, 4]"),
+        (box(11, 1, bbox=[1, 2, float("inf"), 4]), "its bbox is [1, 2, inf, 4]"),
+        (box(11, 1, bbox={"x": 1}), "its bbox is {'x': 1}"),
         (box(11, 1, bbox=[50, 50, -20, 10]), "width and height must not be negative"),
         (box(11, 1, bbox=[500, 50, 20, 10]), "it lies outside the image of 100 x 100 pixels"),
-        (without(box(11, 1), "bbox"), "its box is None"),
+        (without(box(11, 1), "bbox"), "its bbox is None"),
         (box(11, 1, category_id=99), "its category_id is 99, which is not in categories"),
         (box(11, 1, category_id=[1]), "its category_id is [1], which is not in categories"),
         (without(box(11, 1), "category_id"), "its category_id is None"),

@@ -200,7 +200,7 @@ def test_a_layout_of_instancediffusion_is_read():
         ({"width": 0}, "its width is 0"),
         ({"annos": None}, "annos is None: it must be a list"),
         ({"annos": [{"caption": "a dog", "point": [1, 2]}]}, "object 1 of annos has no bbox"),
-        ({"annos": [{"caption": "a dog", "bbox": [1]}]}, "object 1 of annos: its box is [1]"),
+        ({"annos": [{"caption": "a dog", "bbox": [1]}]}, "object 1 of annos: its bbox is [1]"),
         ({"annos": [{"bbox": [0, 0, 1, 1]}]}, "phrase 1 of layout 'x' is None"),
         ({"caption": None}, "prompt of layout 'x' is None"),
     ],

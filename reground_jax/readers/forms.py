@@ -5,7 +5,7 @@ from typing import Any
 
 from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected, read_json
+from reground_jax.readers import Rejected, read_json, shown
 from reground_jax.readers.coco import coco_layouts, is_coco
 from reground_jax.readers.instancediffusion import (
     instancediffusion_layouts,
@@ -63,7 +63,7 @@ def form_of(content: Any, path: str) -> str:
         if test(content):
             return form
     if isinstance(content, dict):
-        keys = ", ".join(map(repr, list(content)[:4]))
+        keys = ", ".join(map(shown, list(content)[:4]))
         holds = f"an object with {keys}" if keys else "an empty object"
     else:
         holds = "an empty list" if content == [] else f"a JSON {type(content).__name__}"

@@ -66,7 +66,7 @@ def _layout(name: str, prompt: str, answer: object) -> Layout:
     return Layout(
         prompt=prompt,
         phrases=[phrase for phrase, _ in pairs],
-        boxes=[fractions(box, (SIDE, SIDE)) for _, box in pairs],
+        boxes=[fractions(box, (SIDE, SIDE), name="box") for _, box in pairs],
         negative_prompt="" if negative == "None" else negative,  # models write the word
         id=name,
     )

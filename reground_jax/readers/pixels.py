@@ -19,25 +19,25 @@ def image_size(value: dict[str, Any]) -> tuple[float, float]:
     return width, height
 
 
-def fractions(box: Any, size: tuple[float, float]) -> Box:
+def fractions(box: Any, size: tuple[float, float], *, name: str = "bbox") -> Box:
     """x, y, width, height in pixels of an image of (width, height) -> xyxy fractions of it.
 
     Clipped: COCO's boxes overhang the image by fractions of a pixel, and language models' by a few
-    pixels. Raises ValueError if `box` is none, or lies outside.
+    pixels. Raises ValueError, with the box's name, if `box` is none or lies outside.
     """
     numbers = [_number(value) for value in box] if isinstance(box, (list, tuple)) else []
     given = [value for value in numbers if value is not None]
     if len(numbers) != 4 or len(given) != 4:
         raise ValueError(
-            f"its box is {shown(box)}: it must be x, y, width, height, four numbers of pixels"
+            f"its {name} is {shown(box)}: it must be x, y, width, height, four numbers of pixels"
         )
     x, y, w, h = given
     if w < 0 or h < 0:
-        raise ValueError(f"its box is {shown(box)}: width and height must not be negative")
+        raise ValueError(f"its {name} is {shown(box)}: width and height must not be negative")
     width, height = size
     if x > width or y > height or x + w < 0 or y + h < 0:
         raise ValueError(
-            f"its box is {shown(box)}: it lies outside the image of {width:g} x {height:g} pixels"
+            f"its {name} is {shown(box)}: it lies outside the image of {width:g} x {height:g} pixels"
         )
     x0, y0, x1, y1 = (
         min(max(edge, 0.0), 1.0)
