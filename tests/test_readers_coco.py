@@ -102,7 +102,7 @@ def test_a_size_that_is_none_is_named(tmp_path, dirty, reason):
         (box(11, 1, bbox=[1, 2, float("inf"), 4]), "its bbox is [1, 2, inf, 4]"),
         (box(11, 1, bbox={"x": 1}), "its bbox is {'x': 1}"),
         (box(11, 1, bbox=[50, 50, -20, 10]), "width and height must not be negative"),
-        (box(11, 1, bbox=[500, 50, 20, 10]), "it lies outside the image of 100 x 100 pixels"),
+        (box(11, 1, bbox=[500, 50, 20, 10]), "it lies outside the image, of 100 x 100 pixels"),
         (without(box(11, 1), "bbox"), "its bbox is None"),
         (box(11, 1, category_id=99), "its category_id is 99, which is not in categories"),
         (box(11, 1, category_id=[1]), "its category_id is [1], which is not in categories"),

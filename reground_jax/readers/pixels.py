@@ -37,7 +37,8 @@ def fractions(box: Any, size: tuple[float, float], *, name: str = "bbox") -> Box
     width, height = size
     if x > width or y > height or x + w < 0 or y + h < 0:
         raise ValueError(
-            f"its {name} is {shown(box)}: it lies outside the image of {width:g} x {height:g} pixels"
+            f"its {name} is {shown(box)}: it lies outside the image, of {width:g} x {height:g} "
+            "pixels"
         )
     x0, y0, x1, y1 = (
         min(max(edge, 0.0), 1.0)
