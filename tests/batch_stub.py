@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from reground_jax.cli import batch, main
+from tests.batch_hold import hold_if_asked
 
 SIDE = 8
 CHECKSUM = "0" * 64
@@ -64,6 +65,7 @@ def installed(seconds: float):
 
 
 if __name__ == "__main__":
+    hold_if_asked()
     installed(float(sys.argv[1]))
     code = main(sys.argv[2:])
     assert "jax" not in sys.modules, "the stub is to be quick"

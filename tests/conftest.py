@@ -6,6 +6,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401  the hook names it
+from tests.processes import starting
 
 install_import_hook("reground_jax", "tests.typechecker.check")
 
@@ -56,3 +57,40 @@ def base(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("base") / "model"
     write_model(directory, TINY, random_params(TINY, 0), TOKENIZER, {"source": "random"})
     return directory
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """`reground-jax batch` with a sampler that draws; gives the samplers that were made."""
+    from reground_jax.cli import batch
+    from tests.batch_stub import CHECKSUM, Stub
+
+    made = []
+
+    def load(directory, run, arguments):
+        made.append(Stub(run.batch_size))
+        return made[-1]
+
+    monkeypatch.setattr(batch, "find_checkpoint", lambda model: (Path("stub"), CHECKSUM))
+    monkeypatch.setattr(batch, "load_sampler", load)
+    return made
+
+
+@pytest.fixture
+def start():
+    """A function that starts a program, which ends with the test (tests/processes.py)."""
+    with starting() as begin:
+        yield begin
+
+
+@pytest.fixture
+def ten(tmp_path) -> Path:
+    """A file of ten layouts for `reground-jax batch`."""
+    from tests.batch_cases import layout, write_lines
+
+    return write_lines(tmp_path / "ten.jsonl", [layout(i) for i in range(10)])
+
+
+def pytest_make_parametrize_id(config, val) -> str | None:
+    """Texts of any length are parameters, and no names."""
+    return f"{val[:20]!r}..." if isinstance(val, (str, bytes)) and len(val) > 200 else None

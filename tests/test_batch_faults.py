@@ -1,7 +1,6 @@
 """The batch generator as real processes that are killed, doubled, and run out of room."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -18,32 +17,12 @@ from PIL import Image
 from reground_jax.batch.manifest import read_manifests
 from reground_jax.batch.store import open_store
 from reground_jax.batch.verify import verify
-from tests.test_batch import DATA, files, layout, metadata, write_lines
+from tests.batch_cases import DATA, files, layout, metadata, write_lines
+from tests.processes import PATIENCE, Start, finish, starting, wait_for
 
-ROOT = Path(__file__).parent.parent
 STUB = [sys.executable, "-m", "tests.batch_stub"]
 SMALL = ["--unit-lines", "4", "--batch-size", "2"]
-
-
-def start(arguments: list[str], **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        arguments, cwd=ROOT, env=os.environ | environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit code and stderr."""
-    _, errors = process.communicate(timeout=600)
-    return process.returncode, errors
-
-
-def wait_for(process: subprocess.Popen, condition) -> None:
-    """Until the condition holds, which it must while the process lives."""
-    limit = time.monotonic() + 600
-    while not condition():
-        assert process.poll() is None and time.monotonic() < limit, finish(process)
-        time.sleep(0.02)
+NEVER = "/nowhere/at/all"  # a file for which a held run waits in vain
 
 
 def stub(seconds: float, layouts: Path, out: Path, *options: str) -> list[str]:
@@ -62,11 +41,16 @@ def finished_units(out: Path) -> int:
     return len(read_manifests(open_store(str(out)))[0])
 
 
-def kill_and_resume(command: list[str], out: Path, kills: int, **environment: str) -> None:
-    """Kills a run so many times, each a random moment after a random number of new units."""
+def kill_and_resume(
+    start: Start, command: list[str], out: Path, kills: int, **environment: str
+) -> None:
+    """Kills a run so many times, each a random moment after a random number of new units.
+
+    A run that would come further than 5 units before it is killed waits there.
+    """
     dice = random.Random(0)
     for _ in range(kills):
-        process = start(command, **environment)
+        process = start(command, HOLD=f"5:{NEVER}", **environment)
         goal = finished_units(out) + dice.randint(0, 2)
         wait_for(process, lambda goal=goal: finished_units(out) >= goal)
         time.sleep(dice.uniform(0, 0.3))
@@ -83,39 +67,39 @@ def forty(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["imagefolder", "webdataset"])
-def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path, form):
+def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(start, tmp_path, form):
     lines = write_lines(tmp_path / "in.jsonl", [layout(i) for i in range(200)])
     code, errors = finish(start(stub(0, lines, tmp_path / "undisturbed", "--format", form)))
     assert code == 0, errors
     out = tmp_path / "out"
-    kill_and_resume(stub(0.03, lines, out, "--format", form), out, 5)
+    kill_and_resume(start, stub(0.03, lines, out, "--format", form), out, 5)
     check_whole(out, files(tmp_path / "undisturbed"))
 
 
-def test_sigterm_ends_a_run_cleanly_and_the_same_command_goes_on(forty, tmp_path):
-    out = tmp_path / "out"
-    process = start(stub(0.3, forty, out))
-    wait_for(process, lambda: (out / "manifests").exists())
+def test_sigterm_ends_a_run_cleanly_and_the_same_command_goes_on(start, forty, tmp_path):
+    out, release = tmp_path / "out", tmp_path / "release"
+    process = start(stub(0.05, forty, out), HOLD=f"1:{release}")
+    wait_for(process, lambda: finished_units(out) >= 1)
     process.send_signal(signal.SIGTERM)
-    asked = time.monotonic()
+    release.touch()
     code, errors = finish(process)
     assert code == 128 + signal.SIGTERM
-    assert time.monotonic() - asked < 3  # at most two steps of 0.3 s are finished
     assert "SIGTERM: finishing what is on the device" in errors
     assert "the same command goes on from here" in errors
     done = len(metadata(out))
-    assert 4 <= done < 40 and not list(out.rglob(".*.part"))
+    # A unit of 4, and at most the 5 others that were under way.
+    assert 4 <= done <= 24 and not list(out.rglob(".*.part"))
     code, errors = finish(start(stub(0, forty, out)))
-    assert code == 0 and f"{40 - done} images in" in errors
+    assert code == 0 and f"generating {40 - done} images (" in errors
     assert len(metadata(out)) == 40
 
 
 def test_a_second_process_on_the_same_share_is_refused_and_a_killed_ones_lock_is_free(
-    forty, tmp_path
+    start, forty, tmp_path
 ):
     out = tmp_path / "out"
-    first = start(stub(0.2, forty, out))
-    wait_for(first, lambda: (out / "manifests").exists())
+    first = start(stub(0, forty, out), HOLD=f"1:{NEVER}")
+    wait_for(first, lambda: finished_units(out) >= 1)
     code, errors = finish(start(stub(0, forty, out)))
     assert code == 2
     assert f"another process works on this share of this output (process {first.pid}" in errors
@@ -140,13 +124,13 @@ def in_namespace(mount: str, out: Path, command: list[str]) -> list[str]:
     return [*wrapped, f'{mount} && shift && exec "$@"', "sh", str(out), *command]
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(forty, tmp_path):
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(start, forty, tmp_path):
     out = tmp_path / "out"
     # The run, then room made for it, and the run again; each of the 40 images takes a page.
     script = '"$@"; echo code $?; mount -o remount,size=8m "$0" && "$@"; echo code $?; ls -R "$0"'
     both = ["sh", "-c", script, str(out), *stub(0, forty, out)]
     process = start(in_namespace("mount -t tmpfs -o size=120k none $1", out, both))
-    listing, errors = process.communicate(timeout=100)
+    listing, errors = process.communicate(timeout=PATIENCE)
     assert "No space left on device" in errors and str(out) in errors
     assert "finished units are kept: when there is room" in errors
     assert [line for line in listing.splitlines() if line.startswith("code")] == [
@@ -156,7 +140,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(forty, tmp_
     assert sum(line.endswith(".png") for line in listing.splitlines()) == 40
 
 
-def test_a_read_only_output_is_named_before_anything_is_made(forty, tmp_path):
+def test_a_read_only_output_is_named_before_anything_is_made(start, forty, tmp_path):
     out = tmp_path / "out"
     process = start(in_namespace("mount -t tmpfs -o ro none $1", out, stub(0, forty, out)))
     code, errors = finish(process)
@@ -178,7 +162,7 @@ print(1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", status)[1]))
 """
 
 
-def peak_of(lines: int, folder: Path) -> tuple[int, str]:
+def peak_of(start: Start, lines: int, folder: Path) -> tuple[int, str]:
     """Bytes of memory that a run of so many lines takes at most, and what it says."""
     source = folder / f"{lines}.jsonl"
     with source.open("w") as file:
@@ -193,7 +177,7 @@ def peak_of(lines: int, folder: Path) -> tuple[int, str]:
         "webdataset",
     ]
     process = start([sys.executable, "-c", PEAK, "x", *arguments])
-    printed, errors = process.communicate(timeout=600)
+    printed, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert f"{lines} images, " in errors
     return int(printed.splitlines()[-1]), errors
@@ -202,9 +186,9 @@ def peak_of(lines: int, folder: Path) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "few, many", [(1000, 8000), pytest.param(10_000, 100_000, marks=pytest.mark.slow)]
 )
-def test_memory_does_not_grow_with_the_number_of_layouts(few, many, tmp_path):
-    small, _ = peak_of(few, tmp_path)
-    large, said = peak_of(many, tmp_path)
+def test_memory_does_not_grow_with_the_number_of_layouts(start, few, many, tmp_path):
+    small, _ = peak_of(start, few, tmp_path)
+    large, said = peak_of(start, many, tmp_path)
     print(f"{many} layouts: {large / 2**20:.0f} MiB ({few}: {small / 2**20:.0f} MiB)\n{said}")
     # The index takes 16 bytes a line, sorting it as much again; the input has 110 bytes a line.
     assert large - small < 64 * many + (12 << 20)
@@ -212,7 +196,7 @@ def test_memory_does_not_grow_with_the_number_of_layouts(few, many, tmp_path):
 
 # ---- with the model
 
-MODEL = [sys.executable, "-c", "import sys; from reground_jax.cli import main; sys.exit(main())"]
+MODEL = [sys.executable, "-m", "tests.batch_hold"]
 FOUR = "--xla_force_host_platform_device_count=4"
 
 
@@ -239,24 +223,25 @@ def undisturbed(tiny_model_dir, compiled, tmp_path_factory) -> tuple[Path, Path]
     """(40 layouts, what one device makes of them without trouble)."""
     folder = tmp_path_factory.mktemp("undisturbed")
     lines = write_lines(folder / "in.jsonl", [layout(i, seed=i) for i in range(40)])
-    code, errors = finish(start(tiny(tiny_model_dir, lines, folder / "out"), **compiled))
+    with starting() as start:
+        code, errors = finish(start(tiny(tiny_model_dir, lines, folder / "out"), **compiled))
     assert code == 0, errors
     return lines, folder / "out"
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_run_of_the_model_survives_kills(kills, tiny_model_dir, compiled, tmp_path):
-    lines = write_lines(tmp_path / "in.jsonl", [layout(i) for i in range(48 * kills)])
+def test_a_run_of_the_model_survives_kills(start, kills, tiny_model_dir, compiled, tmp_path):
+    lines = write_lines(tmp_path / "in.jsonl", [layout(i) for i in range(32 * kills)])
     code, errors = finish(start(tiny(tiny_model_dir, lines, tmp_path / "once"), **compiled))
     assert code == 0, errors
     out = tmp_path / "out"
-    kill_and_resume(tiny(tiny_model_dir, lines, out), out, kills, **compiled)
+    kill_and_resume(start, tiny(tiny_model_dir, lines, out), out, kills, **compiled)
     check_whole(out, files(tmp_path / "once"))
 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_of_two_hosts_is_killed_and_a_later_run_makes_what_is_missing(
-    victim, undisturbed, tiny_model_dir, compiled, tmp_path
+    start, victim, undisturbed, tiny_model_dir, compiled, tmp_path
 ):
     lines, once = undisturbed
     out = tmp_path / "out"
@@ -279,7 +264,7 @@ def test_one_of_two_hosts_is_killed_and_a_later_run_makes_what_is_missing(
 
 
 @pytest.mark.slow
-def test_a_soak_of_the_shipped_model_on_four_devices(compiled, tmp_path):
+def test_a_soak_of_the_shipped_model_on_four_devices(start, compiled, tmp_path):
     """2,286 images of GPT-4's real layouts, stopped once in the middle."""
     command = [
         *MODEL, "batch", str(DATA / "nsr1k" / "gpt4.counting.all.json"),
@@ -287,9 +272,11 @@ def test_a_soak_of_the_shipped_model_on_four_devices(compiled, tmp_path):
         "--steps", "10", "--solver", "dpmpp_2m", "--guidance-scale", "4", "--batch-size", "8",
         "--unit-lines", "64", "--preview", "16",
     ]  # fmt: skip
-    process = start(command, XLA_FLAGS=FOUR, **compiled)
+    release = tmp_path / "release"
+    process = start(command, XLA_FLAGS=FOUR, HOLD=f"6:{release}", **compiled)
     wait_for(process, lambda: finished_units(tmp_path / "out") >= 6)
     process.send_signal(signal.SIGTERM)
+    release.touch()
     finish(process)
     before = finished_units(tmp_path / "out")
     code, errors = finish(start(command, XLA_FLAGS=FOUR, **compiled))
@@ -302,7 +289,7 @@ def test_a_soak_of_the_shipped_model_on_four_devices(compiled, tmp_path):
 
 @pytest.mark.slow
 def test_another_batch_size_gives_the_same_images_up_to_rounding(
-    undisturbed, tiny_model_dir, compiled, tmp_path
+    start, undisturbed, tiny_model_dir, compiled, tmp_path
 ):
     lines, once = undisturbed
     command = tiny(tiny_model_dir, lines, tmp_path / "out", "--batch-size", "4")
@@ -321,7 +308,7 @@ def test_another_batch_size_gives_the_same_images_up_to_rounding(
 
 
 def test_two_hosts_of_jax_distributed_do_their_shares(
-    undisturbed, tiny_model_dir, compiled, tmp_path
+    start, undisturbed, tiny_model_dir, compiled, tmp_path
 ):
     lines, once = undisturbed
     with socket.socket() as probe:
@@ -340,7 +327,7 @@ def test_two_hosts_of_jax_distributed_do_their_shares(
     check_whole(tmp_path / "out", files(once))
 
 
-def test_a_ray_actor_is_killed_and_its_units_are_made_again(tmp_path):
+def test_a_ray_actor_is_killed_and_its_units_are_made_again(start, tmp_path):
     pytest.importorskip("ray")
     lines = write_lines(tmp_path / "in.jsonl", [layout(i) for i in range(128)])  # 32 units
     code, errors = finish(start(stub(0, lines, tmp_path / "once")))

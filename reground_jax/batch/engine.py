@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from reground_jax.batch.manifest import Entry
-from reground_jax.batch.unit import Generator, Stopped
+from reground_jax.batch.unit import Generator, Stopped, UnitError
 
 # One has its turn at the device and one writes what it has made. The others are ready for theirs:
 # the text encoder is behind batches on the device, so that a unit must ask for it two turns ahead.
 WORKERS = 5
 TICK = 0.5  # seconds between two reports of progress
+# So many units that fail one after the other are no lines' fault, but the model's or the machine's.
+FAILURES = 8
 
 
 def run_units(
@@ -22,13 +24,16 @@ def run_units(
     *,
     on_entry: Callable[[Entry], None],
     on_tick: Callable[[], None] = lambda: None,
+    on_failure: Callable[[UnitError], None] | None = None,
 ) -> None:
     """Calls `generate_unit` for each unit, and `on_entry`, in this thread, when one is done.
 
     Returns early if the generator is stopped: units that have not all batches on the device are
-    dropped. An error in a unit stops the others and is raised.
+    dropped. on_failure is told of a unit that could not be made, and the others go on; without it,
+    and at the last of FAILURES in a row, the error is raised. Any other stops all and is raised.
     """
     remaining = iter(units)
+    failed = 0  # in a row
     under_way: set[Future[Entry]] = set()
     with ThreadPoolExecutor(WORKERS, "unit") as pool:
         try:
@@ -40,8 +45,18 @@ def run_units(
                     return
                 done, under_way = wait(under_way, TICK, FIRST_COMPLETED)
                 for future in done:
-                    with contextlib.suppress(Stopped):
-                        on_entry(future.result())
+                    try:
+                        entry = future.result()
+                    except Stopped:
+                        continue
+                    except UnitError as error:
+                        failed += 1
+                        if on_failure is None or failed == FAILURES:
+                            raise
+                        on_failure(error)
+                    else:
+                        failed = 0
+                        on_entry(entry)
                 on_tick()
         except BaseException:
             generator.stop.set()

@@ -30,20 +30,33 @@ ENVIRONMENTS = (
 )
 
 
+# Environments of the hosts of a TPU slice, in jax's order: their names, with commas between.
+SLICE_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+
+
 def find_share(
     index: int | None, count: int | None, environment: Mapping[str, str] = os.environ
 ) -> Share:
     """The share of this process. Raises ValueError if half of it is missing or out of range.
 
     Kubernetes gives an indexed Job's pods their index, but not the number of completions: set
-    JOB_COMPLETIONS in the pod's template, or give --host-count.
+    JOB_COMPLETIONS in the pod's template, or give --host-count. On a TPU slice of several hosts
+    that index does not count: `start_distributed` numbers them, over several slices too, each of
+    which is a Job of its own.
     """
+    if index is None and is_slice(environment):
+        if count is not None:
+            raise ValueError(
+                "--host-count is given on a TPU slice, whose hosts are numbered by "
+                "jax.distributed: leave it out, or give --host-index too"
+            )
+        return Share(0, 1, "alone")
     origin = "options"
     if index is None:
         for name, index_name, count_name in ENVIRONMENTS:
             if index_name in environment and (count or count_name in environment):
-                origin, index = name, int(environment[index_name])
-                count = count or int(environment[count_name])
+                origin, index = name, _number(environment, index_name)
+                count = count or _number(environment, count_name)
                 break
             if name == "Kubernetes" and index_name in environment:
                 raise ValueError(
@@ -57,6 +70,22 @@ def find_share(
     if not 0 <= index < count:
         raise ValueError(f"host index is {index} of {count}: it must be from 0 to {count - 1}")
     return Share(index, count, origin)
+
+
+def is_slice(environment: Mapping[str, str]) -> bool:
+    """Whether this is one of several hosts of TPU slices on Google Kubernetes Engine."""
+    hosts = next((environment[name] for name in SLICE_HOSTS if name in environment), "")
+    return "," in hosts or environment.get("MEGASCALE_NUM_SLICES", "1") not in ("", "1")
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise ValueError(
+            f"{name} is {environment[name]!r}, which is no number: give --host-index and "
+            "--host-count"
+        ) from None
 
 
 def start_distributed(share: Share, coordinator: str | None) -> Share:

@@ -1,8 +1,8 @@
 """The first pass over the input: where each line starts, and which lines are layouts.
 
 The index is 16 bytes a line: its offset in the file, and 64 bits of its id's hash, 0 for a line
-without a layout. It is kept in the output (`index.json`, `index.bin`), with `rejected.jsonl` of
-what is wrong with the other lines. Hosts that begin at a time write the same.
+without a layout. It is kept in the output (`index.json`, with a checksum of `index.bin`), with
+`rejected.jsonl` of what is wrong with the other lines. Hosts that begin at a time write the same.
 """
 
 import contextlib
@@ -20,11 +20,16 @@ import numpy as np
 from jaxtyping import UInt64
 
 from reground_jax.batch.store import Store, open_input, write
+from reground_jax.json_text import parse_json
 from reground_jax.layout import check_max_boxes
-from reground_jax.readers.lines import Line, as_lines, detect_form, parse_line, read_form
+from reground_jax.readers import Rejected, attempt
+from reground_jax.readers.forms import read_layouts
+from reground_jax.readers.lines import Line, as_lines, parse_line
 
 CHUNK = 1 << 20
 SHOWN = 5  # ids in an error message
+LONGEST_LINE = 1 << 24  # bytes: a longer one is rejected unread, so that memory stays bounded
+KEPT = 1000  # bytes of a rejected line that rejected.jsonl shows
 
 
 @dataclass(frozen=True)
@@ -54,31 +59,45 @@ class Index:
         return np.unique(rows // unit_lines).tolist()
 
     def read(self, source: Source, start: int, stop: int) -> list[Line | None]:
-        """The lines start..stop-1 (fewer at the end); None where there is no layout."""
+        """The lines start..stop-1 (fewer at the end); None where there is no layout.
+
+        Raises ValueError if the input is not the one that was indexed.
+        """
+        stop = min(stop, len(self.offsets))
         edges = np.append(self.offsets[start : stop + 1], np.uint64(self.bytes)).tolist()
-        hashes = self.hashes[start:stop]
-        edges = edges[: len(hashes) + 1]
+        lines: list[Line | None] = []
         with open_input(source.lines) as file:
-            file.seek(edges[0])
-            text = file.read(edges[-1] - edges[0])
-        parts = zip(edges[:-1], edges[1:], hashes, strict=True)
-        return [parse_line(text[a - edges[0] : b - edges[0]]) if h else None for a, b, h in parts]
+            for row, expected in enumerate(self.hashes[start:stop].tolist(), start):
+                begin, end = edges[row - start : row - start + 2]
+                lines.append(_read_line(file, begin, end, row, expected) if expected else None)
+        return lines
+
+
+def _read_line(file: Any, begin: int, end: int, row: int, expected: int) -> Line:
+    file.seek(begin)
+    line = attempt("", parse_line, file.read(end - begin))
+    if not isinstance(line, Line) or hash_of(line.id) != expected:
+        raise ValueError(
+            f"line {row + 1} of the input is not what it was when the run began: leave the file "
+            "as it is while `batch` is at work, and run the same command again"
+        )
+    return line
 
 
 @contextlib.contextmanager
 def open_source(path: str, form: str | None, captions: str | None) -> Iterator[Source]:
     """The input, translated into a temporary JSONL file if it is of another form.
 
-    form: one of readers.lines.FORMS, or None to find out. Raises ValueError if it is not of it.
+    form: one of readers.forms.FORMS, or None to find out. Raises ValueError if it is not of it.
     """
-    form = form or ("coco" if captions else detect_form(path))
-    if form == "jsonl" and captions is None:
+    layouts = read_layouts(path, form, captions)
+    if layouts is None:
         yield Source(path, _checksum(path))
         return
     with tempfile.TemporaryDirectory(prefix="reground-jax-") as folder:
         lines = Path(folder) / "layouts.jsonl"
         with open(lines, "w", encoding="utf-8") as file:
-            file.writelines(as_lines(read_form(path, form, captions)))
+            file.writelines(as_lines(layouts, path))
         yield Source(str(lines), _checksum(str(lines)))
 
 
@@ -89,34 +108,71 @@ def load_index(store: Store, source: Source, *, rules: dict[str, Any], strict: b
     Raises ValueError if two lines have one id.
     """
     facts = {"sha256": source.sha256, **rules}
-    index = _stored_index(store, facts)
+    index = _usable_index(store, facts)
     if index is not None and not (strict and index.rejected):
         return index
     with store.writing("rejected.jsonl") as rejected:
         index = build_index(source, rejected, rules=rules, strict=strict)
     check_duplicates(index, source)
-    rows = np.stack([index.offsets, index.hashes], 1).astype("<u8")
-    write(store, "index.bin", rows.tobytes())
+    rows = np.stack([index.offsets, index.hashes], 1, dtype="<u8").view(np.uint8).ravel().data
+    write(store, "index.bin", rows)
     description = {
         "facts": facts,
-        "lines": len(rows),
+        "lines": len(index.offsets),
         "layouts": index.layouts,
         "rejected": index.rejected,
         "bytes": index.bytes,
+        "index_sha256": hashlib.sha256(rows).hexdigest(),
     }
     write(store, "index.json", json.dumps(description, indent=1).encode())
     return index
 
 
-def _stored_index(store: Store, facts: dict[str, Any]) -> Index | None:
+@dataclass(frozen=True, eq=False)
+class StoredIndex:
+    """The index of an output. facts: of which input, by which rules.
+
+    checked: whether its checksum fits; outputs that the first versions began have none.
+    """
+
+    index: Index
+    facts: dict[str, Any]
+    checked: bool
+
+
+def read_index(store: Store) -> StoredIndex:
+    """Raises FileNotFoundError, or ValueError if the index is damaged."""
+    found = parse_json(store.read("index.json"))
+    content = store.read("index.bin")
+    counts = ("lines", "layouts", "rejected", "bytes")
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("facts"), dict)
+        or any(type(found.get(name)) is not int for name in counts)
+    ):
+        raise ValueError("index.json is not what `batch` writes")
+    if "index_sha256" in found and found["index_sha256"] != hashlib.sha256(content).hexdigest():
+        raise ValueError("index.bin does not fit its checksum in index.json")
+    if len(content) != 16 * found["lines"]:
+        raise ValueError(f"index.bin has {len(content)} bytes for {found['lines']} lines")
+    rows = np.frombuffer(content, "<u8").reshape(-1, 2)
+    index = Index(rows[:, 0], rows[:, 1], found["bytes"], found["rejected"])
+    if index.layouts != found["layouts"]:
+        raise ValueError(f"index.bin has {index.layouts} layouts, index.json {found['layouts']}")
+    return StoredIndex(index, found["facts"], "index_sha256" in found)
+
+
+def _usable_index(store: Store, facts: dict[str, Any]) -> Index | None:
+    """None if there is none yet, or it is damaged, or without a checksum, or of something else."""
     try:
-        found = json.loads(store.read("index.json"))
-        rows = np.frombuffer(store.read("index.bin"), "<u8").reshape(-1, 2)
-    except (FileNotFoundError, ValueError):  # none yet, or damaged
+        stored = read_index(store)
+    except (FileNotFoundError, ValueError):
         return None
-    if found["facts"] != facts or len(rows) != found["lines"]:
+    if not stored.checked or stored.facts != facts:
         return None
-    return Index(rows[:, 0], rows[:, 1], found["bytes"], found["rejected"])
+    if stored.index.rejected and store.size("rejected.jsonl") is None:
+        return None
+    return stored.index
 
 
 def build_index(source: Source, rejected: Any, *, rules: dict[str, Any], strict: bool) -> Index:
@@ -124,27 +180,45 @@ def build_index(source: Source, rejected: Any, *, rules: dict[str, Any], strict:
     offsets, hashes = array("Q"), array("Q")
     position = count = 0
     with io.BufferedReader(open_input(source.lines), CHUNK) as file:
-        for number, text in enumerate(file, 1):
-            value = 0
-            try:
-                line = parse_line(text)
-                if line is not None:
-                    check_line(line, **rules)
-                    value = hash_of(line.id)
-            except ValueError as error:
+        for number, (text, length) in enumerate(_lines(file), 1):
+            value = attempt(f"line {number}", _hash_of_line, text, length, rules)
+            if isinstance(value, Rejected):
                 if strict:
-                    raise ValueError(f"line {number}: {error} (--strict)") from error
+                    raise ValueError(f"{value.source}: {value.reason} (--strict)")
                 count += 1
                 entry = {
                     "line": number,
-                    "reason": str(error),
-                    "text": text.decode("utf-8", "replace"),
+                    "reason": value.reason,
+                    "text": text[:KEPT].decode("utf-8", "replace"),
                 }
                 rejected.write(json.dumps(entry).encode() + b"\n")
+                value = 0
             offsets.append(position)
             hashes.append(value)
-            position += len(text)
+            position += length
     return Index(np.array(offsets, np.uint64), np.array(hashes, np.uint64), position, count)
+
+
+def _lines(file: io.BufferedReader) -> Iterator[tuple[bytes, int]]:
+    """Each line and its length; only the start of one that is too long to be read."""
+    while text := file.readline(LONGEST_LINE + 1):
+        length, part = len(text), text
+        if length > LONGEST_LINE:
+            text = text[:KEPT]
+        while not part.endswith(b"\n") and (part := file.readline(CHUNK)):
+            length += len(part)
+        yield text, length
+
+
+def _hash_of_line(text: bytes, length: int, rules: dict[str, Any]) -> int:
+    """0 for a blank line. Raises ValueError if it is no layout that fits the rules."""
+    if length > LONGEST_LINE:
+        raise ValueError(f"the line has {length} bytes, more than the {LONGEST_LINE} that are read")
+    line = parse_line(text)
+    if line is None:
+        return 0
+    check_line(line, **rules)
+    return hash_of(line.id)
 
 
 def check_line(line: Line, *, max_boxes: int, seeds: int) -> None:

@@ -11,9 +11,12 @@ import json
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from reground_jax.json_text import parse_json
 
 TRIES, PAUSE = 4, 0.1  # for a file lock: others hold it for a moment, to clean up after a kill
 HEARTBEAT = 30.0  # seconds between two signs of life of a lease
@@ -23,7 +26,7 @@ LAPSE = 120.0  # seconds without one after which a lease counts for nothing
 @contextlib.contextmanager
 def file_lock(path: Path, holder: str) -> Iterator[None]:
     """Holds a lock that ends with this process. Raises ValueError that names who has it."""
-    with open(path, "a+", encoding="utf-8") as file:
+    with open(path, "a+", encoding="utf-8", errors="replace") as file:
         for tries_left in reversed(range(TRIES)):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,28 +45,15 @@ def file_lock(path: Path, holder: str) -> Iterator[None]:
 @contextlib.contextmanager
 def lease(fs: Any, path: str, holder: str) -> Iterator[None]:
     """The same on an fsspec file system, with a thread that renews it."""
-    try:
-        found = json.loads(fs.cat_file(path))
-        age = time.time() - found["time"]
-    except (FileNotFoundError, ValueError, KeyError):
-        pass
-    else:
-        if age < LAPSE:
-            raise ValueError(
-                f"{_taken(path, found['holder'])}; if it was killed, its lease ends in "
-                f"{LAPSE - age:.0f} s"
-            )
+    held = Lease(fs, path, holder)
+    held.take()
     over = threading.Event()
-
-    def sign() -> None:
-        fs.pipe_file(path, json.dumps({"holder": holder, "time": time.time()}).encode())
 
     def renew() -> None:
         while not over.wait(HEARTBEAT):
             with contextlib.suppress(OSError):  # a store that is away for a while
-                sign()
+                held.renew()
 
-    sign()
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
     try:
@@ -71,8 +61,57 @@ def lease(fs: Any, path: str, holder: str) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm_file(path)
+        held.give_back()
+
+
+class Lease:
+    """An object that says who works on a share, and when they last gave a sign of life."""
+
+    def __init__(self, fs: Any, path: str, holder: str):
+        self.fs, self.path, self.holder = fs, path, holder
+        self.token = uuid.uuid4().hex  # process numbers come again, in containers above all
+
+    def take(self) -> None:
+        """Raises ValueError if another has it."""
+        found = self._found()
+        age = time.time() - found["time"] if found else LAPSE
+        if found and age < LAPSE:
+            raise ValueError(
+                f"{_taken(self.path, found['holder'])}; if it was killed, its lease ends in "
+                f"{LAPSE - age:.0f} s"
+            )
+        self._sign()
+
+    def renew(self) -> None:
+        """Does nothing if another has taken it: this process was away for longer than LAPSE."""
+        if self._is_mine():
+            self._sign()
+
+    def give_back(self) -> None:
+        if self._is_mine():
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(self.path)
+
+    def _sign(self) -> None:
+        value = {"holder": self.holder, "time": time.time(), "token": self.token}
+        self.fs.pipe_file(self.path, json.dumps(value).encode())
+
+    def _is_mine(self) -> bool:
+        found = self._found()
+        return found is None or found.get("token") == self.token
+
+    def _found(self) -> dict[str, Any] | None:
+        """The lease that is there; None if there is none, or a damaged one."""
+        try:
+            found = parse_json(self.fs.cat_file(self.path))
+        except (FileNotFoundError, ValueError):
+            return None
+        fits = (
+            isinstance(found, dict)
+            and isinstance(found.get("time"), (int, float))
+            and isinstance(found.get("holder"), str)
+        )
+        return found if fits else None
 
 
 def _taken(path: str, holder: str) -> str:

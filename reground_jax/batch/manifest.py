@@ -8,12 +8,16 @@ for nothing: its unit is made again.
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from reground_jax.batch.store import Store, write
+from reground_jax.json_text import parse_json
 
 FOLDER = "manifests"
 SEGMENT = 256
+SHARD_FORMATS = ("imagefolder", "webdataset")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,23 @@ class Entry:
     bytes: int
     sha256: str
 
+    @classmethod
+    def from_json(cls, value: Any) -> "Entry":
+        """Raises ValueError unless it is what `Manifest` writes: paths are read and removed."""
+        kinds = {"unit": int, "path": str, "images": int, "bytes": int, "sha256": str}
+        if (
+            not isinstance(value, dict)
+            or {name: type(part) for name, part in value.items()} != kinds
+            or value["path"] not in [shard_path(form, value["unit"]) for form in SHARD_FORMATS]
+        ):
+            raise ValueError("it is no entry of a manifest")
+        return cls(**value)
+
+
+def shard_path(form: str, unit: int) -> str:
+    """Where a unit's shard is."""
+    return f"images/{unit:09d}" if form == "imagefolder" else f"shards/{unit:09d}.tar"
+
 
 class Manifest:
     """One process's list of the units that it finished."""
@@ -36,9 +57,8 @@ class Manifest:
     def __init__(self, store: Store, host: int):
         self.store = store
         self.host = f"host-{host:04d}"
-        earlier = [name for name in store.names(FOLDER) if name.startswith(self.host + "-")]
-        # Names sort as numbers do: there are never 10**6 segments of one host.
-        self.segment = int(earlier[-1].removesuffix(".jsonl").rpartition("-")[2]) if earlier else -1
+        found = (re.fullmatch(rf"{self.host}-(\d+)\.jsonl", name) for name in store.names(FOLDER))
+        self.segment = max((int(match[1]) for match in found if match), default=-1)
         self.entries: list[Entry] = []
 
     def add(self, entry: Entry) -> None:
@@ -56,10 +76,12 @@ def read_manifests(store: Store) -> tuple[dict[int, list[Entry]], int]:
     entries: dict[int, list[Entry]] = {}
     damaged = 0
     for name in store.names(FOLDER):
+        if not name.endswith(".jsonl"):
+            continue
         for line in store.read(f"{FOLDER}/{name}").splitlines():
             try:
-                entry = Entry(**json.loads(line))
-            except (ValueError, TypeError):
+                entry = Entry.from_json(parse_json(line))
+            except ValueError:
                 damaged += 1
             else:
                 entries.setdefault(entry.unit, []).append(entry)

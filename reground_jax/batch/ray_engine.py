@@ -14,6 +14,7 @@ Ray schedules, and makes the units of a dead actor again; a unit is the same byt
 import contextlib
 import dataclasses
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -55,7 +56,10 @@ class Work:
 
 
 class GenerateUnits:
-    """Batches {"unit": numbers} -> the units' manifest entries, as columns."""
+    """Batches {"unit": numbers} -> the units' manifest entries, as columns.
+
+    A unit that cannot be made has no entry; Ray shows on the driver what is said of it here.
+    """
 
     def __init__(self, work: Work):
         self.resources = contextlib.ExitStack()  # until the actor ends
@@ -71,16 +75,22 @@ class GenerateUnits:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         entries: list[Entry] = []
-        run_units(self.generator, batch["unit"].tolist(), on_entry=entries.append)
+        run_units(
+            self.generator,
+            batch["unit"].tolist(),
+            on_entry=entries.append,
+            on_failure=lambda error: print(error, file=sys.stderr),
+        )
         names = [field.name for field in dataclasses.fields(Entry)]
         return {name: [getattr(entry, name) for entry in entries] for name in names}
 
 
 def run_on_ray(
     work: Work, units: Iterable[int], *, actors: int | None, on_entry: Callable[[Entry], None]
-) -> None:
+) -> int:
     """Makes units on the cluster that Ray finds, or on this machine; `on_entry` is called here.
 
+    Returns how many were made: those that could not be are left out.
     actors: by default one per GPU of the cluster, or one. Raises ValueError without Ray.
     """
     try:
@@ -99,5 +109,8 @@ def run_on_ray(
         compute=ray.data.ActorPoolStrategy(size=actors or max(1, gpus)),
         num_gpus=1 if gpus else None,
     )
+    done = 0
     for row in made.iter_rows():
         on_entry(Entry(**row))
+        done += 1
+    return done

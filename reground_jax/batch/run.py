@@ -10,11 +10,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from reground_jax.batch.manifest import SHARD_FORMATS
 from reground_jax.batch.store import Store
+from reground_jax.json_text import parse_json
+from reground_jax.readers import Rejected, attempt, shown
 from reground_jax.readers.lines import MAX_SEED, Line
 from reground_jax.settings import Settings, check_name
 
-SHARD_FORMATS = ("imagefolder", "webdataset")
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 NAME = "run.json"
 FORMAT = 1  # of run.json and of the output; raised when an older reader would misread it
@@ -88,13 +90,16 @@ class Run:
         return {"format": FORMAT, **json.loads(json.dumps(fields))}  # tuples become lists
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Run":
+    def from_json(cls, value: Any) -> "Run":
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds {shown(value)}: expected an object")
         if value.get("format") != FORMAT:
             raise ValueError(
                 f"the output has format {value.get('format')!r}, this version reads {FORMAT}: "
                 "use the version of reground-jax that began it"
             )
         value = {name: part for name, part in value.items() if name != "format"}
+        _check_types(value)
         value["settings"] = Settings.from_json(value["settings"])
         lists: dict[str, Any] = {
             name: tuple(value[name]) for name in ("wirings", "gammas", "seeds")
@@ -110,6 +115,18 @@ class Run:
             if mine[name] != theirs[name]:
                 found[name] = theirs[name], mine[name]
         return sorted(f"{name} {old} -> {new}" for name, (new, old) in found.items())
+
+
+def _check_types(value: dict[str, Any]) -> None:
+    kinds: dict[str, type] = {field.name: str for field in dataclasses.fields(Run)}
+    kinds |= {"settings": dict, "wirings": list, "gammas": list, "seeds": list}
+    kinds |= dict.fromkeys(("unit_lines", "batch_size", "quality"), int)
+    items = {"wirings": str, "seeds": int}
+    for name, kind in kinds.items():
+        part = value.get(name)
+        parts = part if isinstance(part, list) else []
+        if type(part) is not kind or any(type(x) is not items.get(name, type(x)) for x in parts):
+            raise ValueError(f"{name} is {shown(part)}, which is not what `batch` writes")
 
 
 def seed_of(run_seed: int, line: Line) -> int:
@@ -140,8 +157,10 @@ def begin(store: Store, run: Run) -> Run:
 def read_run(store: Store) -> Run:
     """The run that an output was begun with. Raises ValueError."""
     try:
-        return Run.from_json(json.loads(store.read(NAME)))
+        content = store.read(NAME)
     except FileNotFoundError as error:
         raise ValueError(f"{store.url} has no {NAME}: it is no output of `batch`") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{store.url}/{NAME} is damaged ({error}): take another --out") from error
+    found = attempt(f"{store.url}/{NAME}", lambda: Run.from_json(parse_json(content)))
+    if isinstance(found, Rejected):
+        raise ValueError(f"{found.source}: {found.reason}; if it is damaged, take another --out")
+    return found

@@ -21,10 +21,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from reground_jax.batch.manifest import Entry
+from reground_jax.batch.manifest import Entry, shard_path
 from reground_jax.batch.run import Run
 from reground_jax.batch.store import Put, Store
 from reground_jax.images import Recipe, encode_png
+from reground_jax.json_text import parse_json
 
 METADATA = "metadata.jsonl"
 Record = dict[str, Any]
@@ -135,14 +136,13 @@ class Tar(Shard):
 @contextlib.contextmanager
 def writing_shard(store: Store, run: Run, unit: int) -> Iterator[Shard]:
     """A unit's shard, which appears whole when the block ends, and not at all if it fails."""
+    path = shard_path(run.shards, unit)
     if run.shards == "webdataset":
-        path = f"shards/{unit:09d}.tar"
         with store.writing(path) as file:
             tar = Tar(unit, path, file)
             yield tar
             tar.close()
         return
-    path = f"images/{unit:09d}"
     with store.writing_folder(path) as put:
         folder = ImageFolder(unit, path, put)
         yield folder
@@ -157,16 +157,16 @@ def read_shard(store: Store, entry: Entry) -> Iterator[tuple[Record, bytes]]:
     is_tar = entry.path.endswith(".tar")
     content = store.read(entry.path if is_tar else f"{entry.path}/{METADATA}")
     if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise ValueError("its checksum is another")
+        raise ValueError(f"checksum mismatch: {METADATA if not is_tar else entry.path}")
     if not is_tar:
         for line in content.splitlines():
-            record = json.loads(line)
+            record = parse_json(line)
             yield record, store.read(f"{entry.path}/{record['file_name']}")
         return
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         members = iter(tar)
         for image, text in zip(members, members, strict=True):
-            yield json.loads(_member(tar, text)), _member(tar, image)
+            yield parse_json(_member(tar, text)), _member(tar, image)
 
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -46,6 +46,10 @@ class Store(Protocol):
         """Writes a small file unless there is one; says whether it did."""
         ...
 
+    def remove(self, name: str) -> None:
+        """Removes a file or a folder, if there is one."""
+        ...
+
     def lock(self, holder: str) -> contextlib.AbstractContextManager[None]:
         """Holds the owner's lock. Raises ValueError that names the holder if it is taken."""
         ...
@@ -147,6 +151,10 @@ class LocalStore:
                 return False
         return True
 
+    def remove(self, name: str) -> None:
+        with named_errors(self.root / name):
+            _remove(self.root / name)
+
     @contextlib.contextmanager
     def lock(self, holder: str) -> Iterator[None]:
         path = self.root / LOCKS / self.owner
@@ -223,6 +231,10 @@ class ObjectStore:
         self.fs.pipe_file(self._path(name), content)
         return True
 
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self._path(name), recursive=True)
+
     def lock(self, holder: str) -> contextlib.AbstractContextManager[None]:
         return lease(self.fs, self._path(f"{LOCKS}/{self.owner}"), holder)
 
@@ -233,7 +245,7 @@ class ObjectStore:
         return f"{self.url}/{name}" if name else self.url
 
 
-def write(store: Store, name: str, content: bytes) -> None:
+def write(store: Store, name: str, content: bytes | memoryview) -> None:
     with store.writing(name) as file:
         file.write(content)
 
@@ -264,7 +276,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from reground_jax.batch.shards import Made, make, writing_shard
 from reground_jax.batch.store import Store
 from reground_jax.images import Recipe, to_uint8
 from reground_jax.layout import Layout
+from reground_jax.readers import reason_of
 from reground_jax.readers.lines import Line
 from reground_jax.settings import Settings
 
@@ -61,6 +62,10 @@ class Sampler(Protocol):
 
 class Stopped(Exception):
     """The process was asked to stop, and a unit was dropped."""
+
+
+class UnitError(ValueError):
+    """A unit could not be made, by the fault of its lines as far as one can tell."""
 
 
 class Batch(NamedTuple):
@@ -138,13 +143,26 @@ class Generator:
     def generate_unit(self, unit: int) -> Entry:
         """Makes the images of a unit and writes its shard: the same bytes each time.
 
-        Raises Stopped, OSError if the shard cannot be written, or ValueError if an image is NaN.
+        Raises Stopped; OSError if the shard cannot be written; what says that the machine is out of
+        memory; and UnitError, which names the unit's lines, for anything else.
         """
         if self.stop.is_set():
             raise Stopped
-        first = unit * self.run.unit_lines
-        lines = self.index.read(self.source, first, first + self.run.unit_lines)
-        lines += [None] * (-len(lines) % self.sampler.rows)
+        lines: list[Line | None] = []
+        try:
+            first = unit * self.run.unit_lines
+            lines += self.index.read(self.source, first, first + self.run.unit_lines)
+            return self._make(unit, first, lines)
+        except (Stopped, OSError, MemoryError):
+            raise
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error):  # how XLA says out of memory
+                raise
+            named = _named(unit, self.run.unit_lines, lines)
+            raise UnitError(f"{named}: {reason_of(error)}") from error
+
+    def _make(self, unit: int, first: int, lines: list[Line | None]) -> Entry:
+        lines = lines + [None] * (-len(lines) % self.sampler.rows)
         encoded = self.sampler.encode([line.layout if line else FILLER for line in lines])
         tiles: list[Made] = []
         under_way: deque[Future[list[Future[Made]]]] = deque()
@@ -225,3 +243,11 @@ class Generator:
         except ValueError as error:
             raise ValueError(f"{line.layout.name}: {error}") from error
         return make(pixels, batch.first + row, batch.variant, recipe, run)
+
+
+def _named(unit: int, unit_lines: int, lines: list[Line | None]) -> str:
+    """A unit by its place in the input, so that a user finds the lines."""
+    first, count = unit * unit_lines + 1, len(lines) or unit_lines
+    ids = [line.id for line in lines if line is not None]
+    between = f": {ids[0]!r} to {ids[-1]!r}" if ids else ""
+    return f"unit {unit} (lines {first} to {first + count - 1} of the input{between})"

@@ -1,27 +1,63 @@
 """Checks an output: every id once for each variant, every image decodes, every checksum fits."""
 
+import contextlib
 import hashlib
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from reground_jax.batch.index import hash_of
-from reground_jax.batch.manifest import Entry, finished, read_manifests
+from reground_jax.batch.index import Index, hash_of, read_index
+from reground_jax.batch.manifest import Entry, finished, read_manifests, shard_path
 from reground_jax.batch.run import Run, read_run
 from reground_jax.batch.shards import read_shard
-from reground_jax.batch.store import Store
+from reground_jax.batch.store import LOCKS, Store, open_store
+from reground_jax.readers import reason_of
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and with what; `str` is a sentence.
+
+    damaged: the shard, or another part of the output, that is to be made again. None if it is not
+    there, which the next `batch` mends by itself.
+    """
+
+    what: str
+    unit: int | None = None
+    lines: tuple[int, int] | None = None  # of the input, from 1, the last one included
+    damaged: str | None = None
+
+    def __str__(self) -> str:
+        if self.unit is None or self.lines is None:
+            return self.what
+        return f"unit {self.unit} (lines {self.lines[0]} to {self.lines[1]}): {self.what}"
 
 
 @dataclass
 class Report:
-    """What was found. `problems` are sentences; an output without any is whole."""
+    """What was found, of what the input asks for. An output without problems is whole."""
 
     units: int = 0
     images: int = 0
-    problems: list[str] = field(default_factory=list)
+    expected_units: int = 0
+    expected_images: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "whole": not self.problems,
+            "units": {"found": self.units, "expected": self.expected_units},
+            "images": {"found": self.images, "expected": self.expected_images},
+            "problems": [
+                {"what": p.what, "unit": p.unit, "lines": p.lines, "damaged": p.damaged}
+                for p in self.problems
+            ],
+        }
 
 
 def verify(store: Store, *, on_unit: Callable[[int, int], None] | None = None) -> Report:
@@ -30,44 +66,101 @@ def verify(store: Store, *, on_unit: Callable[[int, int], None] | None = None) -
     Raises ValueError if `store` is no output of `batch`.
     """
     run = read_run(store)
-    try:
-        hashes = np.frombuffer(store.read("index.bin"), "<u8").reshape(-1, 2)[:, 1]
-    except FileNotFoundError as error:
-        raise ValueError(f"{store.url} has no index.bin: run `batch` again") from error
-    entries, _ = read_manifests(store)
     report = Report()
-    units = np.unique(np.flatnonzero(hashes) // run.unit_lines).tolist()
+    index = _index(store, run, report)
+    if index is None:
+        return report
+    entries, _ = read_manifests(store)
+    units = index.units(run.unit_lines)
+    report.expected_units = len(units)
+    report.expected_images = index.layouts * len(run.variants())
     for number, unit in enumerate(units, 1):
-        found = entries.get(unit, [])
-        entry = finished(store, found)
-        if entry is None:
-            state = "its shard is damaged or gone" if found else "it is not made yet"
-            report.problems.append(f"unit {unit}: {state}; run `batch` again")
-        else:
-            report.units += 1
-            _check_unit(store, run, entry, hashes, report)
+        _check_unit(store, run, index, unit, entries.get(unit, []), report)
         if on_unit is not None:
             on_unit(number, len(units))
+    wanted = {shard_path(run.shards, unit) for unit in units}
+    for path in _shards(store):
+        if path not in wanted:
+            what = f"{store.url}/{path} is there, but no line of the input asks for it"
+            report.problems.append(Problem(what, damaged=path))
     return report
 
 
-def _check_unit(store: Store, run: Run, entry: Entry, hashes: np.ndarray, report: Report) -> None:
-    """Adds to the report what is wrong with one shard."""
-    first = entry.unit * run.unit_lines
-    of_unit = hashes[first : first + run.unit_lines]
+def repair(store: Store, problems: list[Problem]) -> list[str]:
+    """Removes what is damaged, so that the next `batch` makes it again; the names of it.
+
+    Raises ValueError if a process is at work on the output.
+    """
+    names = sorted({problem.damaged for problem in problems if problem.damaged is not None})
+    with contextlib.ExitStack() as locks:
+        for owner in store.names(LOCKS) if names else []:
+            locks.enter_context(open_store(store.url, owner=owner).lock("batch-verify --repair"))
+        for name in names:
+            store.remove(name)
+    return names
+
+
+def _index(store: Store, run: Run, report: Report) -> Index | None:
+    """The index of the run's input; a problem, and None, if it cannot be trusted."""
+    try:
+        stored = read_index(store)
+    except FileNotFoundError as error:
+        raise ValueError(f"{store.url} has no whole index: run `batch` again") from error
+    except ValueError as error:
+        what = f"the index in {store.url} is damaged: {error}"
+    else:
+        if stored.facts == {"sha256": run.input_sha256, **run.rules()}:
+            return stored.index
+        what = f"the index in {store.url} is of another input than run.json"
+    report.problems.append(Problem(f"{what}; run `batch` again", damaged="index.json"))
+    return None
+
+
+def _check_unit(
+    store: Store, run: Run, index: Index, unit: int, entries: list[Entry], report: Report
+) -> None:
+    """Counts a unit, and adds to the report what is wrong with it."""
+    first = unit * run.unit_lines
+    of_unit = index.hashes[first : first + run.unit_lines]
     expected = np.tile(of_unit[of_unit != 0], len(run.variants())).tolist()
+    entry = finished(store, entries)
+    if entry is None:
+        path = shard_path(run.shards, unit)
+        damaged = path if entries and store.size(path) is not None else None
+        what = "its shard is damaged or gone" if entries else "it is not made yet"
+    else:
+        damaged = entry.path
+        images, what = _check_shard(store, entry, expected)
+        report.images += images
+        if what is None:
+            report.units += 1
+            return
+    lines = first + 1, first + len(of_unit)
+    report.problems.append(Problem(what, unit, lines, damaged))
+
+
+def _check_shard(store: Store, entry: Entry, expected: list[int]) -> tuple[int, str | None]:
+    """How many of its images are right, and what is wrong with it, if anything."""
     ids: list[int] = []
     try:
         for record, content in read_shard(store, entry):
             if hashlib.sha256(content).hexdigest() != record["sha256"]:
-                raise ValueError(f"the checksum of {record['file_name']} is another")
+                raise ValueError(f"checksum mismatch: {record['file_name']}")
             with Image.open(io.BytesIO(content)) as picture:
                 picture.load()
             ids.append(hash_of(record["id"]))
         if ids != expected:
-            raise ValueError("its ids are not those of its lines")
-    except (ValueError, OSError, KeyError) as error:
-        report.problems.append(
-            f"unit {entry.unit}: {error}; remove {store.url}/{entry.path} and run `batch` again"
-        )
-    report.images += len(ids)
+            raise ValueError(
+                f"its ids are not those of its lines: {len(ids)} images, {len(expected)} expected"
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever Pillow and tarfile make of damaged bytes
+        return len(ids), reason_of(error)
+    return len(ids), None
+
+
+def _shards(store: Store) -> list[str]:
+    """What looks like a shard."""
+    found = [f"{folder}/{name}" for folder in ("images", "shards") for name in store.names(folder)]
+    return [path for path in found if re.fullmatch(r"images/\d{9}|shards/\d{9}\.tar", path)]

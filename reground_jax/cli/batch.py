@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -13,17 +14,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reground_jax.batch.engine import run_units, stopping_on_signals
+from reground_jax.batch.engine import FAILURES, run_units, stopping_on_signals
 from reground_jax.batch.hosts import Share, find_share, start_distributed
 from reground_jax.batch.index import Index, Source, load_index, open_source
-from reground_jax.batch.manifest import Manifest, finished, read_manifests
+from reground_jax.batch.manifest import Entry, Manifest, finished, read_manifests
 from reground_jax.batch.run import IMAGE_FORMATS, SHARD_FORMATS, Run, begin, check
 from reground_jax.batch.store import Store, open_store
-from reground_jax.batch.unit import Generator
+from reground_jax.batch.unit import Generator, UnitError
 from reground_jax.cli import request
 from reground_jax.cli.progress import Bar, say
 from reground_jax.cli.sampling import add_model_options, describe_devices, load, locate
-from reground_jax.readers.lines import FORMS
+from reground_jax.plural import plural
+from reground_jax.readers.forms import FORMS
 from reground_jax.settings import WIRINGS, Settings
 
 if TYPE_CHECKING:
@@ -67,12 +69,10 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to make")
     group.add_argument(
         "layouts", metavar="LAYOUTS",
-        help="JSONL with a layout a line (path or URL); or a JSON file of NSR-1K, COCO or "
-        "LLM-grounded diffusion",
+        help="JSONL with a layout a line (path or URL); or a JSON file of NSR-1K, COCO, "
+        "LLM-grounded diffusion or InstanceDiffusion",
     )  # fmt: skip
-    group.add_argument(
-        "--form", choices=FORMS, help="of LAYOUTS (default: seen from its name and content)"
-    )
+    group.add_argument("--form", choices=FORMS, help="of LAYOUTS (default: seen from its content)")
     group.add_argument(
         "--captions", metavar="FILE", help="COCO's captions file; LAYOUTS is its instances file"
     )
@@ -195,21 +195,28 @@ class Job:
     store: Store
     share: Share
 
-    def remaining(self) -> list[int]:
-        """The share's units that are not finished."""
+    def remaining(self) -> tuple[list[int], int]:
+        """The share's units that are not finished, and how many lines of manifests are damaged."""
         entries, damaged = read_manifests(self.store)
-        if damaged:
-            say(
-                f"{damaged} lines of {self.store.url}/manifests are damaged: their units are redone"
-            )
         units = self.share.of(self.index.units(self.run.unit_lines))
-        return [unit for unit in units if finished(self.store, entries.get(unit, [])) is None]
+        return [unit for unit in units if not self._finished(unit, entries.get(unit, []))], damaged
+
+    def _finished(self, unit: int, entries: list[Entry]) -> bool:
+        """Other counts of images are those of an index that was damaged."""
+        images = self.images([unit])
+        whole = [entry for entry in entries if entry.images == images]
+        return finished(self.store, whole) is not None
 
     def images(self, units: Iterable[int]) -> int:
         size = self.run.unit_lines
         hashes = self.index.hashes
         lines = sum(np.count_nonzero(hashes[unit * size : (unit + 1) * size]) for unit in units)
         return int(lines) * len(self.run.variants())
+
+    def whose(self) -> str:
+        """Of a share, which one, as the end of a phrase."""
+        index, count = self.share.index, self.share.count
+        return "" if count == 1 else f" of share {index} of {count} (by {self.share.origin})"
 
 
 def find_checkpoint(model: str | None) -> tuple[Path, str]:
@@ -222,27 +229,30 @@ def find_checkpoint(model: str | None) -> tuple[Path, str]:
 
 def report_input(index: Index, store: Store) -> None:
     """Says how many lines are layouts. Raises ValueError if none is."""
+    if not len(index.hashes):
+        raise ValueError("the input is empty: give it a layout per line")
     if index.rejected:
+        verdict = "is not a valid layout" if index.rejected == 1 else "are not valid layouts"
         say(
-            f"{index.rejected} of {len(index.hashes)} lines are no layouts: "
-            f"{store.url}/rejected.jsonl says why"
+            f"{index.rejected} of {plural(len(index.hashes), 'line')} {verdict}; "
+            f"see {store.url}/rejected.jsonl"
         )
     if not index.layouts:
-        raise ValueError(f"no line of the input is a layout: see {store.url}/rejected.jsonl")
+        raise ValueError(f"no line of the input is a valid layout; see {store.url}/rejected.jsonl")
 
 
 def run_share(job: Job, directory: Path, arguments: argparse.Namespace) -> int:
     """Makes what is missing of the share; the exit code."""
-    units = job.remaining()
+    units, damaged = job.remaining()
     total = job.images(units)
-    share = job.share
-    alone = share.count == 1
-    whose = "this run" if alone else f"share {share.index} of {share.count} (by {share.origin})"
     if not units:
-        say(f"nothing is missing of {whose}")
+        say(f"nothing to do: all images{job.whose()} exist")
         return 0
-    say(f"{total} images in {len(units)} units are missing of {whose}")
-    manifest = Manifest(job.store, share.index)
+    if damaged:
+        lines = "line is" if damaged == 1 else "lines are"
+        say(f"{damaged} {lines} damaged in {job.store.url}/manifests: their units are redone")
+    say(f"generating {plural(total, 'image')} ({plural(len(units), 'unit')}){job.whose()}")
+    manifest = Manifest(job.store, job.share.index)
     if arguments.engine == "ray":
         from reground_jax.batch import ray_engine
 
@@ -255,21 +265,35 @@ def run_share(job: Job, directory: Path, arguments: argparse.Namespace) -> int:
             mapper=arguments.mapper,
             preview=arguments.preview,
         )
-        ray_engine.run_on_ray(work, units, actors=arguments.actors, on_entry=manifest.add)
+        made = ray_engine.run_on_ray(work, units, actors=arguments.actors, on_entry=manifest.add)
         job.store.remove_parts()  # of actors that died
-        return 0
+        return report_failures(len(units) - made)
     sampler = load_sampler(directory, job.run, arguments)
     if sampler.rows > job.run.unit_lines:
         say(
-            f"a unit has {job.run.unit_lines} lines, and the devices take {sampler.rows} at a "
-            "time: some of them will have nothing to do; a new output may have more --unit-lines"
+            f"a unit has {plural(job.run.unit_lines, 'line')}, and the devices take "
+            f"{sampler.rows} at a time: some will be idle; a new output may have more --unit-lines"
         )
     generator = Generator(job.run, job.source, job.index, job.store, sampler, arguments.preview)
-    return _run_here(generator, units, manifest, total)
+    return _run_here(generator, units, manifest, total, debug=arguments.debug)
 
 
-def _run_here(generator: Generator, units: list[int], manifest: Manifest, total: int) -> int:
+def _run_here(
+    generator: Generator, units: list[int], manifest: Manifest, total: int, *, debug: bool
+) -> int:
     meter = generator.meter
+    made, failures = 0, 0
+
+    def add(entry: Entry) -> None:
+        nonlocal made
+        manifest.add(entry)
+        made += entry.images
+
+    def fail(error: UnitError) -> None:
+        nonlocal failures
+        failures += 1
+        say(f"error: {error}")
+
     try:
         with (
             contextlib.closing(generator),
@@ -279,21 +303,42 @@ def _run_here(generator: Generator, units: list[int], manifest: Manifest, total:
             run_units(
                 generator,
                 units,
-                on_entry=manifest.add,
+                on_entry=add,
                 on_tick=lambda: progress.show(meter.images),
+                on_failure=None if debug else fail,
             )
     except OSError as error:
         say(f"error: {error.filename or generator.store.url}: {error.strerror or error}")
-        say("finished units are kept: when there is room, run the same command again")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        when = "when there is room, " if full else ""
+        say(f"finished units are kept: {when}run the same command again to go on")
+        return 1
+    except UnitError as error:
+        if debug:
+            raise
+        fail(error)
+        say(f"stopped after {plural(FAILURES, 'failed unit')} in a row; finished units are kept")
         return 1
     say(
-        f"{meter.images} images, {meter.rate:.2f} a second; between a batch and the next the "
-        f"devices had nothing to do for {meter.idle:.2f} s in all, {meter.longest:.2f} s at most"
+        f"{plural(made, 'image')}, {meter.rate:.2f} per second; device idle between batches: "
+        f"{meter.idle:.2f} s total, {meter.longest:.2f} s max"
     )
-    if not signals:
+    if signals:
+        say("stopped: the same command goes on from here")
+        return 128 + signals[0]
+    return report_failures(failures)
+
+
+def report_failures(units: int) -> int:
+    """Says how many units could not be made; the exit code."""
+    if not units:
         return 0
-    say("stopped: the same command goes on from here")
-    return 128 + signals[0]
+    was = "unit was" if units == 1 else "units were"
+    say(
+        f"{units} {was} not made, for the reason above; the others are kept. Correct or remove the "
+        "lines and give another --out, or run the same command to try again"
+    )
+    return 1
 
 
 class Progress:
@@ -318,7 +363,7 @@ class Progress:
                 self.bar.show(images, self.total)
         elif time.monotonic() >= self.next:
             self.next += HEARTBEAT
-            say(f"{images} of {self.total} images")
+            say(f"{images} of {plural(self.total, 'image')}")
 
 
 def load_sampler(directory: Path, run: Run, arguments: argparse.Namespace) -> "PipelineSampler":

@@ -5,10 +5,17 @@ a rejected entry (stop, count, print) is the caller's choice. A file that is not
 is a ValueError.
 """
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+from reground_jax.json_text import parse_json
+
+LONGEST_REASON = 1000  # characters: a reason may quote the entry, which may be of any length
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -19,11 +26,65 @@ class Rejected:
     reason: str
 
 
+def attempt(
+    source: str,
+    read: Callable[Parameters, Result],
+    *args: Parameters.args,
+    **options: Parameters.kwargs,
+) -> Result | Rejected:
+    """What `read` makes of one entry, or a Rejected whatever it raises.
+
+    Every reader reads its entries through this: nobody foresees all that files of millions of
+    entries hold, and one entry must not cost the others. Being out of memory is not the entry's
+    fault and is raised.
+    """
+    try:
+        return read(*args, **options)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return Rejected(source, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """One sentence of an error: a ValueError's own; of others the kind too, or they say little."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    elif type(error) is ValueError:
+        text = str(error)
+    else:
+        text = f"unexpected {type(error).__name__}: {error}"
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
+
+
+def id_text(value: object) -> str | None:
+    """An id as text: 7, 7.0 and "7" are one id. None if it is neither a text nor a whole number."""
+    if isinstance(value, str):
+        return value or None
+    number = whole_number(value)
+    return None if number is None else str(number)
+
+
+def whole_number(value: object) -> int | None:
+    """7 for 7 and for 7.0, which is how pandas writes the integers of a column with gaps."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def shown(value: object) -> str:
+    """The start of a value, for a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
 def read_json(path: str | Path, name: str) -> Any:
     """The content of a JSON file that users know as a `name` file. Raises ValueError."""
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        return parse_json(Path(path).read_bytes())
     except OSError as error:
         raise ValueError(f"cannot read {name} file {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{name} file {path} is not JSON: {error}; download it again") from error
+        raise ValueError(
+            f"{name} file {path} is not JSON: {error}; correct it, or download it again"
+        ) from None

@@ -1,18 +1,29 @@
 """COCO annotations: instances (boxes x, y, width, height in pixels) and captions, joined by image.
 
 The two JSON files of a split, such as instances_train2017.json and captions_train2017.json
-(cocodataset.org, "Data format"). A phrase is the category's name with an article, like NSR-1K's.
+(cocodataset.org, "Data format"), and files of other makers in that form, LVIS's among them. A
+phrase is the category's name with an article, like NSR-1K's.
+
+An image with anything wrong about it or its annotations is a Rejected, because it would be trained
+on, or made, with some of its boxes only. Annotations that belong to no image come last, a Rejected
+per image that they name. Captions of images that the instances file does not have are left out: it
+may be a part of the split.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected, read_json
+from reground_jax.plural import plural
+from reground_jax.readers import Rejected, attempt, id_text, read_json, shown
 from reground_jax.readers.annotated import MAX_BOXES, Annotated, crop_box, largest
 from reground_jax.readers.nsr1k import phrase
+from reground_jax.readers.pixels import fractions, image_size
+
+Record = dict[str, Any]
 
 
 def read_coco(
@@ -23,11 +34,11 @@ def read_coco(
     images: the folder of the image files. captions: None for a split without them.
     Raises ValueError if a file cannot be read or is not of COCO's form.
     """
-    for image, objects, texts, names in _images(instances, captions):
-        try:
-            yield _entry(image, objects, texts, names, Path(images))
-        except (ValueError, KeyError) as error:
-            yield Rejected(source=f"{instances}, image {image.get('id')}", reason=str(error))
+    texts = None if captions is None else read_json(captions, "COCO")
+    split = _join(read_json(instances, "COCO"), instances, texts, captions)
+    for source, image in split.sources():
+        yield attempt(source, _annotated, split, image, Path(images))
+    yield from split.strays
 
 
 def read_coco_layouts(instances: str | Path, captions: str | Path) -> Iterator[Layout | Rejected]:
@@ -37,64 +48,203 @@ def read_coco_layouts(instances: str | Path, captions: str | Path) -> Iterator[L
     square, the 30 largest, largest first; ids are COCO's image ids. An image without a caption is a
     Rejected. Raises ValueError if a file cannot be read or is not of COCO's form.
     """
-    for image, objects, texts, names in _images(instances, captions):
-        try:
-            if not texts:
-                raise ValueError("the image has no caption: is the captions file another split's?")
-            entry = _entry(image, objects, texts, names, Path())
-            boxes = [crop_box(box, (image["width"], image["height"])) for box in entry.boxes]
-            kept = largest(boxes, MAX_BOXES)
-            yield Layout(
-                prompt=texts[0],
-                phrases=[entry.phrases[i] for i in kept],
-                boxes=[boxes[i] for i in kept],
-                id=str(image["id"]),
+    yield from coco_layouts(read_json(instances, "COCO"), instances, captions)
+
+
+def is_coco(content: Any) -> bool:
+    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+
+
+def coco_layouts(
+    content: Any, path: str | Path, captions: str | Path
+) -> Iterator[Layout | Rejected]:
+    """`read_coco_layouts` of the content of an instances file."""
+    split = _join(content, path, read_json(captions, "COCO"), captions)
+    for source, image in split.sources():
+        yield attempt(source, _layout, split, image)
+    yield from split.strays
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What the files hold, unchecked, by the texts of the ids that join it.
+
+    images: as listed. same: images by id; categories: all names of an id, which should be one.
+    strays: annotations that belong to no image.
+    """
+
+    path: str | Path
+    images: list[Any]
+    same: dict[str | None, list[Record]]
+    categories: dict[str | None, list[Any]]
+    objects: dict[str, list[Record]]
+    captions: dict[str, list[Record]]
+    strays: list[Rejected]
+
+    def sources(self) -> Iterator[tuple[str, Any]]:
+        """(What messages call it, an image), file order."""
+        for number, image in enumerate(self.images, 1):
+            name = id_text(image.get("id")) if isinstance(image, dict) else None
+            yield f"{self.path}, image {name or f'number {number}'}", image
+
+    def id_of(self, image: Any) -> str:
+        """Raises ValueError if the image is no object with an id of its own."""
+        name = id_text(_record(image).get("id"))
+        if name is None:
+            raise ValueError(f"its id is {shown(image.get('id'))}: it must be a whole number")
+        same = self.same[name]
+        if len(same) > 1 and not (image is same[0] and all(other == image for other in same)):
+            raise ValueError(f"its id is there {len(same)} times: give each image one of its own")
+        return name
+
+    def captions_of(self, name: str) -> tuple[str, ...]:
+        captions = []
+        for annotation in self.captions.get(name, ()):
+            text = annotation.get("caption")
+            if not isinstance(text, str):
+                called = _called(annotation)
+                raise ValueError(f"caption of {called} is {shown(text)}: it must be a text")
+            captions.append(text.strip())
+        return tuple(captions)
+
+    def grounding_of(self, image: Record, name: str) -> Layout:
+        """Phrases and boxes of the image, of the whole of it."""
+        size = image_size(image)
+        phrases, boxes, seen = [], [], {}
+        for thing in self.objects.get(name, ()):
+            if _is_crowd(thing):  # its box is around many things of one name
+                continue
+            number = id_text(thing.get("id"))
+            if number is not None and seen.setdefault(number, thing) is not thing:
+                if seen[number] == thing:
+                    raise ValueError(f"{_called(thing)} is there twice: leave one of them out")
+            try:
+                phrases.append(phrase(self._category(thing)))
+                boxes.append(fractions(thing.get("bbox"), size))
+            except ValueError as error:
+                raise ValueError(f"{_called(thing)}: {error}") from None
+        return Layout("", phrases, boxes, id=name)
+
+    def _category(self, thing: Record) -> str:
+        given = thing.get("category_id")
+        names = self.categories.get(id_text(given), [])
+        if not names:
+            raise ValueError(f"its category_id is {shown(given)}, which is not in categories")
+        if any(name != names[0] for name in names):
+            raise ValueError(f"its category {given} has several names: {shown(names)}")
+        if not isinstance(names[0], str) or phrase(names[0]) == "a ":
+            raise ValueError(
+                f"the name of its category {given} is {shown(names[0])}: it must be a text"
             )
-        except (ValueError, KeyError) as error:
-            yield Rejected(source=f"{instances}, image {image.get('id')}", reason=str(error))
+        return names[0]
 
 
-def _images(
-    instances: str | Path, captions: str | Path | None
-) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], list[str], dict[int, str]]]:
-    """(image, its objects without crowds, its captions, category names), file order."""
-    content = _load(instances, ("images", "annotations", "categories"))
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd"):  # a crowd's box is around many things of one name
-            objects[annotation["image_id"]].append(annotation)
-    texts: dict[int, list[str]] = defaultdict(list)
+def _join(
+    instances: Any, path: str | Path, captions: Any, captions_path: str | Path | None
+) -> _Split:
+    """captions: the content of the captions file, None if there is no such file."""
+    images, annotations, categories = _lists(
+        instances, path, ("images", "annotations", "categories")
+    )
+    same: dict[str | None, list[Record]] = defaultdict(list)
+    for image in images:
+        if isinstance(image, dict):
+            same[id_text(image.get("id"))].append(image)
+    names: dict[str | None, list[Any]] = defaultdict(list)
+    for category in categories:
+        if isinstance(category, dict) and (name := id_text(category.get("id"))) is not None:
+            names[name].append(category.get("name"))
+    objects, strays = _by_image(annotations, f"{path}, annotation")
+    for name in [name for name in objects if name not in same]:
+        strays.append(_unknown_image(path, name, objects.pop(name)))
+    texts: dict[str, list[Record]] = {}
     if captions is not None:
-        for annotation in _load(captions, ("annotations",))["annotations"]:
-            texts[annotation["image_id"]].append(annotation["caption"].strip())
-    for image in content["images"]:
-        yield image, objects[image["id"]], texts[image["id"]], names
+        (captions,) = _lists(captions, captions_path, ("annotations",))
+        texts, more = _by_image(captions, f"{path}, caption")
+        strays += more
+    return _Split(path, images, dict(same), names, objects, texts, strays)
 
 
-def _entry(
-    image: dict[str, Any],
-    objects: list[dict[str, Any]],
-    captions: list[str],
-    names: dict[int, str],
-    folder: Path,
-) -> Annotated:
-    width, height = image["width"], image["height"]
-    boxes = []
-    for thing in objects:
-        x, y, w, h = thing["bbox"]
-        edges = (x / width, y / height, (x + w) / width, (y + h) / height)
-        # COCO's boxes overhang the image by fractions of a pixel.
-        boxes.append([min(max(edge, 0.0), 1.0) for edge in edges])
-    phrases = [phrase(names[thing["category_id"]]) for thing in objects]
-    layout = Layout(prompt="", phrases=phrases, boxes=boxes, id=image["file_name"])
-    return Annotated(folder / image["file_name"], tuple(captions), layout.phrases, layout.boxes)
-
-
-def _load(path: str | Path, parts: tuple[str, ...]) -> dict[str, Any]:
-    content = read_json(path, "COCO")
+def _lists(content: Any, path: str | Path | None, parts: tuple[str, ...]) -> list[list[Any]]:
     if not isinstance(content, dict) or any(part not in content for part in parts):
         raise ValueError(
             f"COCO file {path} lacks {' or '.join(parts)}: is it another annotation file?"
         )
-    return content
+    for part in parts:
+        if not isinstance(content[part], list):
+            raise ValueError(
+                f"{part} of COCO file {path} is {shown(content[part])}: it must be a list"
+            )
+    return [content[part] for part in parts]
+
+
+def _by_image(
+    annotations: Iterable[Any], called: str
+) -> tuple[dict[str, list[Record]], list[Rejected]]:
+    """Annotations by image, and those that name none. called: each, before its number."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    strays = []
+    for number, annotation in enumerate(annotations, 1):
+        image = annotation.get("image_id") if isinstance(annotation, dict) else None
+        name = id_text(image)
+        if name is not None:
+            found[name].append(annotation)
+        elif isinstance(annotation, dict):
+            reason = f"its image_id is {shown(image)}: it must be the id of an image"
+            strays.append(Rejected(f"{called} number {number}", reason))
+        else:
+            reason = f"it is {shown(annotation)}: expected an object"
+            strays.append(Rejected(f"{called} number {number}", reason))
+    return dict(found), strays
+
+
+def _unknown_image(path: str | Path, name: str, annotations: list[Record]) -> Rejected:
+    return Rejected(
+        f"{path}, image {shown(name)}",
+        f"{plural(len(annotations), 'annotation')}, the first of them {_called(annotations[0])}, "
+        "of this image_id, which is not in images",
+    )
+
+
+def _record(value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise ValueError(f"it is {shown(value)}: expected an object")
+    return value
+
+
+def _called(annotation: Record) -> str:
+    return f"annotation {shown(annotation.get('id'))}"
+
+
+def _is_crowd(annotation: Record) -> bool:
+    crowd = annotation.get("iscrowd")
+    if crowd not in (None, 0, 1):
+        raise ValueError(f"iscrowd of {_called(annotation)} is {shown(crowd)}: it must be 0 or 1")
+    return bool(crowd)
+
+
+def _annotated(split: _Split, image: Any, folder: Path) -> Annotated:
+    name = split.id_of(image)
+    file = image.get("file_name")
+    if not isinstance(file, str) or not file:
+        raise ValueError(f"its file_name is {shown(file)}: it must be the name of a file")
+    grounding = split.grounding_of(image, name)
+    captions = split.captions_of(name)
+    Layout("\n".join(captions))  # checks all of them
+    return Annotated(folder / file, captions, grounding.phrases, grounding.boxes)
+
+
+def _layout(split: _Split, image: Any) -> Layout:
+    name = split.id_of(image)
+    captions = split.captions_of(name)
+    if not captions:
+        raise ValueError("the image has no caption: is the captions file another split's?")
+    whole = split.grounding_of(image, name)
+    boxes = [crop_box(box, (image["width"], image["height"])) for box in whole.boxes]
+    kept = largest(boxes, MAX_BOXES)
+    return Layout(
+        prompt=captions[0],
+        phrases=[whole.phrases[i] for i in kept],
+        boxes=[boxes[i] for i in kept],
+        id=name,
+    )

@@ -6,13 +6,13 @@ Image paths are relative to the file. Boxes are fractions of the whole image, xy
 "box_format" in the line says. "caption" may be a list of captions.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected
+from reground_jax.readers import Rejected, attempt, shown
 from reground_jax.readers.annotated import Annotated
 
 FIELDS = {"image", "caption", "phrases", "boxes", "box_format"}
@@ -25,31 +25,32 @@ def read_jsonl(path: str | Path) -> Iterator[Annotated | Rejected]:
     """
     path = Path(path)
     try:
-        lines = path.read_text("utf-8").splitlines()
+        # Lines of bytes end with a line feed only; those of text at U+2028 and others too, which
+        # may be inside of a JSON text.
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield attempt(f"{path}, line {number}", _entry, line, path.parent)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield _entry(json.loads(line), path.parent)
-        except ValueError as error:
-            yield Rejected(source=f"{path}, line {number}", reason=str(error))
 
 
-def _entry(value: Any, folder: Path) -> Annotated:
+def _entry(line: bytes, folder: Path) -> Annotated:
+    value = parse_json(line)
     if not isinstance(value, dict) or "image" not in value or set(value) - FIELDS:
-        raise ValueError(f"{str(value)[:80]}: expected an object with {', '.join(sorted(FIELDS))}")
-    captions = value.get("caption", "")
-    captions = (captions,) if isinstance(captions, str) else tuple(captions)
-    layout = Layout.from_json(
-        {
-            "prompt": captions[0] if captions else "",
-            **{
-                field: value[field]
-                for field in ("phrases", "boxes", "box_format")
-                if field in value
-            },
-        }
-    )
-    return Annotated(folder / value["image"], captions, layout.phrases, layout.boxes)
+        raise ValueError(f"{shown(value)}: expected an object with {', '.join(sorted(FIELDS))}")
+    image = value.pop("image")
+    if not isinstance(image, str) or not image:
+        raise ValueError(f"image is {shown(image)}: it must be the path of a file")
+    captions = _captions(value.pop("caption", ""))
+    # All captions are one prompt here, so that each is checked.
+    layout = Layout.from_json({"prompt": "\n".join(captions), **value})
+    return Annotated(folder / image, captions, layout.phrases, layout.boxes)
+
+
+def _captions(value: Any) -> tuple[str, ...]:
+    captions = tuple(value) if isinstance(value, list) else (value,)
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise ValueError(f"caption is {shown(value)}: it must be a text or a list of texts")
+    return captions

@@ -8,24 +8,20 @@ A JSON object from a prompt to the answers that a language model gave for it, ea
 
 Boxes are x, y, width, height in pixels of a 512x512 image. The first line may start with
 "Objects: ". The prompt of a layout is the user's own, the negative prompt the answer's; the
-background prompt has no use in GLIGEN. Boxes are clipped to the image, as models overshoot it by a
-few pixels.
+background prompt has no use in GLIGEN.
 """
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected, read_json
+from reground_jax.readers import Rejected, attempt, read_json, shown
+from reground_jax.readers.pixels import fractions
 
 SIDE = 512  # pixels of the image that the boxes are for
-ANSWER = re.compile(
-    r"(?:Objects:)?\s*(?P<boxes>.*?)\s*Background prompt:(?P<background>.*?)"
-    r"(?:Negative prompt:(?P<negative>.*))?",
-    re.DOTALL,
-)
+BACKGROUND, NEGATIVE = "Background prompt:", "Negative prompt:"
 
 
 def read_lmd(path: str | Path) -> Iterator[Layout | Rejected]:
@@ -33,42 +29,53 @@ def read_lmd(path: str | Path) -> Iterator[Layout | Rejected]:
 
     Raises ValueError if the file is not of this form; an answer that is no layout is a Rejected.
     """
-    content = read_json(path, "LMD")
+    yield from lmd_layouts(read_json(path, "LMD"), path)
+
+
+def is_lmd(content: Any) -> bool:
+    return isinstance(content, dict) and any(
+        isinstance(answer, str) and BACKGROUND in answer
+        for answers in content.values()
+        for answer in _answers(answers)
+    )
+
+
+def lmd_layouts(content: Any, path: str | Path) -> Iterator[Layout | Rejected]:
+    """`read_lmd` of the content of a file."""
     if not isinstance(content, dict):
         raise ValueError(
             f"LMD file {path} holds a JSON {type(content).__name__}: expected an object from "
             "prompts to lists of answers"
         )
     for number, (prompt, answers) in enumerate(content.items()):
-        for turn, answer in enumerate(answers if isinstance(answers, list) else [answers]):
-            try:
-                yield _layout(f"{number}-{turn}", prompt, answer)
-            except ValueError as error:
-                yield Rejected(
-                    source=f"{path}, prompt {prompt!r}, answer {turn}", reason=f"{error}"
-                )
+        for turn, answer in enumerate(_answers(answers)):
+            source = f"{path}, prompt {shown(prompt)}, answer {turn}"
+            yield attempt(source, _layout, f"{number}-{turn}", prompt, answer)
+
+
+def _answers(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _layout(name: str, prompt: str, answer: object) -> Layout:
-    found = ANSWER.fullmatch(answer) if isinstance(answer, str) else None
-    if found is None:
-        raise ValueError(f"{str(answer)[:80]!r} has no 'Background prompt:' after a list of boxes")
-    negative = (found["negative"] or "").strip()
-    try:
-        pairs = [(str(phrase), _box(box)) for phrase, box in ast.literal_eval(found["boxes"])]
-    except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
-        raise ValueError(
-            f"{found['boxes'][:80]!r} is no list of ('phrase', [x, y, width, height])"
-        ) from None
+    if not isinstance(answer, str) or BACKGROUND not in answer:
+        raise ValueError(f"{shown(answer)} has no {BACKGROUND!r} after a list of boxes")
+    things, _, texts = answer.partition(BACKGROUND)
+    negative = texts.partition(NEGATIVE)[2].strip()
+    pairs = _pairs(things.strip().removeprefix("Objects:").strip())
     return Layout(
         prompt=prompt,
         phrases=[phrase for phrase, _ in pairs],
-        boxes=[box for _, box in pairs],
+        boxes=[fractions(box, (SIDE, SIDE), name="box") for _, box in pairs],
         negative_prompt="" if negative == "None" else negative,  # models write the word
         id=name,
     )
 
 
-def _box(box: list[float]) -> list[float]:
-    x, y, width, height = box
-    return [min(max(edge / SIDE, 0.0), 1.0) for edge in (x, y, x + width, y + height)]
+def _pairs(text: str) -> list[tuple[Any, Any]]:
+    try:
+        return [(phrase, box) for phrase, box in ast.literal_eval(text)]
+    # MemoryError is Python's parser at brackets that are nested too deeply.
+    except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
+        raise ValueError(f"{shown(text)} is no list of ('phrase', [x, y, width, height])") from None
+    return pairs

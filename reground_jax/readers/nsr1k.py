@@ -1,8 +1,9 @@
-"""NSR-1K counting prompts and LayoutGPT's layouts for them (github.com/weixi-feng/LayoutGPT).
+"""NSR-1K prompts and LayoutGPT's layouts for them (github.com/weixi-feng/LayoutGPT).
 
-Two JSON files with the same `object_list`, and two meanings of its boxes:
-    counting.val.json      ground truth from COCO, entries with `id`: x, y, width, height
-    gpt4.counting.*.json   layouts by GPT-4, entries with `query_id` and `iter`: x0, y0, x1, y1
+JSON lists whose entries have a prompt and objects, each a category and a box, in three forms:
+    counting.val.json            `id`, `object_list`: ground truth from COCO; x, y, width, height
+    spatial.{val,train}.json     `id`, `obj1`, `relation`, `obj2`: the same
+    gpt4.{counting,spatial}.*    `query_id`, `iter`, `object_list`: by GPT-4; x0, y0, x1, y1
 All are fractions of the image.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected, read_json
+from reground_jax.readers import Rejected, attempt, id_text, read_json, shown
 
 
 def read_nsr1k(path: str | Path) -> Iterator[Layout | Rejected]:
@@ -20,17 +21,24 @@ def read_nsr1k(path: str | Path) -> Iterator[Layout | Rejected]:
 
     Raises ValueError if the file is not a JSON list; an entry that is no layout is a Rejected.
     """
-    entries = read_json(path, "NSR-1K")
-    if not isinstance(entries, list):
+    yield from nsr1k_layouts(read_json(path, "NSR-1K"), path)
+
+
+def is_nsr1k(content: Any) -> bool:
+    return isinstance(content, list) and any(
+        isinstance(entry, dict) and ("object_list" in entry or "obj1" in entry) for entry in content
+    )
+
+
+def nsr1k_layouts(content: Any, path: str | Path) -> Iterator[Layout | Rejected]:
+    """`read_nsr1k` of the content of a file."""
+    if not isinstance(content, list):
         raise ValueError(
-            f"NSR-1K file {path} holds a JSON {type(entries).__name__}: expected the list of "
-            "LayoutGPT's counting.val.json or gpt4.counting.*.json"
+            f"NSR-1K file {path} holds a JSON {type(content).__name__}: expected the list of "
+            "LayoutGPT's counting.val.json, spatial.val.json or gpt4.*.json"
         )
-    for number, entry in enumerate(entries, 1):
-        try:
-            yield _layout(entry)
-        except ValueError as error:
-            yield Rejected(source=f"{path}, entry {number}", reason=str(error))
+    for number, entry in enumerate(content, 1):
+        yield attempt(f"{path}, entry {number}", _layout, entry)
 
 
 def phrase(category: str) -> str:
@@ -45,14 +53,20 @@ def phrase(category: str) -> str:
 def _layout(entry: Any) -> Layout:
     match entry:
         case {"query_id": query, "iter": iteration, "prompt": prompt, "object_list": [*objects]}:
-            name, box_format = f"{query}-{iteration}", "xyxy"
+            names, box_format = (query, iteration), "xyxy"
         case {"id": query, "prompt": prompt, "object_list": [*objects]}:
-            name, box_format = f"{query}", "xywh"
+            names, box_format = (query,), "xywh"
+        case {"id": query, "prompt": prompt, "obj1": first, "obj2": second}:
+            names, objects, box_format = (query,), [first, second], "xywh"
         case _:
             raise ValueError(
-                f"entry is {str(entry)[:80]}: expected prompt, object_list, and id (ground truth) "
-                "or query_id and iter (GPT-4)"
+                f"entry is {shown(entry)}: expected prompt, object_list, and id (ground truth) or "
+                "query_id and iter (GPT-4), or prompt, obj1, obj2 and id (spatial)"
             )
+    texts = [id_text(name) for name in names]
+    if None in texts:
+        raise ValueError(f"its id is {shown(query)}: it must be a whole number or a text")
+    name = "-".join(map(str, texts))
     phrases, boxes = [], []
     for pair in objects:
         match pair:
@@ -60,6 +74,6 @@ def _layout(entry: Any) -> Layout:
                 phrases.append(phrase(category))
                 boxes.append(box)
             case _:
-                raise ValueError(f"object {pair!r} of entry {name!r} is not [category, box]")
+                raise ValueError(f"object {shown(pair)} of entry {name!r} is not [category, box]")
     value = {"id": name, "prompt": prompt, "phrases": phrases, "boxes": boxes}
     return Layout.from_json(value, box_format=box_format)

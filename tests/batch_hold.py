@@ -1,0 +1,34 @@
+"""`reground-jax batch` that goes so far and no further, for tests that kill it or look at it.
+
+A program: `python -m tests.batch_hold ARGUMENTS...` is the command line. With HOLD=UNITS:FILE in
+the environment, a run stands still once it has noted UNITS finished units, until there is a FILE.
+"""
+
+import itertools
+import os
+import sys
+import time
+from pathlib import Path
+
+from reground_jax.batch.manifest import Entry, Manifest
+from reground_jax.cli import main
+
+
+def hold_if_asked() -> None:
+    if "HOLD" not in os.environ:
+        return
+    units, _, release = os.environ["HOLD"].partition(":")
+    add, noted = Manifest.add, itertools.count(1)
+
+    def held(self: Manifest, entry: Entry) -> None:
+        add(self, entry)
+        if next(noted) >= int(units):
+            while not Path(release).exists():
+                time.sleep(0.01)
+
+    Manifest.add = held
+
+
+if __name__ == "__main__":
+    hold_if_asked()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""Processes that tests start: they end with the test, however it ends."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 600  # seconds, on a machine that has much else to do
+
+Start = Callable[..., subprocess.Popen]
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[Start]:
+    """Gives a function that starts a program: arguments, and variables of the environment."""
+    with contextlib.ExitStack() as stack:
+
+        def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+            process = subprocess.Popen(
+                arguments, cwd=ROOT, env=os.environ | environment, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            )  # fmt: skip
+            stack.enter_context(process)  # closes its pipes and waits for it
+            stack.callback(_kill, process)
+            return process
+
+        yield start
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """With its children: a program that mounts a file system first runs in a shell."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Exit code and stderr."""
+    _, errors = process.communicate(timeout=PATIENCE)
+    return process.returncode, errors
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Until the condition holds, which it must while the process lives."""
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        ended = process.poll() is not None
+        assert ended or time.monotonic() < limit, "it does not come to what is waited for"
+        assert not ended or condition(), finish(process)
+        time.sleep(0.02)

@@ -1,0 +1,119 @@
+"""Who does which share of a `batch` run: leases of object stores, TPU slices, odd environments."""
+
+import json
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from reground_jax.batch import lock
+from reground_jax.batch.hosts import Share, find_share
+from reground_jax.batch.lock import HEARTBEAT, LAPSE, Lease
+
+PATIENCE = 120  # seconds, after which what is waited for never happens
+
+
+@pytest.fixture
+def memory():
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    yield store
+    store.store.clear()
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    found = SimpleNamespace(now=1e9)
+    monkeypatch.setattr(lock, "time", SimpleNamespace(time=lambda: found.now))
+    return found
+
+
+def holder(memory) -> str:
+    return json.loads(memory.cat_file("/lease"))["holder"]
+
+
+def test_a_lease_is_refused_while_it_is_renewed_and_lapses_without(memory, clock):
+    first, second = Lease(memory, "/lease", "process 1 on a"), Lease(memory, "/lease", "2 on b")
+    first.take()
+    for _ in range(10):
+        clock.now += HEARTBEAT
+        first.renew()
+    clock.now += LAPSE - 20
+    with pytest.raises(ValueError, match="process 1 on a holds /lease.*ends in 20 s"):
+        second.take()
+    clock.now += 20
+    second.take()
+    assert holder(memory) == "2 on b"
+
+
+def test_a_process_that_was_away_leaves_the_lease_to_its_new_holder(memory, clock):
+    first, second = Lease(memory, "/lease", "1"), Lease(memory, "/lease", "1")  # as in containers
+    first.take()
+    clock.now += LAPSE
+    second.take()
+    signed = memory.cat_file("/lease")
+    clock.now += 1
+    first.renew()
+    assert memory.cat_file("/lease") == signed
+    first.give_back()
+    assert memory.exists("/lease")
+    second.give_back()
+    assert not memory.exists("/lease")
+
+
+def test_a_lease_is_renewed_by_itself_and_given_back(memory, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
+    renewed = threading.Event()
+
+    class Watched(Lease):
+        def renew(self) -> None:
+            super().renew()
+            renewed.set()
+
+    monkeypatch.setattr(lock, "Lease", Watched)
+    with lock.lease(memory, "/lease", "process 1 on a"):
+        assert renewed.wait(PATIENCE)
+        assert holder(memory) == "process 1 on a"
+    assert not memory.exists("/lease")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"5", b'{"time": "now"}', b'{"time": 1e9}', b"[" * 100_000, b"\xff"]
+)
+def test_a_damaged_lease_counts_for_nothing(memory, clock, content):
+    memory.pipe_file("/lease", content)
+    Lease(memory, "/lease", "process 1 on a").take()
+    assert holder(memory) == "process 1 on a"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TPU_WORKER_HOSTNAMES": "a,b", "JOB_COMPLETION_INDEX": "1"},
+        {"TPU_WORKER_HOSTNAMES": "a,b", "JOB_COMPLETION_INDEX": "1", "JOB_COMPLETIONS": "2"},
+        {"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_HOSTNAMES": "a"},
+        {"MEGASCALE_NUM_SLICES": "2", "TPU_WORKER_HOSTNAMES": "a", "JOB_COMPLETION_INDEX": "0"},
+    ],
+)
+def test_hosts_of_tpu_slices_are_left_to_jax_distributed(environment):
+    """ "alone" is what `start_distributed` starts it for. The names are those of jax 0.10.2's
+    cloud_tpu_cluster.py; a slice of Google Kubernetes Engine is an indexed Job."""
+    assert find_share(None, None, environment) == Share(0, 1, "alone")
+    assert find_share(1, 3, environment) == Share(1, 3, "options")
+    with pytest.raises(ValueError, match="--host-count is given on a TPU slice"):
+        find_share(None, 2, environment)
+
+
+def test_single_hosts_with_a_tpu_are_numbered_by_their_job():
+    environment = {
+        "TPU_WORKER_HOSTNAMES": "a",
+        "MEGASCALE_NUM_SLICES": "1",
+        "JOB_COMPLETION_INDEX": "1",
+        "JOB_COMPLETIONS": "3",
+    }
+    assert find_share(None, None, environment) == Share(1, 3, "Kubernetes")
+
+
+def test_a_variable_that_is_no_number_is_named():
+    environment = {"JOB_COMPLETION_INDEX": "first", "JOB_COMPLETIONS": "3"}
+    with pytest.raises(ValueError, match="JOB_COMPLETION_INDEX is 'first', which is no number"):
+        find_share(None, None, environment)
