@@ -137,7 +137,7 @@ def _paint(picture: Image.Image, layout: Layout, *, tint: int) -> None:
     font = _font(max(11, sum(picture.size) // 60))
     taken: list[Rectangle] = []
     for phrase, box in reversed(boxes):  # small boxes have the fewest places for a label
-        text = _shortened(phrase, font, picture.width - 2 * _pad(font))
+        text = _shown(phrase, font, picture.width - 2 * _pad(font))
         tag = _tag_place(box, text, font, picture.size, taken)
         taken.append(tag)
         # The white rim keeps neighbours of one colour apart.
@@ -197,7 +197,7 @@ def _header_row(headers: list[str], panel: int, unit: int) -> Image.Image:
     pen = ImageDraw.Draw(row)
     for i, header in enumerate(headers):
         center = i * (panel + gap) + panel // 2
-        title = _shortened(header, _font(unit * 5 // 4), panel)
+        title = _shown(header, _font(unit * 5 // 4), panel)
         pen.text((center, unit), title, fill=INK, font=_font(unit * 5 // 4), anchor="mm")
         subtitle = SUBTITLES.get(header, "")
         pen.text((center, 2.3 * unit), subtitle, fill=MUTED, font=_font(unit), anchor="mm")
@@ -242,7 +242,7 @@ def _stacked(parts: list[tuple[str, Image.Image]], unit: int, *, gutter: int) ->
             text = Image.new("RGB", (part.height, gutter), PAPER)
             font = _font(unit)
             middle = (part.height / 2, gutter / 2)
-            label = _shortened(label, font, part.height)
+            label = _shown(label, font, part.height)
             ImageDraw.Draw(text).text(middle, label, fill=MUTED, font=font, anchor="mm")
             figure.paste(text.rotate(90, expand=True), (margin, top))
         top += part.height + gap
@@ -279,7 +279,7 @@ def _wrapped(words: Words, font: ImageFont.FreeTypeFont, width: int | float) -> 
     """Lines no wider than `width`; a word that alone is wider is cut with an ellipsis."""
     lines: list[Words] = [[]]
     for word, color in words:
-        word = _shortened(word, font, width)
+        word = _shown(word, font, width)
         if lines[-1] and _line_width([*lines[-1], (word, color)], font) > width:
             lines.append([])
         lines[-1].append((word, color))
@@ -294,7 +294,7 @@ def _space(font: ImageFont.FreeTypeFont) -> float:
     return 1.3 * font.getlength(" ")  # this font's own space is narrow beside coloured words
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int | float) -> str:
+def _shown(text: str, font: ImageFont.FreeTypeFont, width: int | float) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -13,6 +13,7 @@ from typing import Any, no_type_check
 
 from reground_jax.json_text import parse_json
 from reground_jax.settings import MAX_BOXES, check_name
+from reground_jax.wording import shown
 
 Box = tuple[float, float, float, float]
 
@@ -53,11 +54,11 @@ class Layout:
         check_name("box_format", box_format, BOX_FORMATS)
         for field in ("prompt", "negative_prompt"):
             if not isinstance(value := getattr(self, field), str):
-                raise ValueError(f"{field} of {self.name} is {shortened(value)}: it must be a text")
+                raise ValueError(f"{field} of {self.name} is {shown(value)}: it must be a text")
             _check_encodable(f"{field} of {self.name}", value)
         if self.id is not None:
             if not isinstance(self.id, str):
-                raise ValueError(f"id of {self.name} is {shortened(self.id)}: it must be a text")
+                raise ValueError(f"id of {self.name} is {shown(self.id)}: it must be a text")
             _check_encodable(f"id of {self.name}", self.id)
         object.__setattr__(self, "phrases", _phrases(self.phrases, self.name))
         object.__setattr__(self, "boxes", _boxes(self.boxes, self.name, box_format))
@@ -91,7 +92,7 @@ class Layout:
         """
         if not isinstance(value, dict):
             raise ValueError(
-                f'layout is {shortened(value)}: expected a JSON object such as {{"prompt": …}}'
+                f'layout is {shown(value)}: expected a JSON object such as {{"prompt": …}}'
             )
         known = ("box_format", *(field.name for field in dataclasses.fields(cls)))
         for field in value:
@@ -133,12 +134,6 @@ def check_max_boxes(layout: Layout, max_boxes: int) -> None:
         )
 
 
-def shortened(value: Any, length: int = 80) -> str:
-    """The repr of a value for a message, cut to about `length` characters."""
-    text = repr(value)
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
 def _check_encodable(what: str, text: str) -> None:
     """Raise ValueError for half of a surrogate pair: no tokenizer and no file takes it."""
     try:
@@ -153,13 +148,13 @@ def _check_encodable(what: str, text: str) -> None:
 def _phrases(phrases: Any, name: str) -> tuple[str, ...]:
     if isinstance(phrases, str) or not hasattr(phrases, "__iter__"):
         raise ValueError(
-            f"phrases of {name} are {shortened(phrases)}: give a list with one text per box"
+            f"phrases of {name} are {shown(phrases)}: give a list with one text per box"
         )
     phrases = tuple(phrases)
     for number, phrase in enumerate(phrases, 1):
         if not isinstance(phrase, str) or not phrase.strip():
             raise ValueError(
-                f"phrase {number} of {name} is {shortened(phrase)}: a phrase must be a text that "
+                f"phrase {number} of {name} is {shown(phrase)}: a phrase must be a text that "
                 "is not empty; say what is in the box, or remove both"
             )
         _check_encodable(f"phrase {number} of {name}", phrase)
@@ -169,7 +164,7 @@ def _phrases(phrases: Any, name: str) -> tuple[str, ...]:
 def _boxes(boxes: Any, name: str, box_format: str) -> tuple[Box, ...]:
     if isinstance(boxes, (str, dict)) or not hasattr(boxes, "__iter__"):
         raise ValueError(
-            f"boxes of {name} are {shortened(boxes)}: give a list of boxes of four numbers"
+            f"boxes of {name} are {shown(boxes)}: give a list of boxes of four numbers"
         )
     return tuple(_box(box, f"box {i} of {name}", box_format) for i, box in enumerate(boxes, 1))
 
@@ -186,9 +181,9 @@ def _box(box: Any, name: str, box_format: str) -> Box:
         given = [float(value) for value in box]
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
-            f"{name} is {shortened(box)}: a box is a list of four numbers; {way_out}"
+            f"{name} is {shown(box)}: a box is a list of four numbers; {way_out}"
         ) from None
-    name = f"{name} is {shortened(given)}"
+    name = f"{name} is {shown(given)}"
     if len(given) != 4:
         raise ValueError(f"{name}: a box has four numbers, not {len(given)}; {way_out}")
     if not all(map(math.isfinite, given)):

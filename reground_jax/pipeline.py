@@ -35,7 +35,7 @@ from reground_jax.devices import (
 )
 from reground_jax.hints import refuse_keywords
 from reground_jax.images import to_uint8
-from reground_jax.layout import Layout, check_max_boxes, shortened
+from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.model import Model, Params, network, nonfinite_arrays, read_model
 from reground_jax.networks.attention import Backend, attention_for, check_backend
 from reground_jax.networks.unet import Prepared, UNet
@@ -60,6 +60,7 @@ from reground_jax.settings import (
     guided_steps,
     wiring_name,
 )
+from reground_jax.wording import shown
 
 Output = Literal["pil", "numpy", "latents"]
 OUTPUTS: tuple[Output, ...] = ("pil", "numpy", "latents")
@@ -632,11 +633,11 @@ def check_layouts(layouts: Any) -> list[Layout]:
     if isinstance(layouts, Layout):
         return [layouts]
     if isinstance(layouts, (str, dict)) or not hasattr(layouts, "__iter__"):
-        raise ValueError(f"layouts is {shortened(layouts)}: {_way_out(layouts)}")
+        raise ValueError(f"layouts is {shown(layouts)}: {_way_out(layouts)}")
     given = list(layouts)
     for number, layout in enumerate(given, 1):
         if not isinstance(layout, Layout):
-            raise ValueError(f"layout {number} is {shortened(layout)}: {_way_out(layout)}")
+            raise ValueError(f"layout {number} is {shown(layout)}: {_way_out(layout)}")
     return given
 
 

@@ -162,7 +162,7 @@ def test_request_modules_import_nothing_heavy(name: str):
     roots = {module.split(".")[0] for module in imported}
     assert not roots & {"jax", "flax", "numpy", "PIL", "jaxtyping"}
     ours = {module for module in imported if module.startswith("reground_jax")}
-    light = ("json_text", "layout", "readers", "settings")
+    light = ("json_text", "layout", "readers", "settings", "wording")
     assert ours <= {f"reground_jax.{name}" for name in light}
 
 

@@ -24,9 +24,9 @@ from reground_jax.batch.unit import Generator, UnitError
 from reground_jax.cli import request
 from reground_jax.cli.progress import Bar, say
 from reground_jax.cli.sampling import add_model_options, describe_devices, load, locate
-from reground_jax.plural import plural
 from reground_jax.readers.forms import FORMS
 from reground_jax.settings import WIRINGS, Settings
+from reground_jax.wording import plural
 
 if TYPE_CHECKING:
     from reground_jax.batch.sampler import PipelineSampler

@@ -6,7 +6,7 @@ import json
 from reground_jax.batch.store import Store, open_store
 from reground_jax.batch.verify import Report, repair, verify
 from reground_jax.cli.progress import Bar, say
-from reground_jax.plural import plural
+from reground_jax.wording import plural
 
 EXAMPLES = """\
 examples:

@@ -72,12 +72,6 @@ def whole_number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def shown(value: object) -> str:
-    """The start of a value, for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
-
-
 def read_json(path: str | Path, name: str) -> Any:
     """The content of a JSON file that users know as a `name` file. Raises ValueError."""
     try:

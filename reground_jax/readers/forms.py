@@ -5,7 +5,7 @@ from typing import Any
 
 from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected, read_json, shown
+from reground_jax.readers import Rejected, read_json
 from reground_jax.readers.coco import coco_layouts, is_coco
 from reground_jax.readers.instancediffusion import (
     instancediffusion_layouts,
@@ -14,6 +14,7 @@ from reground_jax.readers.instancediffusion import (
 from reground_jax.readers.lmd import is_lmd, lmd_layouts
 from reground_jax.readers.nsr1k import is_nsr1k, nsr1k_layouts
 from reground_jax.settings import check_name
+from reground_jax.wording import shown
 
 FORMS = ("jsonl", "coco", "nsr1k", "lmd", "instancediffusion")
 FIRST_LINE = 1 << 20  # bytes of a file that may be its first line

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected, attempt, shown
+from reground_jax.readers import Rejected, attempt
 from reground_jax.readers.pixels import fractions, image_size
+from reground_jax.wording import shown
 
 
 def is_instancediffusion(content: Any) -> bool:

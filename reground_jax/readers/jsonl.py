@@ -12,8 +12,9 @@ from typing import Any
 
 from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected, attempt, shown
+from reground_jax.readers import Rejected, attempt
 from reground_jax.readers.annotated import Annotated
+from reground_jax.wording import shown
 
 FIELDS = {"image", "caption", "phrases", "boxes", "box_format"}
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from reground_jax.layout import Layout
-from reground_jax.readers import Rejected, attempt, read_json, shown
+from reground_jax.readers import Rejected, attempt, read_json
 from reground_jax.readers.pixels import fractions
+from reground_jax.wording import shown
 
 SIDE = 512  # pixels of the image that the boxes are for
 BACKGROUND, NEGATIVE = "Background prompt:", "Negative prompt:"

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from reground_jax.layout import Box
-from reground_jax.readers import shown
+from reground_jax.wording import shown
 
 
 def image_size(value: dict[str, Any]) -> tuple[float, float]:
