@@ -27,7 +27,7 @@ STEMS = {
     "safetensors": ("diffusion_pytorch_model", "model"),
     "bin": ("diffusion_pytorch_model", "pytorch_model"),
 }
-LONGEST_NAME = 256  # characters of an array's name
+LONGEST_NAME = 256  # characters
 LARGEST_INDEX = 2**24  # bytes of the JSON that lists shards
 FORMAT = (
     "reground-jax"  # config.json of a model directory of ours has format "reground-jax/VERSION"
@@ -45,8 +45,7 @@ class TensorFile:
                 raise ValueError(
                     f"{name}: {brief(key)} is a {kind}, but a state dict holds arrays only"
                 )
-            # Names stand in messages and on terminals as they are.
-            if not (isinstance(key, str) and len(key) <= LONGEST_NAME and key.isprintable()):
+            if not _is_name(key):
                 raise ValueError(
                     f"{name} has an array named {brief(key)}; names are printable texts of up to "
                     f"{LONGEST_NAME} characters"
@@ -88,6 +87,11 @@ class TensorFile:
         return sum(array.size * array.dtype.itemsize for array in self._arrays.values())
 
 
+def _is_name(value: Any) -> bool:
+    """Whether an array or a file may be called so: messages print names as they are."""
+    return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
+
+
 def open_tensors(path: str | Path) -> TensorFile:
     """The arrays of one file: safetensors, a torch zip, or the JSON index of shards. Which of them
     it is, its first bytes say; its name does not matter.
@@ -123,7 +127,7 @@ def _open_shards(index: Path) -> TensorFile:
     except ValueError as error:
         raise ValueError(f"{index} is not JSON: {error}") from error
     where = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+    if not isinstance(where, dict) or not all(map(_is_name, where.values())):
         raise ValueError(
             f"{index} is no index of shards: its weight_map should name each array's file"
         )
@@ -193,15 +197,18 @@ def _split_original(content: Any, path: Path) -> tuple[dict[str, TensorFile], di
             f"{path} is no original GLIGEN checkpoint, a dict of {', '.join(wanted)}: "
             f"it lacks {', '.join(missing)}"
         )
-    if wrong := [key for key in wanted if not isinstance(held[key], dict)]:
+    if wrong := [part for part in ORIGINAL_PARTS if not isinstance(held[part], dict)]:
         raise ValueError(
             f"{path} is no original GLIGEN checkpoint: its {', '.join(wrong)} should be dicts"
         )
     parts = {part: TensorFile(held[part], f"{path}[{part}]") for part in ORIGINAL_PARTS}
     try:
-        return parts, plain(held["config_dict"])
+        config = plain(held["config_dict"])
     except ValueError as error:
         raise ValueError(f"{path}: its {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: its config is a {type(config).__name__}, not a dict of settings")
+    return parts, config
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def test_a_compressed_zip_says_how_to_repack_it(tmp_path):
     ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    with pytest.raises(BadZip, match="x/data.pkl is compressed .* `zip -0"):
+    with pytest.raises(BadZip, match=r"x/\S+ is compressed .* `zip -0"):
         load_torch(tmp_path / "y.bin")
 
 
