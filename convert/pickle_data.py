@@ -11,7 +11,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 from .brief import brief
 
@@ -72,6 +72,7 @@ class Inert:
 KEYS = frozenset({int, float, bool, type(None), Name, Inert})  # of dicts, and texts and bytes
 
 
+@no_type_check  # at run time, as tests do: of functions this short it would take most of the time
 class Reader:
     """One run over one pickle."""
 

@@ -37,8 +37,10 @@ FORMAT = (
 class TensorFile:
     """Named arrays, none of them read yet: from one file, from shards, or from part of a pickle."""
 
-    def __init__(self, arrays: Mapping[str, StoredArray], name: str) -> None:
-        """`name` says in messages where the arrays are from."""
+    def __init__(self, arrays: Mapping[Any, Any], name: str) -> None:
+        """`name` says in messages where the arrays are from. Raises ValueError where `arrays`, of
+        which a file decides, has anything but StoredArrays by printable names.
+        """
         for key, value in arrays.items():
             if not isinstance(value, StoredArray):
                 kind = value.name if isinstance(value, Inert | Name) else type(value).__name__
@@ -50,7 +52,7 @@ class TensorFile:
                     f"{name} has an array named {brief(key)}; names are printable texts of up to "
                     f"{LONGEST_NAME} characters"
                 )
-        self._arrays = dict(arrays)
+        self._arrays: dict[str, StoredArray] = dict(arrays)
         self.name = name
 
     def __repr__(self) -> str:

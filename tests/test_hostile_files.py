@@ -2,14 +2,17 @@
 sentence, within limits that the kernel sets.
 """
 
+import random
 import re
 import sys
+from collections import Counter
 
 import pytest
 
 from tests import hostile
-from tests.hostile import CANARY, Case, Limits, others, pickles, safetensors, zips
-from tests.hostile.parts import call, program, torch_zip
+from tests.hostile import CANARY, LONGEST, Case, Limits, openers, others, pickles, safetensors, zips
+from tests.hostile.child import read
+from tests.hostile.parts import call, program, tensor, torch_zip
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="limits on memory, pipes and /dev are Linux's here"
@@ -35,6 +38,41 @@ def test_each_hostile_file_ends_with_one_sentence_within_the_limits(tmp_path, fa
 def test_there_are_more_than_two_hundred_of_them():
     refused = [case for cases in FAMILIES.values() for case in cases() if case.says != "reads"]
     assert len(refused) >= 200
+
+
+def damaged(content: bytes, source: random.Random) -> bytes:
+    """A file with a few bytes changed, lost, repeated or set to all ones."""
+    changed = bytearray(content)
+    for _ in range(source.choice([1, 1, 2, 4])):
+        at, other = source.randrange(len(changed)), source.randrange(len(changed))
+        kind = source.randrange(4)
+        if kind == 0:
+            changed[at] = source.randrange(256)
+        elif kind == 1:
+            del changed[at : at + source.randrange(1, 9)]
+        elif kind == 2:
+            changed[at:at] = changed[other : other + source.randrange(1, 30)]
+        else:
+            changed[at : at + 4] = b"\xff\xff\xff\xff"
+    return bytes(changed)
+
+
+def test_a_damaged_file_reads_or_ends_with_one_sentence(tmp_path):
+    honest = program({"state_dict": {"a": tensor()}, "epoch": 3, "x": [(1, None), 2.5, "b"]})
+    source, outcomes = random.Random(0), Counter()
+    for turn in range(900):
+        made = damaged(honest, source)
+        content = (
+            torch_zip(made),
+            damaged(zips.GOOD, source),
+            damaged(safetensors.safetensors(safetensors.TEXT), source),
+        )[turn % 3]
+        (tmp_path / "x").write_bytes(content)
+        outcome, message = read(openers.open_tensors, str(tmp_path / "x"))
+        assert outcome == "reads" or "ValueError" in outcome.split(), (outcome, message, content)
+        assert message.isprintable() and len(message) < LONGEST, (message, content)
+        outcomes[outcome.split()[0]] += 1
+    assert min(outcomes[kind] for kind in ("reads", "BadPickle", "BadZip", "ValueError")) > 20
 
 
 SLOW = program(pickles.TUPLES + b"0}h\x00Ns")  # a dict key of 2**40 empty tuples
