@@ -15,7 +15,7 @@ from typing import Any, no_type_check
 
 from .brief import brief
 
-# One array takes 45 instructions: a Stable Diffusion file with its optimizer has 300,000.
+# One array takes 45 instructions: a Stable Diffusion file with its optimizer has 350,000.
 MOST_INSTRUCTIONS = 3_000_000
 LONGEST_KEY = 2**16  # characters: equal keys are compared each time they are set
 LONGEST_NUMBER = 255  # bytes

@@ -39,7 +39,7 @@ MOST_REPEATS = 2**20  # elements that an expanded tensor may have beyond those i
 # Of the configuration inside a checkpoint: GLIGEN's has 300 values, 8 deep.
 MOST_VALUES = 100_000
 DEEPEST = 50
-LONGEST_TEXT = 4096
+LONGEST_TEXT, LONGEST_FIELD = 4096, 256  # characters
 
 
 def load_torch(path: str | Path) -> Any:
@@ -82,14 +82,14 @@ def plain(value: Any) -> Any:
                     return walk(value.state[slot], depth + 1)
             raise ValueError(
                 f"config holds a {value.name.split('.')[-1]} with neither _content nor _val, but "
-                f"{brief(sorted(map(brief, value.state)))}"
+                f"{brief(list(value.state))}"
             )
         if isinstance(value, dict):
-            if set(value) == {"_content", "_metadata"}:
+            if len(value) == 2 and set(value) == {"_content", "_metadata"}:
                 return walk(value["_content"], depth + 1)
-            if stray := [key for key in value if not isinstance(key, str)]:
+            if stray := [key for key in value if type(key) is not str or len(key) > LONGEST_FIELD]:
                 raise ValueError(
-                    f"config has the field {brief(stray[0])}; names of fields are texts"
+                    f"config has the field {brief(stray[0])}; names of fields are short texts"
                 )
             return {key: walk(child, depth + 1) for key, child in value.items()}
         if isinstance(value, list | tuple):

@@ -15,6 +15,7 @@ from pathlib import Path
 def main(work: dict) -> None:
     module = importlib.import_module(work["module"])
     limits, canary = work["limits"], Path(work["canary"])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         data = _data() + limits["data"]
         resource.setrlimit(resource.RLIMIT_DATA, (data, data))

@@ -320,6 +320,7 @@ CONFIGS = {
     "config-wide": (value({"a": [0] * 100_001}), "its config is more than a configuration"),
     "config-tuple-key": (b"})Ns", "a dict with the key"),
     "config-int-key": (value({3: 4}), "config has the field 3"),
+    "config-long-key": (value({"k" * 1000: 4}), "config has the field 'kkk"),
     "config-object": (
         NODE + value({"x": 1}) + b"b",
         "config holds a AnyNode with neither",
