@@ -1,6 +1,5 @@
 """Where a checkpoint's arrays come from: files, folders and the Hub behind one lazy interface."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reground_jax.json_text import parse_json
+
 from . import hub
+from .brief import brief, shown
 from .configs import read_json
+from .forms import form_of, read_bounded
+from .pickle_data import Inert, Name
 from .pickles import load_torch, plain
 from .safetensors import read_header
 from .stored import StoredArray
@@ -23,6 +27,8 @@ STEMS = {
     "safetensors": ("diffusion_pytorch_model", "model"),
     "bin": ("diffusion_pytorch_model", "pytorch_model"),
 }
+LONGEST_NAME = 256  # characters
+LARGEST_INDEX = 2**24  # bytes of the JSON that lists shards
 FORMAT = (
     "reground-jax"  # config.json of a model directory of ours has format "reground-jax/VERSION"
 )
@@ -31,14 +37,22 @@ FORMAT = (
 class TensorFile:
     """Named arrays, none of them read yet: from one file, from shards, or from part of a pickle."""
 
-    def __init__(self, arrays: Mapping[str, StoredArray], name: str) -> None:
-        """`name` says in messages where the arrays are from."""
-        if stray := [key for key, value in arrays.items() if not isinstance(value, StoredArray)]:
-            kind = type(arrays[stray[0]]).__name__
-            raise ValueError(
-                f"{name}: {stray[0]!r} is a {kind}, but a state dict holds arrays only"
-            )
-        self._arrays = dict(arrays)
+    def __init__(self, arrays: Mapping[Any, Any], name: str) -> None:
+        """`name` says in messages where the arrays are from. Raises ValueError where `arrays`, of
+        which a file decides, has anything but StoredArrays by printable names.
+        """
+        for key, value in arrays.items():
+            if not isinstance(value, StoredArray):
+                kind = value.name if isinstance(value, Inert | Name) else type(value).__name__
+                raise ValueError(
+                    f"{name}: {brief(key)} is a {kind}, but a state dict holds arrays only"
+                )
+            if not _is_name(key):
+                raise ValueError(
+                    f"{name} has an array named {brief(key)}; names are printable texts of up to "
+                    f"{LONGEST_NAME} characters"
+                )
+        self._arrays: dict[str, StoredArray] = dict(arrays)
         self.name = name
 
     def __repr__(self) -> str:
@@ -75,20 +89,33 @@ class TensorFile:
         return sum(array.size * array.dtype.itemsize for array in self._arrays.values())
 
 
-def open_tensors(path: str | Path) -> TensorFile:
-    """The arrays of one file: `.safetensors`, `*.index.json` with its shards, or a torch pickle.
+def _is_name(value: Any) -> bool:
+    """Whether an array or a file may be called so: messages print names as they are."""
+    return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
 
-    A pickle holds a flat state dict, or that under the one key "state_dict". Raises ValueError
-    (see `safetensors.read_header`, `pickles.load_torch`) for a file that cannot be read.
+
+def open_tensors(path: str | Path) -> TensorFile:
+    """The arrays of one file: safetensors, a torch zip, or the JSON index of shards. Which of them
+    it is, its first bytes say; its name does not matter.
+
+    A torch zip holds a flat state dict, or that under the one key "state_dict". Raises ValueError
+    (see `forms.form_of`, `safetensors.read_header`, `pickles.load_torch`) for a file that cannot
+    be read.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; check the path")
-    if path.suffix == ".safetensors":
-        return TensorFile(read_header(path), str(path))
-    if path.suffix == ".json":
-        return _open_shards(path)
-    content = load_torch(path)
+    return _open_shards(path) if form_of(path) == "index" else _open_file(path)
+
+
+def _open_file(path: Path) -> TensorFile:
+    match form_of(path):
+        case "safetensors":
+            return TensorFile(read_header(path), str(path))
+        case "torch":
+            return _state_dict(load_torch(path), path)
+    raise ValueError(f"{path} is JSON, where a file of arrays was expected")
+
+
+def _state_dict(content: Any, path: Path) -> TensorFile:
     if isinstance(content, dict) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -98,17 +125,22 @@ def open_tensors(path: str | Path) -> TensorFile:
 
 def _open_shards(index: Path) -> TensorFile:
     try:
-        where = json.loads(index.read_text())["weight_map"]
-        shards = {name: open_tensors(index.parent / Path(name).name) for name in where.values()}
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        content = parse_json(read_bounded(index, LARGEST_INDEX), unique=True)
+    except ValueError as error:
+        raise ValueError(f"{index} is not JSON: {error}") from error
+    where = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(where, dict) or not all(map(_is_name, where.values())):
         raise ValueError(
-            f"{index} is no index of shards ({error!r}): expected a weight_map from array to file"
-        ) from error
+            f"{index} is no index of shards: its weight_map should name each array's file"
+        )
+    shards = {
+        name: _open_file(index.parent / Path(name).name) for name in dict.fromkeys(where.values())
+    }
     if lost := [(key, shard) for key, shard in where.items() if key not in shards[shard]]:
         key, shard = lost[0]
         raise ValueError(
-            f"{index} says that {key} is in {shard}, which does not have it (and {len(lost) - 1} "
-            "more); download all files of the folder again"
+            f"{index} says that {shown(key)} is in {shown(shard)}, which does not have it (and "
+            f"{len(lost) - 1} more); download all files of the folder again"
         )
     return TensorFile({key: shards[shard]._arrays[key] for key, shard in where.items()}, str(index))
 
@@ -124,7 +156,7 @@ def open_folder(folder: str | Path, variant: str | None = None) -> TensorFile:
     if picked is None:
         raise ValueError(
             f"{folder} has no weights: looked for {', '.join(weight_names(variant))}; "
-            f"it has {', '.join(sorted(present)) or 'nothing'}"
+            f"it has {_some(present)}"
         )
     return open_tensors(folder / picked)
 
@@ -156,7 +188,10 @@ def open_original(path: str | Path) -> tuple[dict[str, TensorFile], dict[str, An
     The config is plain dicts and lists; see `original_configs.translate`. Raises ValueError if the
     file is another kind of pickle.
     """
-    content = load_torch(path)
+    return _split_original(load_torch(path), Path(path))
+
+
+def _split_original(content: Any, path: Path) -> tuple[dict[str, TensorFile], dict[str, Any]]:
     wanted = (*ORIGINAL_PARTS, "config_dict")
     held = content if isinstance(content, dict) else {}
     if missing := [key for key in wanted if key not in held]:
@@ -164,8 +199,18 @@ def open_original(path: str | Path) -> tuple[dict[str, TensorFile], dict[str, An
             f"{path} is no original GLIGEN checkpoint, a dict of {', '.join(wanted)}: "
             f"it lacks {', '.join(missing)}"
         )
-    parts = {part: TensorFile(content[part], f"{path}[{part}]") for part in ORIGINAL_PARTS}
-    return parts, plain(content["config_dict"])
+    if wrong := [part for part in ORIGINAL_PARTS if not isinstance(held[part], dict)]:
+        raise ValueError(
+            f"{path} is no original GLIGEN checkpoint: its {', '.join(wrong)} should be dicts"
+        )
+    parts = {part: TensorFile(held[part], f"{path}[{part}]") for part in ORIGINAL_PARTS}
+    try:
+        config = plain(held["config_dict"])
+    except ValueError as error:
+        raise ValueError(f"{path}: its {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: its config is a {type(config).__name__}, not a dict of settings")
+    return parts, config
 
 
 @dataclass(frozen=True)
@@ -230,13 +275,21 @@ def hub_files(names: list[str], variant: str | None = None) -> list[str]:
 
 
 def _only_weights(names: list[str]) -> str:
-    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".ckpt"))]
+    endings = (".safetensors", ".sft", ".bin", ".pth", ".ckpt")
+    weights = [name for name in names if name.lower().endswith(endings)]
     if len(weights) != 1:
         raise ValueError(
             "neither a diffusers model (no unet/config.json) nor a single weight file, but "
-            f"{', '.join(sorted(weights)) or 'no weights at all'}; name the file itself"
+            f"{_some(weights) if weights else 'no weights at all'}; name the file itself"
         )
     return weights[0]
+
+
+def _some(names: Iterable[str], most: int = 20) -> str:
+    """The first names in order, for a message."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return (", ".join(ordered[:most]) or "nothing") + more
 
 
 def detect(path: str | Path) -> Source:
@@ -247,12 +300,14 @@ def detect(path: str | Path) -> Source:
     path = Path(path)
     if path.is_dir():
         return _detect_folder(path)
-    if path.suffix not in (".safetensors", ".json"):
+    if form_of(path) == "torch":
         content = load_torch(path)
         if isinstance(content, dict) and "model" in content:
-            open_original(path)
+            _split_original(content, path)
             return Source("original", path)
-    keys = open_tensors(path).keys()
+        keys = _state_dict(content, path).keys()
+    else:
+        keys = open_tensors(path).keys()
     if keys and all(".fuser." in key or key.startswith("position_net.") for key in keys):
         return Source("adapter", path)
     if any(key.startswith("model.diffusion_model.") for key in keys):

@@ -7,10 +7,15 @@ but its touched pages count as resident memory of the process until it is closed
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+MOST_AXES = 32  # of any NumPy
+LARGEST = 2**59  # elements of 16 bytes are then within the 63 bits that NumPy counts bytes with
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,6 @@ class StoredArray:
     dtype: np.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
-
-    def __setstate__(self, state: object) -> None:
-        """Refuses: a pickle's BUILD instruction could point the array at any file."""
-        raise ValueError("a StoredArray cannot be given a state")
 
     @property
     def size(self) -> int:
@@ -45,10 +46,16 @@ class StoredArray:
     def read(self) -> np.ndarray:
         """The array, of `shape` and `dtype`, row-major, in memory of its own.
 
-        Raises ValueError if the file ends before the array does.
+        Raises ValueError if the file ends before the array does, or memory does.
         """
         expected = self.span * self.dtype.itemsize
-        buffer = np.empty(expected, np.uint8)
+        try:
+            buffer = np.empty(expected, np.uint8)
+        except MemoryError as error:
+            raise ValueError(
+                f"{self.path}: an array of shape {self.shape} needs {expected} bytes of memory, "
+                "more than there are; use a machine with more"
+            ) from error
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
             found = read_fully(file, buffer)
@@ -62,6 +69,20 @@ class StoredArray:
             return flat.reshape(self.shape)
         strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
         return np.lib.stride_tricks.as_strided(flat, self.shape, strides).copy()
+
+
+def is_count(number: Any) -> bool:
+    """Whether a number from a file can be a size, a stride or an offset in elements."""
+    return type(number) is int and 0 <= number < LARGEST
+
+
+def is_shape(shape: Sequence[Any]) -> bool:
+    """Whether NumPy has arrays of this shape. The numbers beside a 0 have the same limit to it."""
+    return (
+        len(shape) <= MOST_AXES
+        and all(map(is_count, shape))
+        and math.prod(n or 1 for n in shape) < LARGEST
+    )
 
 
 def reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:

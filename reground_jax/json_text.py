@@ -1,11 +1,14 @@
 """JSON from files that other people wrote: every failure is a ValueError with one short reason."""
 
 import json
+from collections import Counter
 from typing import Any
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
     """The value of a JSON text; bytes are UTF-8, and a byte order mark in front is skipped.
+
+    unique: refuses an object that has a name twice, of which the last would count.
 
     Raises ValueError whose message completes "FILE is not JSON: ", also where the json module
     raises something else (RecursionError for brackets nested without end).
@@ -16,7 +19,8 @@ def parse_json(text: str | bytes) -> Any:
         except UnicodeDecodeError as error:
             raise ValueError(f"byte {error.start} is not UTF-8") from None
     try:
-        return json.loads(text.removeprefix("\ufeff"))
+        hook = _unique if unique else None
+        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=hook)
     except RecursionError:
         raise ValueError("its brackets are nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -24,3 +28,11 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"{error.msg} ({where})") from None
     except ValueError as error:  # a number with thousands of digits
         raise ValueError(str(error).split(";")[0]) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the name {twice[:40]!r} is there twice")
+    return found

@@ -25,3 +25,11 @@ def test_what_is_not_json_is_a_value_error_with_a_reason(text, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         parse_json(text)
     assert len(str(caught.value)) < 100
+
+
+def test_a_name_that_is_there_twice_is_refused_where_it_would_matter():
+    text = '{"a": {"b": 1, "b": 2}}'
+    assert parse_json(text) == {"a": {"b": 2}}
+    with pytest.raises(ValueError, match="the name 'b' is there twice"):
+        parse_json(text, unique=True)
+    assert parse_json('{"a": [{"b": 1}, {"b": 2}]}', unique=True) == {"a": [{"b": 1}, {"b": 2}]}

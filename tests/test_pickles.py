@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from reground_jax.convert.pickles import BadPickle, RefusedPickle, load_torch, plain
+from reground_jax.convert.pickle_data import BadPickle, Inert, Name, RefusedPickle
+from reground_jax.convert.pickles import load_torch, plain
 from reground_jax.convert.stored import StoredArray
+from reground_jax.convert.zips import BadZip
 
 ORIGINAL = Path(__file__).parent / "data" / "original"
 
@@ -71,15 +73,15 @@ def test_a_pickle_cannot_point_a_tensor_at_another_file(tmp_path):
             return *torch.zeros(1).__reduce_ex__(2), {"path": "/etc/passwd"}
 
     torch.save({"weight": Moved()}, tmp_path / "moved.bin")
-    with pytest.raises(BadPickle, match="cannot be given a state"):
+    with pytest.raises(BadPickle, match=r"moved\.bin gives a state to StoredArray"):
         load_torch(tmp_path / "moved.bin")
 
 
-def test_stand_ins_are_made_anew_for_each_file():
-    path = ORIGINAL / "original_inpaint_tiny.bin"
-    nodes = [load_torch(path)["config_dict"]["_content"]["model"] for _ in range(2)]
-    assert type(nodes[0]) is not type(nodes[1])
-    assert type(nodes[0]).__name__ == "DictConfig"
+def test_objects_of_foreign_classes_are_inert_and_names_stay_names():
+    config = load_torch(ORIGINAL / "original_inpaint_tiny.bin")["config_dict"]
+    node = config["_content"]["model"]
+    assert isinstance(node, Inert) and node.name == "omegaconf.dictconfig.DictConfig"
+    assert isinstance(config["_metadata"].state["ref_type"], Name)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_a_truncated_zip_is_one_clear_sentence(tmp_path, kept):
     torch.save({"weight": torch.zeros(1000)}, tmp_path / "x.bin")
     content = (tmp_path / "x.bin").read_bytes()
     (tmp_path / "cut.bin").write_bytes(content[: int(len(content) * kept)])
-    with pytest.raises(BadPickle, match=r"cut\.bin is truncated: .* download it again"):
+    with pytest.raises(BadZip, match=r"cut\.bin is truncated: .* download it again"):
         load_torch(tmp_path / "cut.bin")
 
 
@@ -180,29 +182,15 @@ def test_a_compressed_zip_says_how_to_repack_it(tmp_path):
     ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    with pytest.raises(BadPickle, match="x/data/0 is compressed .* `zip -0"):
+    with pytest.raises(BadZip, match=r"x/\S+ is compressed .* `zip -0"):
         load_torch(tmp_path / "y.bin")
 
 
 def test_the_old_non_zip_form_says_how_to_save_it_again(tmp_path):
     path = tmp_path / "old.pth"
     torch.save({"weight": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(BadPickle, match=r"before torch 1\.6 .* torch\.save\(torch\.load\("):
+    with pytest.raises(ValueError, match=r"before torch 1\.6 .* torch\.save\(torch\.load\("):
         load_torch(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
-        (b"<html>not found</html>", "no torch checkpoint: it starts with b'<html>no'"),
-        (b"", r"\(0 bytes\) is no torch checkpoint"),
-    ],
-)
-def test_other_files_are_told_apart(tmp_path, content, message):
-    (tmp_path / "x.bin").write_bytes(content)
-    with pytest.raises(BadPickle, match=message):
-        load_torch(tmp_path / "x.bin")
 
 
 def test_a_damaged_pickle_is_one_clear_sentence(tmp_path):

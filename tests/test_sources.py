@@ -84,7 +84,7 @@ def test_opening_reads_no_array_and_reading_holds_one(tmp_path):
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        (4, "no safetensors file"),
+        (4, r"no checkpoint that is read here, .* its 4 bytes start with"),
         (60, r"header alone needs \d+ bytes, 60 found"),
         (-1, r"x\.safetensors is truncated: \d+ bytes expected, \d+ found"),
     ],
@@ -110,7 +110,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}  # two float32 ar
     ("header", "message"),
     [
         (b"{not json", "not JSON"),
-        (b"[1]", "a list, not a dict"),
+        (b"[1]", "no checkpoint that is read here"),
         ({"x": 3}, "x is described as 3"),
         ({"x": ENTRY | {"shape": [-2]}}, "x is described as"),
         ({"x": ENTRY | {"shape": [3]}}, "x of 12 bytes"),
@@ -146,7 +146,7 @@ def test_shards_read_as_one(tmp_path, ending):
 
 
 def test_an_index_without_a_map_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no index of shards .* expected a weight_map"):
+    with pytest.raises(ValueError, match="no index of shards: its weight_map should"):
         open_tensors(write_json(tmp_path / "m.safetensors.index.json", {"metadata": {}}))
 
 

@@ -1,0 +1,111 @@
+"""What a file is, told by its first bytes: names lie.
+
+Downloads are renamed, and a pointer, a login page or half a file is saved under a model's name.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import Literal
+
+from .brief import brief
+
+Form = Literal["safetensors", "torch", "index"]
+
+LOOKED_AT = 512  # bytes; a tar archive says so at byte 257
+UTF8_MARK = b"\xef\xbb\xbf"
+OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # a pickled magic number
+
+AGAIN = "copy or download it again"
+UNPACK = "unpack it, and give the checkpoint that is in it"
+RESAVE = "with torch, save it again: torch.save(torch.load(path, map_location='cpu'), new_path)"
+# offset, bytes found there, what the file is and what to do
+SIGNATURES = (
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
+    (0, b"PK\x05\x06", f"an empty zip; {AGAIN}"),
+    (0, OLD_TORCH, f"of torch's old form, from before torch 1.6 (no zip), not read here; {RESAVE}"),
+    (0, b"GGUF", "GGUF, quantized weights for llama.cpp; give the safetensors they were made of"),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5 (Keras or MATLAB), not read here; give safetensors"),
+    (0, b"\x93NUMPY", "one array of NumPy, without a name; save the state dict as safetensors"),
+    (0, b"\x1f\x8b", f"compressed with gzip; {UNPACK}"),
+    (0, b"BZh", f"compressed with bzip2; {UNPACK}"),
+    (0, b"\xfd7zXZ\x00", f"compressed with xz; {UNPACK}"),
+    (0, b"\x28\xb5\x2f\xfd", f"compressed with zstd; {UNPACK}"),
+    (0, b"7z\xbc\xaf\x27\x1c", f"a 7z archive; {UNPACK}"),
+    (0, b"Rar!", f"a RAR archive; {UNPACK}"),
+    (257, b"ustar", f"a tar archive; {UNPACK} (one of torch before 0.4: {RESAVE})"),
+    (0, b"\x89PNG", "a PNG picture, not a checkpoint"),
+    (0, b"\xff\xd8\xff", "a JPEG picture, not a checkpoint"),
+)  # fmt: skip
+
+
+def check_regular(path: str | Path) -> int:
+    """The size of a regular file. Raises ValueError for anything else: a pipe, for one, would be
+    waited on forever, and a device has no end.
+    """
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in it
+        raise ValueError(f"there is no file {path}; check the path") from None
+    if stat.S_ISREG(status.st_mode):
+        return status.st_size
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+    raise ValueError(f"{path} is {kind}, not a file; check the path")
+
+
+def read_bounded(path: str | Path, largest: int) -> bytes:
+    """The whole of a regular file. Raises ValueError if it has more bytes than `largest`."""
+    size = check_regular(path)
+    if size > largest:
+        raise ValueError(f"{path} has {size} bytes, and at most {largest} are read: a wrong file?")
+    with open(path, "rb") as file:
+        return file.read(largest)
+
+
+def form_of(path: str | Path) -> Form:
+    """The form of a file of arrays, or "index" for the JSON that lists shards.
+
+    Raises ValueError that says what the file is instead, and what to do.
+    """
+    size = check_regular(path)
+    with open(path, "rb") as file:
+        start = file.read(LOOKED_AT)
+    # Eight bytes of length, of which these are zero below a terabyte, then JSON. First, because
+    # the length may begin as other forms do.
+    if start[5:9] == b"\0\0\0{":
+        return "safetensors"
+    if start.startswith(b"PK\x03\x04"):
+        return "torch"
+    text = start.removeprefix(UTF8_MARK).lstrip()
+    if text.startswith(b"{"):
+        return "index"
+    if start[8:9] == b"{":
+        return "safetensors"
+    raise ValueError(f"{path} is {_otherwise(start, text, size)}")
+
+
+def _otherwise(start: bytes, text: bytes, size: int) -> str:
+    """What a file is that is not read, and the way out."""
+    for offset, signature, meaning in SIGNATURES:
+        if start.startswith(signature, offset):
+            return meaning
+    if not start:
+        return f"empty (0 bytes); {AGAIN}"
+    if not start.strip(b"\0"):
+        return f"zeros at its start, as an unfinished download leaves them; {AGAIN}"
+    if text.startswith(b"<"):
+        return (
+            "a web page (HTML or XML), which sites send in place of a file that needs a login or "
+            "is not there; log in, and download the file itself"
+        )
+    if start[0] == 0x80:
+        return "a bare pickle, no torch checkpoint; save its tensors as safetensors"
+    if start[0] == 0x08 and start[2:3] == b"\x12":  # protobuf: a version, then the producer's name
+        return "ONNX, a program with its weights; give the checkpoint that it was made of"
+    if b"\x81" <= start[:1] <= b"\x8f" and b"\xa0" <= start[1:2] <= b"\xd9":  # a map by texts
+        return "msgpack (Flax); give the same model's safetensors"
+    return (
+        f"no checkpoint that is read here, safetensors or a torch zip: its {size} bytes start with "
+        f"{brief(start[:8])}"
+    )

@@ -1,0 +1,45 @@
+"""How a test's child process opens a file: as the package does, and as nobody should."""
+
+import os
+import pickle
+import zipfile
+
+from reground_jax.convert import sources
+
+
+def open_tensors(path: str) -> None:
+    """All arrays of a file."""
+    tensors = sources.open_tensors(path)
+    for name in tensors.keys():
+        tensors.read(name)
+
+
+def detect(path: str) -> None:
+    sources.detect(path)
+
+
+def open_original(path: str) -> None:
+    parts, _ = sources.open_original(path)
+    for part in parts.values():
+        for name in part.keys():
+            part.read(name)
+
+
+def naive(path: str) -> None:
+    """Python's own unpickler, which does what the file says."""
+    with zipfile.ZipFile(path) as archive:
+        pickle.loads(archive.read("x/data.pkl"))
+
+
+def waits(path: str) -> None:
+    """A reader that opens whatever it is given."""
+    with open(path, "rb") as file:
+        file.read(1)
+
+
+def prints(path: str) -> None:
+    raise ValueError("a sentence\nand another")
+
+
+def ends(path: str) -> None:
+    os._exit(3)
