@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from . import hub
-from .configs import read_json
 from .pickles import load_torch, plain
+from .rules import read_json
 from .safetensors import read_header
 from .stored import StoredArray
 
@@ -272,7 +272,7 @@ def _detect_folder(path: Path) -> Source:
     if str(fields.get("format")).split("/")[0] == FORMAT:
         return Source("ours", path)
     if "_class_name" in fields or "architectures" in fields:
-        name = fields.get("_class_name") or fields["architectures"]
+        name = fields.get("_class_name") or fields.get("architectures")
         raise ValueError(
             f"{path} is one component of a model ({name}); give the folder above it, which has "
             "unet, vae, text_encoder and scheduler in it"
