@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import hub
+from .home import expand_home
 from .pickles import load_torch, plain
 from .rules import read_json
 from .safetensors import read_header
@@ -188,7 +189,7 @@ def resolve(source: str | Path, variant: str | None = None) -> Source:
     Raises ValueError for a path or id that is not there, or that holds no known kind of
     checkpoint.
     """
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.exists():
         return detect(path)
     if hub.parse(str(source)) is None:
@@ -200,7 +201,7 @@ def resolve(source: str | Path, variant: str | None = None) -> Source:
 
 def resolve_tokenizer(source: str | Path) -> Path:
     """The same for a tokenizer: an existing folder or merges file, else a Hub id."""
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.exists():
         return path
     if hub.parse(str(source)) is None:

@@ -126,7 +126,7 @@ def _text(where: Path, name: str, token: Any) -> str:
 
 
 def _length(where: Path, config: Mapping[str, Any], fields: Mapping[str, Any]) -> int:
-    length = fields.get("model_max_length")
+    length: Any = fields.get("model_max_length")
     if length is None or (isinstance(length, int | float) and length >= UNSET_LENGTH):
         return MAX_LENGTH
     if not MAX_LENGTHS.accepts(length):

@@ -25,10 +25,11 @@ from tokenizers import (
 
 from reground_jax.config import TokenizerConfig
 
-from .rules import parse_file, read_json
+from .rules import parse_file, read_json, shown, whole
 from .tokenizer_settings import TokenizerSettings, default_settings, read_settings
 
 NUM_MERGES = 49152 - 256 - 2  # of the merges file's 262,144, CLIP uses the first 48,894
+IDS = whole(0, 2**20)
 MAX_MERGES_BYTES = 2**26  # OpenAI's file has 3.2 MB
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
@@ -73,7 +74,13 @@ def _from_json(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(content)
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{path} is no tokenizer ({error}); download it again") from error
+        raise ValueError(
+            f"{path} is no tokenizer ({_first_line(error)}); download it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _from_folder(folder: Path, special: dict[str, str]) -> Tokenizer:
@@ -84,7 +91,17 @@ def _from_folder(folder: Path, special: dict[str, str]) -> Tokenizer:
             "give another folder, a Hub id (openai/clip-vit-large-patch14), or the merges file "
             "bpe_simple_vocab_16e6.txt.gz"
         )
-    return _assemble(read_json(vocab), _read_merges(merges), special, folder)
+    return _assemble(_read_vocabulary(vocab), _read_merges(merges), special, folder)
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    ids = read_json(path)
+    for token, number in ids.items():
+        if not IDS.accepts(number):
+            raise ValueError(
+                f"{path}: the token {token[:40]!r} has the id {shown(number)}, expected {IDS.text}"
+            )
+    return ids
 
 
 def _from_merges_file(path: Path, special: dict[str, str]) -> Tokenizer:
@@ -140,7 +157,9 @@ def _assemble(
             fuse_unk=False,
         )
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{source}: vocabulary and merges do not fit ({error})") from error
+        raise ValueError(
+            f"{source}: vocabulary and merges do not fit ({_first_line(error)})"
+        ) from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -187,8 +206,10 @@ def _finish(tokenizer: Tokenizer, settings: TokenizerSettings, source: Path) -> 
         eos_token_id=ids["eos_token"],
         pad_token_id=ids["pad_token"],
     )
-    size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-    return BuiltTokenizer(tokenizer.to_str(), config, size)
+    ids_of = tokenizer.get_vocab(with_added_tokens=True)
+    if len(set(ids_of.values())) != len(ids_of):
+        raise ValueError(f"{source}: two tokens of the vocabulary have one id; download it again")
+    return BuiltTokenizer(tokenizer.to_str(), config, 1 + max(ids_of.values()))
 
 
 def _added(tokenizer: Tokenizer) -> set[str]:

@@ -79,18 +79,21 @@ class Pipeline:
         dtype: str = "float32",
         devices: Sequence[Device] | None = None,
         attention: Backend | str | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> "Pipeline":
         """A pipeline from a model directory, a diffusers folder or a Hub id, tried in this order.
 
-        Diffusers folders and Hub ids are converted once, into a cache. dtype: "float32" or
-        "bfloat16", of the parameters and the arithmetic. devices: all of the default platform.
+        Diffusers folders and Hub ids are converted once, into the folder `cache`, by default
+        $XDG_CACHE_HOME/reground-jax, or else ~/.cache/reground-jax. (Compiled programs are kept
+        where JAX's own `jax_compilation_cache_dir` says.) dtype: "float32" or "bfloat16", of the
+        parameters and the arithmetic. devices: all of the default platform.
         Raises ValueError or OSError with a sentence that says what is wrong with `name`.
         """
         check_name("dtype", dtype, DTYPES)
         attention_for("cpu", attention)
         from reground_jax.convert.locate import model_directory  # reads files in many forms
 
-        directory = model_directory(name)
+        directory = model_directory(name, cache=cache)
         chosen = tuple(devices or jax.devices())
 
         def place(array: np.ndarray) -> jax.Array:

@@ -44,7 +44,7 @@ def stub(monkeypatch):
         made.append(Stub(run.batch_size))
         return made[-1]
 
-    monkeypatch.setattr(batch, "find_checkpoint", lambda model: (Path("stub"), CHECKSUM))
+    monkeypatch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), CHECKSUM))
     monkeypatch.setattr(batch, "load_sampler", load)
     return made
 
@@ -439,7 +439,7 @@ def test_a_changed_setting_model_or_input_is_refused_by_name(ten, tmp_path, caps
     with ten.open("a") as file:
         file.write(json.dumps(layout(10)) + "\n")
     assert "input_sha256" in refusal(capsys, ten, out)
-    monkeypatch.setattr(batch, "find_checkpoint", lambda model: (Path("stub"), "1" * 64))
+    monkeypatch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), "1" * 64))
     assert "checkpoint_sha256" in refusal(capsys, ten, out)
 
 
