@@ -315,4 +315,4 @@ def add_adapter(base: Gathered, adapter: Source) -> Gathered:
     file = open_tensors(adapter.path)
     extra = {rename("unet", name, config): Located(file, name) for name in file.keys()}
     tensors = base.tensors | {"unet": base.tensors["unet"] | extra}
-    return Gathered(config, tensors, base.tokenizer)
+    return dataclasses.replace(base, config=config, tensors=tensors)

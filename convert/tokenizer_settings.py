@@ -70,7 +70,10 @@ def read_settings(folder: Path, *, ready: bool) -> TokenizerSettings:
     if "added_tokens_decoder" in config:
         listed = list(_decoder(where, config["added_tokens_decoder"]))
     else:
-        listed = list(_added_file(folder / "added_tokens.json", {*special.values(), *others}))
+        # transformers 5 takes those of special_tokens_map.json's older name to be ordinary ones.
+        keep = {EXTRA[0]: config.get(EXTRA[0]), EXTRA[1]: fields.get(EXTRA[1])}
+        kept = [token for name in EXTRA for token in _extra(where, name, keep[name])]
+        listed = list(_added_file(folder / "added_tokens.json", {*special.values(), *kept}))
     added = {token.content: token for _, token in sorted(listed, key=lambda entry: entry[0])}
     specific = [
         value for name, value in config.items()
@@ -80,7 +83,7 @@ def read_settings(folder: Path, *, ready: bool) -> TokenizerSettings:
         added.setdefault(content, AddedToken(content, special=True, normalized=False))
     roles = SPECIAL | {role: text for role, text in special.items() if role in SPECIAL}
     ids = {token.content: number for number, token in listed}
-    return TokenizerSettings(roles, added, ids, _length(where, config, fields))
+    return TokenizerSettings(roles, added, ids, _length(where, fields))
 
 
 def _decoder(where: Path, entries: Any) -> Iterator[tuple[int, AddedToken]]:
@@ -125,7 +128,7 @@ def _text(where: Path, name: str, token: Any) -> str:
     return content
 
 
-def _length(where: Path, config: Mapping[str, Any], fields: Mapping[str, Any]) -> int:
+def _length(where: Path, fields: Mapping[str, Any]) -> int:
     length: Any = fields.get("model_max_length")
     if length is None or (isinstance(length, int | float) and length >= UNSET_LENGTH):
         return MAX_LENGTH
