@@ -148,8 +148,8 @@ def write_model(
             raise CheckpointError(f"arrays missing: {', '.join(sorted(shapes))}")
 
     partial = _partial(directory)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         groups = save_arrays(partial / "arrays", checked())
         info = info | facts.summary()
         (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
