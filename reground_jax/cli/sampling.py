@@ -89,7 +89,7 @@ def load(
             from reground_jax.cli import sentence
 
             jax.config.update("jax_enable_compilation_cache", False)
-            warnings.warn(f"nothing compiled is kept: {sentence(error)}", stacklevel=2)
+            warnings.warn(f"compiled programs are not kept: {sentence(error)}", stacklevel=2)
     return Pipeline.load(directory, dtype=dtype, devices=devices)
 
 
