@@ -64,7 +64,7 @@ def download(source: str, choose: Callable[[list[str]], list[str]]) -> Path:
         folder = Path(snapshot_download(**where, allow_patterns=chosen))
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            raise ValueError(_unwritable(source, error.strerror)) from error
+            raise ValueError(_unwritable(source, error.strerror or str(error))) from error
         raise ValueError(_unreachable(source, wanted, error)) from error
     return folder / wanted.file if wanted.file else folder
 

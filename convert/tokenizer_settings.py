@@ -129,9 +129,9 @@ def _text(where: Path, name: str, token: Any) -> str:
 
 
 def _length(where: Path, fields: Mapping[str, Any]) -> int:
-    length: Any = fields.get("model_max_length")
+    length = fields.get("model_max_length")
     if length is None or (isinstance(length, int | float) and length >= UNSET_LENGTH):
         return MAX_LENGTH
-    if not MAX_LENGTHS.accepts(length):
+    if not (isinstance(length, int) and MAX_LENGTHS.accepts(length)):
         raise refused(str(where), "model_max_length", length, MAX_LENGTHS.text)
     return length

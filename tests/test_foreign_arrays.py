@@ -1,6 +1,7 @@
 """Arrays of a source that are no part of the model, part of another one, or no numbers."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import reground_jax.convert.convert as converting
-from reground_jax.convert import full_disk
+from reground_jax.convert import full_disk, verify
 from reground_jax.convert.convert import convert, gather
 from reground_jax.convert.keys import KeyMismatch, foreign
 from reground_jax.convert.sources import resolve
@@ -45,6 +47,13 @@ def tokenizer(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> Path:
     return originals.write_adapter(tmp_path_factory.mktemp("a") / "gligen.safetensors")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    reference.write_diffusers(folder, "small")
+    return folder
 
 
 def single_file(path: Path, change: Callable[[dict], object], **options) -> Path:
@@ -105,6 +114,31 @@ def test_the_scale_of_latents_is_read_where_the_file_has_it(tmp_path, tokenizer)
             scaled(wrong)
 
 
+def test_a_text_encoder_with_its_projection_converts(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(converting, "write_model", lambda *arguments: {"config": arguments[1]})
+    shutil.copytree(model, tmp_path / "model")
+    fields = reference.TEXTS["small"] | {"projection_dim": 16}
+    text = CLIPTextModelWithProjection(CLIPTextConfig(**fields))
+    text.save_pretrained(tmp_path / "model" / "text_encoder")
+    with pytest.warns(UserWarning, match="text_encoder: text_projection.weight: ignored"):
+        found = convert(tmp_path / "model", tmp_path / "ours")["config"]
+    assert found == convert(model, tmp_path / "ours")["config"]
+
+
+def test_the_references_of_a_verification_take_what_a_conversion_takes(tmp_path, model):
+    verify._check_loaded("text_encoder", [], ["text_projection.weight", "logit_scale"])
+    verify._check_loaded("vae", [], ["loss.logvar"])
+    with pytest.raises(ValueError, match="missing or unknown there, such as stranger"):
+        verify._check_loaded("vae", [], ["stranger"])
+    fork = tmp_path / "fork"
+    shutil.copytree(model, fork)
+    fields = json.loads((fork / "unet" / "config.json").read_text())
+    assert fields.pop("attention_type") == "gated"
+    (fork / "unet" / "config.json").write_text(json.dumps(fields | {"use_gated_attention": True}))
+    unet = verify._from_folder(fork, None, verify._import(), gated=True)["unet"]
+    assert any(".fuser." in name for name in unet.state_dict())
+
+
 # ---- bases that are no plain Stable Diffusion
 
 
@@ -150,13 +184,6 @@ def test_a_gligen_inpainting_checkpoint_still_converts(tmp_path):
 
 
 # ---- arrays that are no numbers
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "model"
-    reference.write_diffusers(folder, "small")
-    return folder
 
 
 def spoiled(model: Path, copy: Path, name: str, place: tuple, value: float) -> Path:
