@@ -1,27 +1,42 @@
 """What is known of each field of a diffusers or transformers config: the tables of `configs.py`.
 
-TRANSLATED fields go into our configs. NEUTRAL ones must have one of the values listed (a list needs
-it in each entry). IGNORED ones are passed over, for the reason beside them. Fields that start with
-an underscore (`_class_name`, `_diffusers_version`, ...) tell of the file, not of the model.
+TRANSLATED fields go into our configs, if they are as their rule says. NEUTRAL ones must have one of
+the values listed (a list needs it in each entry). IGNORED ones are passed over, for the reason
+beside them. Fields that start with an underscore (`_class_name`, `_diffusers_version`, ...) tell of
+the file, not of the model.
+
+Not read of a diffusers folder, for it changes no image: model_index.json (its parts are found by
+their places), feature_extractor and safety_checker (they only look at finished images).
 """
+
+import math
+
+from .rules import FLAG, MAX_LENGTHS, TEXT, listed, one_of, per_level, real, whole
+
+CHANNELS = whole(1, 2**14)
+WIDTH = whole(1, 2**16)  # of a text
+LAYERS = whole(1, 32)
+HEADS = whole(1, 1024)
+GROUPS = whole(1, 1024)
 
 NO_DROPOUT = "dropout is off outside training"
 FROM_ARRAYS = "the arrays' shapes say it"
 EMA = "bookkeeping of a trainer's moving average"
 
-UNET_TRANSLATED = (
-    "in_channels",
-    "out_channels",
-    "block_out_channels",
-    "layers_per_block",
-    "attention_head_dim",
-    "down_block_types",
-    "up_block_types",
-    "cross_attention_dim",
-    "norm_num_groups",
-    "sample_size",
-    "attention_type",
-)
+UNET_TRANSLATED = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "block_out_channels": listed(CHANNELS),
+    "layers_per_block": per_level(LAYERS),
+    "attention_head_dim": per_level(HEADS),
+    "down_block_types": listed(TEXT),
+    "up_block_types": listed(TEXT),
+    "cross_attention_dim": per_level(WIDTH),
+    "norm_num_groups": GROUPS,
+    "sample_size": per_level(whole(1, 1024)),
+    "attention_type": one_of("gated", "default"),  # with GLIGEN's fusers, or plain
+    "use_gated_attention": FLAG,  # the same, in the fork that GLIGEN first came to diffusers by
+}
 UNET_NEUTRAL = {
     "act_fn": ("silu", "swish"),  # two names of one function
     "addition_embed_type": (None,),
@@ -72,17 +87,17 @@ UNET_IGNORED = {
     "use_ema_warmup": EMA,
 }
 
-VAE_TRANSLATED = (
-    "in_channels",
-    "out_channels",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "layers_per_block",
-    "latent_channels",
-    "norm_num_groups",
-    "scaling_factor",
-)
+VAE_TRANSLATED = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "down_block_types": listed(TEXT),
+    "up_block_types": listed(TEXT),
+    "block_out_channels": listed(CHANNELS),
+    "layers_per_block": LAYERS,
+    "latent_channels": CHANNELS,
+    "norm_num_groups": GROUPS,
+    "scaling_factor": real(1e-6, 1e6),
+}
 VAE_NEUTRAL = {
     "act_fn": ("silu", "swish"),
     "latents_mean": (None,),
@@ -97,16 +112,16 @@ VAE_IGNORED = {
     "force_upcast": "the caller chooses the dtype",
 }
 
-TEXT_TRANSLATED = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "hidden_act",
-    "eos_token_id",
-)
+TEXT_TRANSLATED = {
+    "vocab_size": whole(3, 2**20),
+    "hidden_size": WIDTH,
+    "num_hidden_layers": whole(1, 128),
+    "num_attention_heads": HEADS,
+    "intermediate_size": WIDTH,
+    "max_position_embeddings": MAX_LENGTHS,
+    "hidden_act": one_of("quick_gelu", "gelu"),
+    "eos_token_id": whole(0, 2**20),
+}
 TEXT_NEUTRAL = {
     "layer_norm_eps": (1e-5,),
     "model_type": ("clip_text_model",),
@@ -157,23 +172,19 @@ SCHEDULER_BETAS = {
     "LMSDiscreteScheduler": (0.0001, 0.02),
     "UniPCMultistepScheduler": (0.0001, 0.02),
 }
-SCHEDULER_TRANSLATED = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "prediction_type",
-    "timestep_spacing",
-    "steps_offset",
-    "set_alpha_to_one",
-    "clip_sample",
-    "clip_sample_range",
-    "skip_prk_steps",
-)
-SCHEDULER_CHOICES = {
-    "beta_schedule": ("linear", "scaled_linear"),
-    "prediction_type": ("epsilon", "v_prediction"),
-    "timestep_spacing": ("leading", "linspace", "trailing"),
+SCHEDULER_TRANSLATED = {
+    "num_train_timesteps": whole(1, 10**4),
+    "beta_start": real(1e-9, 0.999),
+    "beta_end": real(1e-9, 0.999),
+    "beta_schedule": one_of("linear", "scaled_linear"),
+    "prediction_type": one_of("epsilon", "v_prediction"),
+    "predict_epsilon": one_of(True),  # what prediction_type was called before diffusers 0.10
+    "timestep_spacing": one_of("leading", "linspace", "trailing"),
+    "steps_offset": whole(0, 1000),
+    "set_alpha_to_one": FLAG,
+    "clip_sample": FLAG,
+    "clip_sample_range": real(1e-6, 1e6),
+    "skip_prk_steps": FLAG,
 }
 SCHEDULER_NEUTRAL = {
     "trained_betas": (None,),
@@ -182,8 +193,9 @@ SCHEDULER_NEUTRAL = {
     "use_flow_sigmas": (False,),
     "use_dynamic_shifting": (False,),
     "timestep_type": ("discrete",),
+    "timestep_values": (None,),  # of diffusers before 0.4
 }
-SOLVER = "a choice of one solver; ours make it by their name"
+SOLVER = "of a solver that is not one of ours, or without effect on ours"
 SCHEDULER_IGNORED = {
     "dynamic_thresholding_ratio": "no thresholding",
     "sample_max_value": "no thresholding",
@@ -191,9 +203,24 @@ SCHEDULER_IGNORED = {
     "time_shift_type": "no flow matching",
     "shift_terminal": "no flow matching",
     "variance_type": "the model's output is never a variance",
+    "tensor_format": "of diffusers before 0.4, which had NumPy's arrays as well",
 } | dict.fromkeys(
-    """algorithm_type disable_corrector euler_at_final final_sigmas_type interpolation_type
-    lambda_min_clipped lower_order_final predict_x0 sigma_max sigma_min solver_order solver_p
-    solver_type use_beta_sigmas use_exponential_sigmas use_karras_sigmas use_lu_lambdas""".split(),
-    SOLVER,
+    "disable_corrector euler_at_final lower_order_final predict_x0 solver_p".split(), SOLVER
 )
+# Choices that our solvers make by their name, and what they choose: another value is not taken,
+# which is said. Those of other classes that mean the same to diffusers' `from_config` are listed.
+SCHEDULER_OURS = {
+    "algorithm_type": ("dpmsolver++", "deis"),
+    "solver_order": (2,),
+    "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+    "final_sigmas_type": ("zero",),
+    "interpolation_type": ("linear",),
+    # -5.1 is beyond Stable Diffusion's noisiest step, so it clips nothing.
+    "lambda_min_clipped": (-math.inf, -5.1),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "use_beta_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_karras_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+}

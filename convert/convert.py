@@ -6,6 +6,7 @@ To add a format: detect it in `sources.py`, and give it a function below that re
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from reground_jax.model import NETWORKS, leaf_shapes, write_model
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.version import __version__
 
-from . import configs, original_configs
-from .keys import Leaf, match, normalise
+from . import configs, original_configs, single_file
+from .full_disk import naming_a_full_disk
+from .keys import Leaf, foreign, match, normalise
 from .ldm import rename
 from .sources import Source, TensorFile, open_folder, open_original, open_tensors, resolve
 from .sources import resolve_tokenizer as find_tokenizer
@@ -37,8 +39,14 @@ LDM_PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.",
 }
-# Of a single file: the noise schedule's tables, and the training's averaged second copy.
-LDM_IGNORED = ("alphas_cumprod", "betas", "log_one_minus", "model_ema.", "posterior_", "sqrt_")
+# Of every single file: the noise schedule's tables, and the training's averaged second copy.
+LDM_IGNORED = (
+    "alphas_cumprod", "betas", "log_one_minus", "model_ema.", "posterior_", "scale_factor", "sqrt_",
+)  # fmt: skip
+# Of some: weights of the training's loss, another code's table of noise, the words of a textual
+# inversion in the original code's form, a judge of finished images.
+LDM_FOREIGN = ("denoiser.", "embedding_manager.", "logvar", "lvlb_weights", "safety_checker.")
+CHECKED = 2**18  # numbers at a time, so that looking for NaN takes no memory
 
 Progress = Callable[[int, int], None]  # (parameters done, of how many)
 
@@ -59,6 +67,7 @@ class Gathered:
     config: ModelConfig
     tensors: Tensors
     tokenizer: BuiltTokenizer
+    foreign: tuple[str, ...] = ()  # arrays of no network, which are passed over
 
 
 def convert(
@@ -77,7 +86,8 @@ def convert(
     safetensors. adapter: fusers and position net alone, to go over a base without them. tokenizer:
     folder, Hub id or merges file, where the source has none (by default OpenAI's). dtype: float32,
     float16 or bfloat16; by default the source's. variant: such as "fp16", for diffusers folders.
-    Raises ValueError for whatever is wrong, before anything is written.
+    Raises ValueError for whatever is wrong with the source, FileExistsError if `destination` is
+    there, also if it comes to be meanwhile, and OSError for a full disk; nothing is left then.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose from {', '.join(DTYPES)}, or leave it out")
@@ -100,11 +110,24 @@ def convert(
             for network, tensors in gathered.tensors.items()
         },
     )
+    _name_foreign(source, [*gathered.foreign, *foreign(gathered.tensors)])
     info = {"source": str(source), "format": found.kind, "version": __version__}
     if adapter is not None:
         info["adapter"] = str(adapter)
     arrays = read_arrays(leaves, gathered.tensors, dtype, progress)
-    return write_model(destination, gathered.config, arrays, gathered.tokenizer.json, info)
+    with naming_a_full_disk(Path(destination)):
+        return write_model(destination, gathered.config, arrays, gathered.tokenizer.json, info)
+
+
+def _name_foreign(source: str | Path, names: list[str]) -> None:
+    """Says which arrays are passed over that not every checkpoint has."""
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        warnings.warn(
+            f"{source}: {', '.join(names[:5])}{more}: ignored, since they take no part in making "
+            "images",
+            stacklevel=3,
+        )
 
 
 def read_arrays(
@@ -115,10 +138,40 @@ def read_arrays(
     for leaf in leaves:
         located = [tensors[leaf.path.split("/")[0]][name] for name in leaf.sources]
         array = leaf.build([t.file.read(t.name) for t in located])
-        yield leaf.path, array if dtype is None else array.astype(DTYPES[dtype])
+        if dtype is not None:
+            with np.errstate(over="ignore"):  # `_check_finite` says it
+                array = array.astype(DTYPES[dtype], copy=False)
+        if not _is_finite(array):
+            _refuse_not_finite(located, dtype)
+        yield leaf.path, array
         done += array.size
         if progress is not None:
             progress(done, total)
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite."""
+    flat = array.reshape(-1)
+    return all(
+        np.isfinite(flat[start : start + CHECKED]).all() for start in range(0, flat.size, CHECKED)
+    )
+
+
+def _refuse_not_finite(located: list[Located], dtype: str | None) -> None:
+    """Raises ValueError that names the tensor, and whose fault it is: the file's or the dtype's."""
+    for tensor in located:
+        array = tensor.file.read(tensor.name)
+        if bad := array.size - int(np.isfinite(array).sum()):
+            raise ValueError(
+                f"{tensor.file.name}: {tensor.name} has {bad} of {array.size} numbers NaN or "
+                "infinite, so every image would be: the checkpoint is damaged, or a merge or cast "
+                "overflowed; use another copy of it"
+            )
+    names = ", ".join(tensor.name for tensor in located)
+    raise ValueError(
+        f"{located[0].file.name}: {names} has numbers too large for {dtype}: give --dtype bfloat16 "
+        "or float32"
+    )
 
 
 def gather(
@@ -144,6 +197,7 @@ def gather(
 def _gather_diffusers(folder: Path, tokenizer: str | Path | None, variant: str | None) -> Gathered:
     built = build_tokenizer(find_tokenizer(tokenizer) if tokenizer else folder / "tokenizer")
     config = configs.from_folder(folder, built.config)
+    check_vocabulary(built, config)
     tensors: Tensors = {}
     for network in NETWORKS:
         file = open_folder(folder / network, variant)
@@ -168,9 +222,9 @@ def _gather_original(path: Path, tokenizer: str | Path | None) -> Gathered:
 
 def _gather_ldm(path: Path, tokenizer: str | Path | None) -> Gathered:
     file = open_tensors(path)
-    config = original_configs.from_single_file(file)
+    config = single_file.from_single_file(file)
     tensors: Tensors = {network: {} for network in NETWORKS}
-    strangers = []
+    strangers, passed = [], []
     for name in file.keys():
         for network, prefix in LDM_PREFIXES.items():
             if name.startswith(prefix):
@@ -178,14 +232,17 @@ def _gather_ldm(path: Path, tokenizer: str | Path | None) -> Gathered:
                 tensors[network][normalise(network, inner)] = Located(file, name)
                 break
         else:
-            if not name.startswith(LDM_IGNORED):
+            if name.startswith(LDM_FOREIGN):
+                passed.append(name)
+            elif not name.startswith(LDM_IGNORED):
                 strangers.append(name)
     if strangers:
         raise ValueError(
             f"{path} has {len(strangers)} arrays of no known part of Stable Diffusion: "
             + ", ".join(strangers[:5])
         )
-    return _with_tokenizer(config, tensors, tokenizer)
+    gathered = _with_tokenizer(config, tensors, tokenizer)
+    return dataclasses.replace(gathered, foreign=tuple(passed))
 
 
 def _with_tokenizer(
@@ -202,7 +259,27 @@ def _with_tokenizer(
             "give the tokenizer that belongs to it with --tokenizer"
         )
     config = configs.check_together(dataclasses.replace(config, tokenizer=theirs))
+    check_vocabulary(built, config)
     return Gathered(config, tensors, built)
+
+
+def check_vocabulary(built: BuiltTokenizer, config: ModelConfig) -> None:
+    """Raises ValueError for a tokenizer that has ids beyond the text encoder's rows, and warns of
+    rows that no text reaches: then a file with added tokens is missing.
+    """
+    rows = config.text_encoder.vocab_size
+    if built.size > rows:
+        raise ValueError(
+            f"the tokenizer has {built.size} tokens, but the text encoder only {rows}: give the "
+            "tokenizer that belongs to it, or remove the tokens that were added"
+        )
+    if built.size < rows:
+        warnings.warn(
+            f"the tokenizer has {built.size} tokens, but the text encoder {rows}: the words of the "
+            f"last {rows - built.size} are not known; if some were added to this model, give the "
+            "folder with added_tokens.json as --tokenizer",
+            stacklevel=4,
+        )
 
 
 def _check_schedule(path: Path, config: ModelConfig, tables: TensorFile) -> None:
@@ -227,9 +304,15 @@ def add_adapter(base: Gathered, adapter: Source) -> Gathered:
         )
     if base.config.unet.grounded:
         raise ValueError("the base has fusers already: an adapter goes over plain Stable Diffusion")
+    if base.config.unet.is_inpainting:
+        raise ValueError(
+            f"the base is Stable Diffusion inpainting ({base.config.unet.in_channels} input "
+            "channels), whose extra channels are in another order and sense than GLIGEN's: put the "
+            "adapter over plain Stable Diffusion, or convert a GLIGEN inpainting checkpoint"
+        )
     unet: UNetConfig = dataclasses.replace(base.config.unet, grounded=True)
     config = dataclasses.replace(base.config, unet=unet)
     file = open_tensors(adapter.path)
     extra = {rename("unet", name, config): Located(file, name) for name in file.keys()}
     tensors = base.tensors | {"unet": base.tensors["unet"] | extra}
-    return Gathered(config, tensors, base.tokenizer)
+    return dataclasses.replace(base, config=config, tensors=tensors)

@@ -1,5 +1,6 @@
 """Files from the Hugging Face Hub, the needed ones alone, in the Hub's own cache."""
 
+import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
 )
+# Of a folder that cannot be written; an error of the network has no such number.
+UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.ENOENT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
 class HubId(NamedTuple):
@@ -33,15 +37,18 @@ def parse(source: str) -> HubId | None:
 def download(source: str, choose: Callable[[list[str]], list[str]]) -> Path:
     """The local folder (or file, where the id names one) of a Hub id, downloaded where not cached.
 
-    `choose` gets all file names of the repository and returns those that are needed. Where the Hub
-    cannot be reached, a copy in its cache is taken. Raises ValueError that names the id and the way
-    out.
+    `choose` gets all file names of the repository and returns those that are needed. The Hub's
+    client keeps them by its own rules: where HF_HUB_CACHE or HF_HOME says, or else in a folder of
+    $XDG_CACHE_HOME or ~/.cache. Where the Hub cannot be reached, a copy in its cache is taken.
+    Raises ValueError that names the id and the way out.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     wanted = parse(source)
     if wanted is None:
         raise ValueError(f"{source!r} is no Hub id; one looks like owner/name")
+    if constants.HF_HUB_CACHE.startswith("~"):  # the client would make a folder of that name
+        raise ValueError(_unwritable(source, "there is no home folder"))
     where = {"repo_id": wanted.repo, "revision": wanted.revision}
     try:
         names = HfApi().list_repo_files(**where)
@@ -56,6 +63,8 @@ def download(source: str, choose: Callable[[list[str]], list[str]]) -> Path:
     try:
         folder = Path(snapshot_download(**where, allow_patterns=chosen))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise ValueError(_unwritable(source, error.strerror or str(error))) from error
         raise ValueError(_unreachable(source, wanted, error)) from error
     return folder / wanted.file if wanted.file else folder
 
@@ -81,6 +90,15 @@ def _cached(source: str, wanted: HubId, reason: Exception) -> Path:
     if not path.exists():
         raise ValueError(_unreachable(source, wanted, reason)) from reason
     return path
+
+
+def _unwritable(source: str, reason: str) -> str:
+    from huggingface_hub import constants
+
+    return (
+        f"{source!r}: its files cannot be kept in the Hub's cache, {constants.HF_HUB_CACHE} "
+        f"({reason}): name another folder with the environment variable HF_HOME"
+    )
 
 
 def _unreachable(source: str, wanted: HubId, error: Exception) -> str:

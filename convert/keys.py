@@ -7,6 +7,7 @@ below. Every source format is first renamed to diffusers' names (`ldm.py`, `norm
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,13 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # In old files and in no model: the positions 0..76.
-IGNORED = re.compile(r"(^|\.)embeddings\.position_ids$")
+POSITIONS = re.compile(r"(^|\.)embeddings\.position_ids$")
+# Parts of a network's training that take no part in making images; by normalised name.
+FOREIGN = {
+    "unet": re.compile(r"$^"),
+    "vae": re.compile(r"^(loss|model_ema)\."),
+    "text_encoder": re.compile(r"^(logit_scale|text_projection(\.weight)?)$"),
+}
 
 
 class KeyMismatch(ValueError):
@@ -136,10 +143,21 @@ def match(
     return leaves
 
 
+def foreign(tensors: dict[str, dict[str, Any]]) -> list[str]:
+    """The tensors that `match` passes over as FOREIGN, as NETWORK: NAME."""
+    return [
+        f"{network}: {name}"
+        for network, names in tensors.items()
+        for name in names
+        if FOREIGN[network].search(name)
+    ]
+
+
 def _unused(
     tensors: dict[str, dict[str, tuple[int, ...]]], used: set[tuple[str, str]]
 ) -> Iterator[tuple[str, str]]:
     for network, names in tensors.items():
         for name in names:
-            if (network, name) not in used and not IGNORED.search(name):
+            known = POSITIONS.search(name) or FOREIGN[network].search(name)
+            if (network, name) not in used and not known:
                 yield network, name

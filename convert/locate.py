@@ -3,17 +3,20 @@
 The models that come with the package have a plain name: `BUILT_IN`.
 """
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import reground_jax
 from reground_jax.model import is_model_directory
 
 from .convert import convert
+from .full_disk import is_full
+from .home import cache_folder, expand_home, writable_cache
 from .sources import resolve
 
-CACHE = Path.home() / ".cache" / "reground-jax"
 MODELS = Path(reground_jax.__file__).parent / "models"
 BUILT_IN = ("emoji", "emoji-parallel")  # folders of MODELS, each with a model card
 
@@ -23,14 +26,17 @@ def built_in(name: str | os.PathLike[str]) -> Path | None:
     return MODELS / name if name in BUILT_IN and not Path(name).exists() else None
 
 
-def model_directory(name: str | os.PathLike[str], *, cache: Path = CACHE) -> Path:
+def model_directory(
+    name: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None
+) -> Path:
     """The model directory behind a path (ours, or any that `convert` reads), the name of a built-in
     model, or a Hub id, tried in this order.
 
-    Sources that are not ours are converted into `cache`, under a name that changes when a file of
-    theirs changes. Raises ValueError or OSError with a sentence that says what is wrong.
+    Sources that are not ours are converted into a cache (see `home.cache_folder`), under a name
+    that changes when a file of theirs changes; of several processes one converts, and the others
+    take what it made. Raises ValueError or OSError with a sentence that says what is wrong.
     """
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if is_model_directory(path):
         return path
     if (found := built_in(name)) is not None:
@@ -38,11 +44,40 @@ def model_directory(name: str | os.PathLike[str], *, cache: Path = CACHE) -> Pat
     source = resolve(os.fspath(name))
     if source.kind == "ours":
         return source.path
-    target = cache / f"{source.path.name}-{_fingerprint(source.path)}"
-    if not is_model_directory(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        convert(os.fspath(name), target)
+    entry = f"{source.path.name}-{_fingerprint(source.path)}"
+    target = cache_folder(cache) / entry
+    if is_model_directory(target):  # also in a cache that can only be read
+        return target
+    writable_cache(cache)
+    with _alone(target.with_name(f".{entry}.lock")):
+        if not is_model_directory(target):
+            _convert_into(target, name)
     return target
+
+
+def _convert_into(target: Path, name: str | os.PathLike[str]) -> None:
+    try:
+        convert(os.fspath(name), target)
+    except FileExistsError:
+        if not is_model_directory(target):  # of another process, where there are no locks
+            raise
+    except OSError as error:
+        if not is_full(error):
+            raise
+        sentence = "the disk is full: make room there, or name another cache with --cache DIR"
+        raise OSError(error.errno, sentence, str(target.parent)) from error
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process, or thread, at a time, where the system has locks; it drops them at any end."""
+    with open(path, "a") as file:
+        # Windows has no fcntl, and some network file systems no locks.
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _fingerprint(path: Path) -> str:

@@ -1,48 +1,48 @@
-"""The configs of the original code: of a GLIGEN checkpoint, and of a single-file Stable Diffusion.
+"""The config of an original GLIGEN checkpoint as ours.
 
-A GLIGEN checkpoint carries the YAML of the original repository, as read by `pickles.plain`: per
-part a `target` (a class of the original code) and its `params`. It says nothing of the text
-encoder, and a single-file Stable Diffusion says nothing of anything: there, array shapes do.
+It is the YAML of the original repository, as read by `pickles.plain`: per part a `target` (a class
+of the original code) and its `params`. It says nothing of the text encoder: there, array shapes do.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from reground_jax.config import (
-    CLIPTextConfig,
-    ModelConfig,
-    NoiseSchedule,
-    TokenizerConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from reground_jax.config import ModelConfig, NoiseSchedule, UNetConfig, VAEConfig
 
-from .configs import UnsupportedConfig, check_fields, check_together, refused
+from .config_fields import CHANNELS, HEADS, LAYERS, NO_DROPOUT, WIDTH
+from .configs import check_together
+from .rules import (
+    FLAG,
+    Rule,
+    UnsupportedConfig,
+    check_fields,
+    listed,
+    real,
+    refused,
+    shown,
+    whole,
+)
+from .single_file import SCALE, text_configs
 from .sources import TensorFile
 
-REAL_VOCABULARY = 49408  # tokens of CLIP's own vocabulary; its last two begin and end a text
-VIT_L_WIDTH, VIT_L_HEADS = 768, 12
-NO_DROPOUT = "dropout is off outside training"
-
-UNET_TRANSLATED = (
-    "image_size",
-    "in_channels",
-    "out_channels",
-    "model_channels",
-    "attention_resolutions",
-    "num_res_blocks",
-    "channel_mult",
-    "num_heads",
-    "context_dim",
-    "inpaint_mode",
-    "grounding_tokenizer",
-)
-UNET_REQUIRED = tuple(
-    field
-    for field in UNET_TRANSLATED
-    if field not in ("channel_mult", "num_heads", "inpaint_mode", "grounding_tokenizer")
-)
+PART = Rule("a part of the config", lambda value: isinstance(value, Mapping))
+UNET_TRANSLATED = {
+    "image_size": whole(1, 1024),
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "model_channels": CHANNELS,
+    "attention_resolutions": listed(whole(1, 2**16), least=0),
+    "num_res_blocks": LAYERS,
+    "channel_mult": listed(whole(1, 64)),
+    "num_heads": HEADS,
+    "context_dim": WIDTH,
+    "inpaint_mode": FLAG,
+    "grounding_tokenizer": PART,
+}
+UNET_REQUIRED = (
+    "image_size in_channels out_channels model_channels attention_resolutions num_res_blocks "
+    "context_dim"
+).split()
 UNET_NEUTRAL = {
     "conv_resample": (True,),
     "dims": (2,),
@@ -53,7 +53,14 @@ UNET_NEUTRAL = {
 }
 UNET_IGNORED = {"dropout": NO_DROPOUT, "use_checkpoint": "trades time for memory in training"}
 
-VAE_TRANSLATED = ("ch", "ch_mult", "num_res_blocks", "z_channels", "in_channels", "out_ch")
+VAE_TRANSLATED = {
+    "ch": CHANNELS,
+    "ch_mult": listed(whole(1, 64)),
+    "num_res_blocks": LAYERS,
+    "z_channels": CHANNELS,
+    "in_channels": CHANNELS,
+    "out_ch": CHANNELS,
+}
 VAE_NEUTRAL = {
     "attn_resolutions": (),  # attention in the middle block alone
     "attn_type": ("vanilla",),
@@ -65,9 +72,18 @@ VAE_NEUTRAL = {
 }
 VAE_IGNORED = {"dropout": NO_DROPOUT, "resolution": "the network is convolutional"}
 
-POSITION_NET = "text_grounding_net.PositionNet"
+DIFFUSION_TRANSLATED = {
+    "linear_start": real(1e-9, 0.999),
+    "linear_end": real(1e-9, 0.999),
+    "timesteps": whole(1, 10**4),
+}
+DIFFUSION_NEUTRAL = {
+    "beta_schedule": ("linear",),
+    "given_betas": (None,),
+    "parameterization": ("eps",),
+}
 
-Shapes = Mapping[str, tuple[int, ...]]  # by array name
+POSITION_NET = "text_grounding_net.PositionNet"
 
 
 def translate(config: Mapping[str, Any], text_encoder: TensorFile) -> ModelConfig:
@@ -76,88 +92,100 @@ def translate(config: Mapping[str, Any], text_encoder: TensorFile) -> ModelConfi
     `config` as `sources.open_original` gives it, `text_encoder` the arrays of that part. Raises
     UnsupportedConfig for a checkpoint that is not of the text-box kind, and for what is not built.
     """
-    if missing := [p for p in ("model", "autoencoder", "diffusion") if p not in config]:
+    parts = ("model", "autoencoder", "diffusion")
+    if missing := [part for part in parts if part not in config]:
         raise UnsupportedConfig(f"the checkpoint's config has no {', '.join(missing)} part")
-    unet = unet_config(_params(config["model"]))
-    text, tokenizer = text_configs(text_encoder.shapes(), unet.num_heads[0])
+    unet, vae, diffusion = (_params(part, config[part]) for part in parts)
+    network = unet_config(unet)
+    text, tokenizer = text_configs(text_encoder.shapes(), network.num_heads[0])
     return check_together(
         ModelConfig(
-            unet=unet,
-            vae=vae_config(_params(config["autoencoder"])),
+            unet=network,
+            vae=vae_config(vae),
             text_encoder=text,
-            schedule=noise_schedule(_params(config["diffusion"])),
+            schedule=noise_schedule(diffusion),
             tokenizer=tokenizer,
         )
     )
 
 
-def _require(what: str, params: Mapping[str, Any], fields: tuple[str, ...]) -> None:
-    if missing := [field for field in fields if field not in params]:
-        raise UnsupportedConfig(f"{what} config lacks {', '.join(missing)}")
+def _require(where: str, given: Mapping[str, Any], fields: Iterable[str]) -> None:
+    if missing := [field for field in fields if given.get(field) is None]:
+        raise UnsupportedConfig(f"{where} lacks {', '.join(missing)}")
 
 
-def _params(part: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(part.get("params") or {})
+def _params(name: str, part: Any) -> dict[str, Any]:
+    """The parameters of a part of the config, or of a part of a part."""
+    params = part.get("params") if isinstance(part, Mapping) else part
+    params = {} if params is None else params
+    if not isinstance(params, Mapping) or not all(isinstance(key, str) for key in params):
+        raise refused("original config", name, part, "a class with its parameters by name")
+    return dict(params)
 
 
 def unet_config(params: Mapping[str, Any]) -> UNetConfig:
     """`ldm.modules.diffusionmodules.openaimodel.UNetModel`."""
-    _require("original U-Net", params, UNET_REQUIRED)
-    check_fields("original U-Net", params, UNET_TRANSLATED, UNET_NEUTRAL, UNET_IGNORED)
-    multipliers = params.get("channel_mult", (1, 2, 4, 8))
+    where = "original U-Net config"
+    given = check_fields(where, params, UNET_TRANSLATED, UNET_NEUTRAL, UNET_IGNORED)
+    _require(where, given, UNET_REQUIRED)
+    multipliers = given.get("channel_mult", (1, 2, 4, 8))
     # Down-sampling factors, not resolutions, at which there is attention.
-    attention = [2**level in params["attention_resolutions"] for level in range(len(multipliers))]
-    latent = params["out_channels"]
-    if params["in_channels"] != latent:
-        raise refused("original U-Net", "in_channels", params["in_channels"], f"{latent}")
-    _check_position_net(params.get("grounding_tokenizer"), params["context_dim"])
+    attention = [2**level in given["attention_resolutions"] for level in range(len(multipliers))]
+    latent = given["out_channels"]
+    if given["in_channels"] != latent:
+        raise refused(where, "in_channels", given["in_channels"], f"{latent}")
+    _check_position_net(given.get("grounding_tokenizer"), given["context_dim"])
     return UNetConfig(
-        in_channels=2 * latent + 1 if params.get("inpaint_mode") else latent,
+        in_channels=2 * latent + 1 if given.get("inpaint_mode") else latent,
         out_channels=latent,
-        block_channels=tuple(params["model_channels"] * m for m in multipliers),
-        layers_per_block=(params["num_res_blocks"],) * len(multipliers),
-        num_heads=(params.get("num_heads", 8),) * len(multipliers),
+        block_channels=tuple(given["model_channels"] * m for m in multipliers),
+        layers_per_block=(given["num_res_blocks"],) * len(multipliers),
+        num_heads=(given.get("num_heads", 8),) * len(multipliers),
         down_attention=tuple(attention),
         up_attention=tuple(reversed(attention)),
-        text_width=params["context_dim"],
-        sample_size=params["image_size"],
+        text_width=given["context_dim"],
+        sample_size=given["image_size"],
         grounded=True,
     )
 
 
 def _check_position_net(part: Mapping[str, Any] | None, text_width: int) -> None:
-    target = (part or {}).get("target", "")
-    if part is None or not target.endswith(POSITION_NET):
+    target = (part or {}).get("target")
+    if part is None or not str(target).endswith(POSITION_NET):
         raise UnsupportedConfig(
-            f"original U-Net config: grounding_tokenizer is {target or None!r}, supported is "
+            f"original U-Net config: grounding_tokenizer is {shown(target)}, supported is "
             f"{POSITION_NET}; use a text-box checkpoint (gligen-generation-text-box, "
             "gligen-inpainting-text-box)"
         )
     supported = {"in_dim": text_width, "out_dim": text_width, "fourier_freqs": 8}
-    for field, value in _params(part).items():
+    for field, value in _params("grounding_tokenizer", part).items():
         if supported.get(field) != value:
             wanted = supported.get(field, f"one of {', '.join(supported)}")
-            raise refused("original position net", field, value, wanted)
+            raise refused("original position net config", field, value, wanted)
 
 
 def vae_config(params: Mapping[str, Any]) -> VAEConfig:
     """`ldm.models.autoencoder.AutoencoderKL`."""
-    _require("original VAE", params, ("ddconfig",))
-    inner = params["ddconfig"]
-    _require("original VAE", inner, VAE_TRANSLATED)
-    check_fields("original VAE", inner, VAE_TRANSLATED, VAE_NEUTRAL, VAE_IGNORED)
+    where = "original VAE config"
+    _require(where, params, ("ddconfig",))
+    inner = _params("ddconfig", {"params": params["ddconfig"]})
+    given = check_fields(where, inner, VAE_TRANSLATED, VAE_NEUTRAL, VAE_IGNORED)
+    _require(where, given, VAE_TRANSLATED)
     for field, value, wanted in (
-        ("embed_dim", params.get("embed_dim", inner["z_channels"]), inner["z_channels"]),
-        ("out_ch", inner["out_ch"], inner["in_channels"]),
+        ("embed_dim", params.get("embed_dim", given["z_channels"]), given["z_channels"]),
+        ("out_ch", given["out_ch"], given["in_channels"]),
     ):
         if value != wanted:
-            raise refused("original VAE", field, value, wanted)
+            raise refused(where, field, value, wanted)
+    scale = params.get("scale_factor", 0.18215)
+    if not SCALE.accepts(scale):
+        raise refused(where, "scale_factor", scale, SCALE.text)
     return VAEConfig(
-        image_channels=inner["in_channels"],
-        latent_channels=inner["z_channels"],
-        block_channels=tuple(inner["ch"] * m for m in inner["ch_mult"]),
-        layers_per_block=inner["num_res_blocks"],
-        scaling_factor=params.get("scale_factor", 0.18215),
+        image_channels=given["in_channels"],
+        latent_channels=given["z_channels"],
+        block_channels=tuple(given["ch"] * m for m in given["ch_mult"]),
+        layers_per_block=given["num_res_blocks"],
+        scaling_factor=scale,
     )
 
 
@@ -166,13 +194,17 @@ def noise_schedule(params: Mapping[str, Any]) -> NoiseSchedule:
 
     The original's "linear" is linear in the square root of beta: diffusers' scaled_linear.
     """
-    neutral = {"beta_schedule": ("linear",), "given_betas": (None,), "parameterization": ("eps",)}
-    translated = ("linear_start", "linear_end", "timesteps")
-    check_fields("original diffusion", params, translated, neutral, {"cosine_s": "not cosine"})
+    given = check_fields(
+        "original diffusion config",
+        params,
+        DIFFUSION_TRANSLATED,
+        DIFFUSION_NEUTRAL,
+        {"cosine_s": "not cosine"},
+    )
     return NoiseSchedule(
-        num_train_steps=params.get("timesteps", 1000),
-        beta_start=params.get("linear_start", 1e-4),
-        beta_end=params.get("linear_end", 2e-2),
+        num_train_steps=given.get("timesteps", 1000),
+        beta_start=given.get("linear_start", 1e-4),
+        beta_end=given.get("linear_end", 2e-2),
         beta_schedule="scaled_linear",
         prediction_type="epsilon",
         timestep_spacing="leading",
@@ -181,119 +213,3 @@ def noise_schedule(params: Mapping[str, Any]) -> NoiseSchedule:
         clip_sample=False,
         skip_prk_steps=True,
     )
-
-
-def text_configs(
-    shapes: Shapes, unet_heads: int, prefix: str = ""
-) -> tuple[CLIPTextConfig, TokenizerConfig]:
-    """The text encoder from its arrays' shapes, and the special tokens of its vocabulary.
-
-    `prefix` is what the file puts before all names of this part. No shape tells the number of
-    heads: ViT-L/14 has 12, and other widths are taken to have the U-Net's number.
-    """
-    shapes = {key: shape for key, shape in shapes.items() if key.startswith(prefix)}
-    (vocab_size, width), (max_length, _), (mlp_width, _) = (
-        _shape_of(shapes, end)
-        for end in (
-            "token_embedding.weight",
-            "position_embedding.weight",
-            "layers.0.mlp.fc1.weight",
-        )
-    )
-    layers = {int(n) for key in shapes for n in re.findall(r"\.layers\.(\d+)\.", key)}
-    real = vocab_size == REAL_VOCABULARY
-    bos, eos = (vocab_size - 2 if real else 0), vocab_size - 1
-    text = CLIPTextConfig(
-        vocab_size=vocab_size,
-        width=width,
-        num_layers=len(layers),
-        num_heads=VIT_L_HEADS if width == VIT_L_WIDTH else unet_heads,
-        mlp_width=mlp_width,
-        max_length=max_length,
-        activation="quick_gelu",
-        eos_token_id=eos,
-    )
-    return text, TokenizerConfig(max_length, bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
-
-
-def _shape_of(shapes: Shapes, end: str) -> tuple[int, ...]:
-    for key, shape in shapes.items():
-        if key.endswith(end):
-            return shape
-    raise UnsupportedConfig(f"the text encoder is no CLIP of Stable Diffusion 1.x: it has no {end}")
-
-
-def from_single_file(arrays: TensorFile, num_heads: int = 8) -> ModelConfig:
-    """All configs of a Stable Diffusion 1.x single file (`model.diffusion_model.*`), from shapes.
-
-    Shapes do not tell `num_heads` (8 in every SD1.x) or the noise (that of SD1.x). `grounded` is
-    True where the file has fusers. Raises UnsupportedConfig for a file that is not of SD1.x.
-    """
-    shapes = arrays.shapes()
-    unet = _unet_from_shapes(shapes, "model.diffusion_model.", num_heads)
-    text, tokenizer = text_configs(shapes, num_heads, "cond_stage_model.transformer.")
-    return check_together(
-        ModelConfig(
-            unet=unet,
-            vae=_vae_from_shapes(shapes, "first_stage_model."),
-            text_encoder=text,
-            schedule=noise_schedule({"linear_start": 0.00085, "linear_end": 0.012}),
-            tokenizer=tokenizer,
-        )
-    )
-
-
-def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int) -> UNetConfig:
-    shapes = _inside(shapes, prefix)
-    channels, layers, attention = [0], [0], [False]
-    for index in range(1, len(shapes)):
-        block = f"input_blocks.{index}"
-        if f"{block}.0.op.weight" in shapes:  # a down-sampler ends its level
-            channels, layers, attention = [*channels, 0], [*layers, 0], [*attention, False]
-        elif f"{block}.0.in_layers.2.weight" in shapes:
-            channels[-1] = shapes[f"{block}.0.in_layers.2.weight"][0]
-            layers[-1] += 1
-            attention[-1] |= f"{block}.1.norm.weight" in shapes
-        else:
-            break
-    cross = next((shapes[key] for key in shapes if key.endswith(".attn2.to_k.weight")), None)
-    ends = "input_blocks.0.0.weight", "out.2.weight"
-    if not all(channels) or cross is None or any(end not in shapes for end in ends):
-        raise UnsupportedConfig(
-            f"{prefix}* is no U-Net of Stable Diffusion 1.x; convert the model's diffusers folder"
-        )
-    return UNetConfig(
-        in_channels=shapes[ends[0]][1],
-        out_channels=shapes[ends[1]][0],
-        block_channels=tuple(channels),
-        layers_per_block=tuple(layers),
-        num_heads=(num_heads,) * len(channels),
-        down_attention=tuple(attention),
-        up_attention=tuple(reversed(attention)),
-        text_width=cross[1],
-        grounded=any(".fuser." in key for key in shapes),
-    )
-
-
-def _vae_from_shapes(shapes: Shapes, prefix: str) -> VAEConfig:
-    shapes = _inside(shapes, prefix)
-    channels: list[int] = []
-    while (end := f"encoder.down.{len(channels)}.block.0.conv2.weight") in shapes:
-        channels.append(shapes[end][0])
-    layers = [
-        key for key in shapes if re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv2\.weight", key)
-    ]
-    if not channels or "post_quant_conv.weight" not in shapes:
-        raise UnsupportedConfig(f"{prefix}* is no AutoencoderKL of Stable Diffusion 1.x")
-    return VAEConfig(
-        image_channels=shapes["encoder.conv_in.weight"][1],
-        latent_channels=shapes["post_quant_conv.weight"][0],
-        block_channels=tuple(channels),
-        layers_per_block=len(layers),
-    )
-
-
-def _inside(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
-    return {
-        key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)
-    }

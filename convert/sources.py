@@ -11,10 +11,11 @@ from reground_jax.json_text import parse_json
 
 from . import hub
 from .brief import brief, shown
-from .configs import read_json
 from .forms import form_of, read_bounded
+from .home import expand_home
 from .pickle_data import Inert, Name
 from .pickles import load_torch, plain
+from .rules import read_json
 from .safetensors import read_header
 from .stored import StoredArray
 
@@ -233,7 +234,7 @@ def resolve(source: str | Path, variant: str | None = None) -> Source:
     Raises ValueError for a path or id that is not there, or that holds no known kind of
     checkpoint.
     """
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.exists():
         return detect(path)
     if hub.parse(str(source)) is None:
@@ -245,7 +246,7 @@ def resolve(source: str | Path, variant: str | None = None) -> Source:
 
 def resolve_tokenizer(source: str | Path) -> Path:
     """The same for a tokenizer: an existing folder or merges file, else a Hub id."""
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.exists():
         return path
     if hub.parse(str(source)) is None:
@@ -327,7 +328,7 @@ def _detect_folder(path: Path) -> Source:
     if str(fields.get("format")).split("/")[0] == FORMAT:
         return Source("ours", path)
     if "_class_name" in fields or "architectures" in fields:
-        name = fields.get("_class_name") or fields["architectures"]
+        name = fields.get("_class_name") or fields.get("architectures")
         raise ValueError(
             f"{path} is one component of a model ({name}); give the folder above it, which has "
             "unet, vae, text_encoder and scheduler in it"

@@ -7,9 +7,10 @@ is the caller's: the JSON does neither, and `TokenizerConfig` says with what.
 """
 
 import gzip
+import json
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tokenizers import (
     AddedToken,
@@ -24,16 +25,12 @@ from tokenizers import (
 
 from reground_jax.config import TokenizerConfig
 
-from .configs import read_json
+from .rules import parse_file, read_json, shown, whole
+from .tokenizer_settings import TokenizerSettings, default_settings, read_settings
 
 NUM_MERGES = 49152 - 256 - 2  # of the merges file's 262,144, CLIP uses the first 48,894
-MAX_LENGTH = 77
-SPECIAL = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
-}
+IDS = whole(0, 2**20)
+MAX_MERGES_BYTES = 2**26  # OpenAI's file has 3.2 MB
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -43,70 +40,68 @@ WORDS = (
 class BuiltTokenizer(NamedTuple):
     json: str  # the content of a tokenizer.json, for `tokenizers.Tokenizer.from_str`
     config: TokenizerConfig
+    size: int  # the largest id and one
 
 
 def build_tokenizer(source: str | Path, pad_token: str | None = None) -> BuiltTokenizer:
     """The tokenizer of a folder, or of a merges file.
 
     A folder has `tokenizer.json`, or `vocab.json` and `merges.txt`, and may have
-    `tokenizer_config.json` and `special_tokens_map.json`; a folder with a `tokenizer` folder in it
-    means that one. A merges file (`bpe_simple_vocab_16e6.txt.gz`, as in OpenAI's CLIP and in the
-    open_clip_torch wheel) implies the vocabulary.
+    `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`; a folder with a
+    `tokenizer` folder in it means that one. A merges file (`bpe_simple_vocab_16e6.txt.gz`, as in
+    OpenAI's CLIP and in the open_clip_torch wheel) implies the vocabulary.
 
     `pad_token` overrides the files; a text is padded with end-of-text if nobody says otherwise, as
     in SD1.x (SD2.x pads with "!"). Raises ValueError for missing or damaged files.
     """
     source = Path(source)
     if source.is_file():
-        special = dict(SPECIAL)
-        tokenizer = _from_merges_file(source, special)
-        max_length = MAX_LENGTH
+        settings = default_settings()
+        tokenizer = _from_merges_file(source, settings.special)
     else:
         folder = source / "tokenizer" if (source / "tokenizer").is_dir() else source
-        special, max_length = _settings(folder)
-        tokenizer = _from_folder(folder, special)
+        ready = (folder / "tokenizer.json").is_file()
+        settings = read_settings(folder, ready=ready)
+        tokenizer = _from_json(folder) if ready else _from_folder(folder, settings.special)
     if pad_token is not None:
-        special["pad_token"] = pad_token
-    return _finish(tokenizer, special, max_length, source)
+        settings.special["pad_token"] = pad_token
+    return _finish(tokenizer, settings, source)
+
+
+def _from_json(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    content = json.dumps(parse_file(path))  # the library takes no byte order mark
+    try:
+        return Tokenizer.from_str(content)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(
+            f"{path} is no tokenizer ({_first_line(error)}); download it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _from_folder(folder: Path, special: dict[str, str]) -> Tokenizer:
-    ready, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if ready.is_file():
-        try:
-            return Tokenizer.from_file(str(ready))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{ready} is no tokenizer ({error}); download it again") from error
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocab.is_file() and merges.is_file()):
         raise ValueError(
             f"{folder} has no tokenizer: looked for tokenizer.json, or vocab.json and merges.txt; "
             "give another folder, a Hub id (openai/clip-vit-large-patch14), or the merges file "
             "bpe_simple_vocab_16e6.txt.gz"
         )
-    return _assemble(read_json(vocab), _read_merges(merges), special, folder)
+    return _assemble(_read_vocabulary(vocab), _read_merges(merges), special, folder)
 
 
-def _settings(folder: Path) -> tuple[dict[str, str], int]:
-    """Special tokens and length.
-
-    Where the two files differ, special_tokens_map.json is right, as for transformers: SD2 pads with
-    "!" by that file alone.
-    """
-    special, max_length = dict(SPECIAL), MAX_LENGTH
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if not (folder / name).is_file():
-            continue
-        fields = read_json(folder / name)
-        special |= {key: _text(fields[key]) for key in SPECIAL if fields.get(key) is not None}
-        # transformers writes 1e30 for "nobody said".
-        if isinstance(length := fields.get("model_max_length"), int) and length < 10**6:
-            max_length = length
-    return special, max_length
-
-
-def _text(token: str | dict[str, Any]) -> str:
-    """A special token is written as text, or as a dict of its text and flags."""
-    return token if isinstance(token, str) else token["content"]
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    ids = read_json(path)
+    for token, number in ids.items():
+        if not IDS.accepts(number):
+            raise ValueError(
+                f"{path}: the token {token[:40]!r} has the id {shown(number)}, expected {IDS.text}"
+            )
+    return ids
 
 
 def _from_merges_file(path: Path, special: dict[str, str]) -> Tokenizer:
@@ -129,9 +124,14 @@ def _byte_symbols() -> list[str]:
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            content = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_MERGES_BYTES + 1)
+        if len(content) > MAX_MERGES_BYTES:
+            raise ValueError(f"it holds more than {MAX_MERGES_BYTES // 2**20} MiB")
+        text = content.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(
             f"{path} is no merges file ({error}); copy or download it again"
         ) from error
@@ -157,7 +157,9 @@ def _assemble(
             fuse_unk=False,
         )
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{source}: vocabulary and merges do not fit ({error})") from error
+        raise ValueError(
+            f"{source}: vocabulary and merges do not fit ({_first_line(error)})"
+        ) from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -172,20 +174,24 @@ def _assemble(
     return tokenizer
 
 
-def _finish(
-    tokenizer: Tokenizer, special: dict[str, str], max_length: int, source: Path
-) -> BuiltTokenizer:
+def _finish(tokenizer: Tokenizer, settings: TokenizerSettings, source: Path) -> BuiltTokenizer:
     """Adds what every form needs alike, and removes the cutting and padding a file may ask for."""
-    names = ("bos_token", "eos_token", "pad_token")
+    special = settings.special
+    _add_tokens(tokenizer, settings, source)
     ids = {}
-    for name in names:
+    for name in ("bos_token", "eos_token", "pad_token"):
         number = tokenizer.token_to_id(special[name])
         if number is None:
             raise ValueError(f"{source}: the vocabulary has no {name} {special[name]!r}")
         ids[name] = number
     # A pad token is special in prompts too: SD2's "!" is id 0 in them, not the word "!</w>".
+    known = _added(tokenizer)
     tokenizer.add_special_tokens(
-        [AddedToken(special[name], special=True, normalized=False) for name in names]
+        [
+            AddedToken(special[name], special=True, normalized=False)
+            for name in ids
+            if special[name] not in known
+        ]
     )
     bos, eos = special["bos_token"], special["eos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -195,9 +201,30 @@ def _finish(
     tokenizer.no_truncation()
     tokenizer.no_padding()
     config = TokenizerConfig(
-        max_length=max_length,
+        max_length=settings.max_length,
         bos_token_id=ids["bos_token"],
         eos_token_id=ids["eos_token"],
         pad_token_id=ids["pad_token"],
     )
-    return BuiltTokenizer(tokenizer.to_str(), config)
+    ids_of = tokenizer.get_vocab(with_added_tokens=True)
+    if len(set(ids_of.values())) != len(ids_of):
+        raise ValueError(f"{source}: two tokens of the vocabulary have one id; download it again")
+    return BuiltTokenizer(tokenizer.to_str(), config, 1 + max(ids_of.values()))
+
+
+def _added(tokenizer: Tokenizer) -> set[str]:
+    return {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+
+
+def _add_tokens(tokenizer: Tokenizer, settings: TokenizerSettings, source: Path) -> None:
+    """Adds the tokens that the files list. Raises ValueError where one would get another id."""
+    known = _added(tokenizer) - settings.ids.keys()
+    tokenizer.add_tokens([t for content, t in settings.added.items() if content not in known])
+    for content, number in settings.ids.items():
+        found = tokenizer.token_to_id(content)
+        if found != number:
+            raise ValueError(
+                f"{source}: the added token {content[:40]!r} should have the id {number}, but the "
+                f"vocabulary and the tokens added before it give it {found}: a file is missing or "
+                "of another model; copy or download the whole folder again"
+            )

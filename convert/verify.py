@@ -22,6 +22,7 @@ from reground_jax.networks.attention import attention_for
 from reground_jax.networks.unet import Grounding
 from reground_jax.settings import Wiring
 
+from .keys import FOREIGN
 from .sources import ORIGINAL_PARTS, TensorFile, open_original, open_tensors, pick_weights, resolve
 
 # Both sides are float32: rounding makes about 1e-6 (1e-5 at full size), a wrong epsilon 5e-5.
@@ -52,7 +53,8 @@ def verify(
     found = resolve(source, variant)
     model = read_model(destination)
     if found.kind == "diffusers":
-        theirs = _from_folder(found.path, variant, libraries)
+        gated = adapter is None and model.config.unet.grounded
+        theirs = _from_folder(found.path, variant, libraries, gated=gated)
         if adapter is not None:
             theirs["unet"] = _add_adapter(theirs["unet"], resolve(adapter).path, libraries)
     elif found.kind in ("original", "ldm"):
@@ -86,7 +88,10 @@ def _import() -> SimpleNamespace:
     )
 
 
-def _from_folder(folder: Path, variant: str | None, libraries: SimpleNamespace) -> dict[str, Any]:
+def _from_folder(
+    folder: Path, variant: str | None, libraries: SimpleNamespace, *, gated: bool
+) -> dict[str, Any]:
+    """The networks of a diffusers folder; gated: the U-Net has fusers, whatever field says so."""
     diffusers, transformers = libraries.diffusers, libraries.transformers
 
     def options(part: str) -> dict[str, Any]:
@@ -94,7 +99,10 @@ def _from_folder(folder: Path, variant: str | None, libraries: SimpleNamespace) 
         picked = pick_weights([entry.name for entry in (folder / part).iterdir()], variant) or ""
         return {"variant": "fp16" if variant is None and ".fp16." in picked else variant}
 
-    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **options("unet"))
+    kind = {"attention_type": "gated"} if gated else {}
+    unet = diffusers.UNet2DConditionModel.from_pretrained(
+        folder / "unet", **options("unet"), **kind
+    )
     vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae", **options("vae"))
     text, found = transformers.CLIPTextModel.from_pretrained(
         folder / "text_encoder", output_loading_info=True, **options("text_encoder")
@@ -246,6 +254,7 @@ def _fill(name: str, model: Any, state: State) -> Any:
 
 
 def _check_loaded(name: str, missing: Any, unexpected: Any) -> None:
+    unexpected = [key for key in unexpected if not FOREIGN[name].search(key)]
     wrong = [key for key in (*missing, *unexpected) if not key.endswith("position_ids")]
     if wrong:
         raise ValueError(

@@ -157,11 +157,23 @@ def write_model(
         if base is not None:
             content["base"] = os.path.relpath(base, directory)
         (partial / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-        partial.rename(directory)
+        _publish(partial, directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return info
+
+
+def _publish(partial: Path, directory: Path) -> None:
+    """Renames. Raises FileExistsError if another process has written `directory` meanwhile."""
+    try:
+        partial.rename(directory)
+    except OSError as error:
+        if not directory.exists():
+            raise
+        raise FileExistsError(
+            f"{directory} exists now: another process has written it meanwhile"
+        ) from error
 
 
 def _partial(directory: Path) -> Path:

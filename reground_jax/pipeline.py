@@ -94,20 +94,23 @@ class Pipeline:
         dtype: str = "float32",
         devices: Sequence[Device] | None = None,
         attention: Backend | str | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> "Pipeline":
         """A pipeline from a model directory, a diffusers folder or a Hub id, tried in this order.
 
-        Diffusers folders and Hub ids are converted once, into a cache. dtype: "float32" or
-        "bfloat16" (or jnp.bfloat16 and the like), of the parameters and the arithmetic. devices:
-        by default all of the default platform that this process has; with several hosts, each
-        process makes images of its own.
+        Diffusers folders and Hub ids are converted once, into the folder `cache`, by default
+        $XDG_CACHE_HOME/reground-jax, or else ~/.cache/reground-jax. (Compiled programs are kept
+        where JAX's own `jax_compilation_cache_dir` says.) dtype: "float32" or "bfloat16" (or
+        jnp.bfloat16 and the like), of the parameters and the arithmetic. devices: by default all of
+        the default platform that this process has; with several hosts, each process makes images
+        of its own.
         Raises ValueError or OSError with a sentence that says what is wrong with `name`.
         """
         dtype, chosen = dtype_name(dtype), choose_devices(devices)
         check_backend(attention, chosen[0].platform)
         from reground_jax.convert.locate import model_directory  # reads files in many forms
 
-        directory = model_directory(name)
+        directory = model_directory(name, cache=cache)
 
         def place(array: np.ndarray) -> jax.Array:
             return place_whole(array.astype(dtype), chosen)

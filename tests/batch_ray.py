@@ -33,7 +33,7 @@ def kill_one(folder: Path, out: Path) -> None:
 if __name__ == "__main__":
     folder, arguments = sys.argv[1], sys.argv[2:]
     out = Path(arguments[arguments.index("--out") + 1])
-    batch.find_checkpoint = lambda model: (Path("stub"), CHECKSUM)
+    batch.find_checkpoint = lambda *_: (Path("stub"), CHECKSUM)
     drawn = functools.partial(drawing, folder)
     ray_engine.Work = functools.partial(ray_engine.Work, sampler=drawn)  # type: ignore[misc]
     threading.Thread(target=kill_one, args=(Path(folder), out), daemon=True).start()

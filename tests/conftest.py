@@ -71,7 +71,7 @@ def stub(monkeypatch):
         made.append(Stub(run.batch_size))
         return made[-1]
 
-    monkeypatch.setattr(batch, "find_checkpoint", lambda model: (Path("stub"), CHECKSUM))
+    monkeypatch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), CHECKSUM))
     monkeypatch.setattr(batch, "load_sampler", load)
     return made
 

@@ -378,7 +378,7 @@ def test_a_changed_setting_model_or_input_is_refused_by_name(ten, tmp_path, caps
     with ten.open("a") as file:
         file.write(json.dumps(layout(10)) + "\n")
     assert "input_sha256" in refusal(capsys, ten, out)
-    monkeypatch.setattr(batch, "find_checkpoint", lambda model: (Path("stub"), "1" * 64))
+    monkeypatch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), "1" * 64))
     assert "checkpoint_sha256" in refusal(capsys, ten, out)
 
 

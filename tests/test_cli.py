@@ -562,7 +562,7 @@ def test_the_program_keeps_what_it_compiles(bear, tmp_path):
 
 def test_the_cache_can_be_turned_off(tiny_model_dir):
     try:
-        load(tiny_model_dir, "float32", cache=False)
+        load(tiny_model_dir, "float32", keep=False)
         assert not jax.config.jax_enable_compilation_cache
     finally:
         jax.config.update("jax_enable_compilation_cache", True)

@@ -174,7 +174,6 @@ def test_fields_that_a_unet_may_give_once_or_per_level():
         ({"down_block_types": ["AttnDownBlock2D"]}, "down_block_types is 'AttnDownBlock2D'"),
         ({"cross_attention_dim": [768, 1024]}, "the same one everywhere"),
         ({"sample_size": [64, 96]}, r"sample_size is \[64, 96\]"),
-        ({"use_gated_attention": True}, r"field use_gated_attention \(True\) is not known"),
         ({"_class_name": "UNet3DConditionModel"}, "_class_name is 'UNet3DConditionModel'"),
         ({"act_fn": "gelu", "freq_shift": 1}, "act_fn is 'gelu'.*; freq_shift is 1"),
     ],

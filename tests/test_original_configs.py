@@ -13,8 +13,8 @@ from reground_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from reground_jax.convert import original_configs, sources
-from reground_jax.convert.configs import UnsupportedConfig
+from reground_jax.convert import original_configs, single_file, sources
+from reground_jax.convert.rules import UnsupportedConfig
 
 DATA = Path(__file__).parent / "data" / "original"
 
@@ -106,12 +106,12 @@ def test_the_text_encoder_of_stable_diffusion_1_has_12_heads_and_the_real_specia
         "text_model.embeddings.token_embedding.weight": (49408, 768),
         "text_model.embeddings.position_embedding.weight": (77, 768),
     } | {f"text_model.encoder.layers.{n}.mlp.fc1.weight": (3072, 768) for n in range(12)}
-    text, tokenizer = original_configs.text_configs(shapes, unet_heads=8)
+    text, tokenizer = single_file.text_configs(shapes, unet_heads=8)
     assert text == CLIPTextConfig(eos_token_id=49407)
     assert tokenizer == TokenizerConfig()
 
 
-def single_file(parts):
+def as_single_file(parts):
     """The arrays of an original checkpoint under the names of a single-file Stable Diffusion."""
     prefixes = {
         "model": "model.diffusion_model.",
@@ -131,7 +131,7 @@ def test_the_shapes_of_a_single_file_tell_what_the_config_tells(name):
     parts, config = sources.open_original(DATA / f"original_{name}_tiny.bin")
     expected = original_configs.translate(config, parts["text_encoder"])
     heads = expected.unet.num_heads[0]
-    model = original_configs.from_single_file(single_file(parts), num_heads=heads)
+    model = single_file.from_single_file(as_single_file(parts), num_heads=heads)
     # The size that it was trained at leaves no trace in the arrays.
     unet = dataclasses.replace(expected.unet, sample_size=64)
     assert model == dataclasses.replace(expected, unet=unet)
@@ -139,8 +139,8 @@ def test_the_shapes_of_a_single_file_tell_what_the_config_tells(name):
 
 def test_a_single_file_of_another_model_is_refused():
     parts, _ = sources.open_original(DATA / "original_text_box_tiny.bin")
-    arrays = single_file(parts)._arrays
+    arrays = as_single_file(parts)._arrays
     without = {key: array for key, array in arrays.items() if ".attn2." not in key}
     for wrong in (without, {"model.diffusion_model.x": arrays.popitem()[1]}):
         with pytest.raises(UnsupportedConfig, match=r"no U-Net of Stable Diffusion 1\.x"):
-            original_configs.from_single_file(sources.TensorFile(wrong, "single file"))
+            single_file.from_single_file(sources.TensorFile(wrong, "single file"))

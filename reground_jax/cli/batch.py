@@ -157,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
     share = find_share(arguments.host_index, arguments.host_count)
     with open_source(arguments.layouts, arguments.form, arguments.captions) as source:
         share = start_distributed(share, arguments.coordinator)
-        directory, checksum = find_checkpoint(arguments.model)
+        directory, checksum = find_checkpoint(arguments.model, arguments.cache)
         wanted = Run(
             settings=settings,
             wirings=tuple(arguments.wirings),
@@ -219,11 +219,11 @@ class Job:
         return "" if count == 1 else f" of share {index} of {count} (by {self.share.origin})"
 
 
-def find_checkpoint(model: str | None) -> tuple[Path, str]:
+def find_checkpoint(model: str | None, cache: str | None) -> tuple[Path, str]:
     """The model's directory and the checksum of its arrays."""
     from reground_jax.model import read_description
 
-    directory = locate(model)
+    directory = locate(model, cache)
     return directory, read_description(directory).info["checksum"]
 
 
@@ -370,6 +370,9 @@ def load_sampler(directory: Path, run: Run, arguments: argparse.Namespace) -> "P
     from reground_jax.batch.sampler import PipelineSampler, local_devices
 
     devices = local_devices()
-    pipe = load(directory, run.settings.dtype, cache=not arguments.no_cache, devices=devices)
+    pipe = load(
+        directory, run.settings.dtype, keep=not arguments.no_cache, cache=arguments.cache,
+        devices=devices,
+    )  # fmt: skip
     say(f"{describe_devices(pipe.devices)}, {pipe.dtype}")
     return PipelineSampler(pipe, run, arguments.mapper)

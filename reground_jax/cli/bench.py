@@ -2,7 +2,7 @@
 
 import argparse
 
-from reground_jax.cli.sampling import load, locate
+from reground_jax.cli.sampling import add_cache_option, load, locate
 from reground_jax.settings import DTYPES, Settings, check_name
 
 BENCHMARKS = ("unet", "generate", "attention", "vae", "text")
@@ -32,6 +32,7 @@ def add(commands) -> argparse.ArgumentParser:
         "name", nargs="?", default="unet", help=f"one of {', '.join(BENCHMARKS)} (default: unet)"
     )
     parser.add_argument("--model", metavar="DIR_OR_ID", help="measure this model")
+    add_cache_option(parser)
     add_work_options(parser, preset="emoji")
     parser.add_argument("--out", metavar="FILE.json", help="write every repetition there")
     return parser
@@ -66,7 +67,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 def run(arguments: argparse.Namespace) -> int:
     check_name("benchmark", arguments.name, BENCHMARKS)
     settings = settings_of(arguments)
-    model = None if arguments.model is None else locate(arguments.model)
+    model = None if arguments.model is None else locate(arguments.model, arguments.cache)
 
     from reground_jax.bench.cases import Work
     from reground_jax.bench.harness import write_json
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     from reground_jax.pipeline import Pipeline
 
     if model is not None:
-        pipe = load(model, settings.dtype, cache=False)
+        pipe = load(model, settings.dtype, keep=False)
     else:
         pipe = Pipeline.from_model(random_model(arguments.preset), dtype=settings.dtype)
     work = Work(settings, arguments.batch or len(pipe.devices))

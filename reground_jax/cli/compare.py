@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     from reground_jax.sampling.noise import check_seeds
 
     rows = check_seeds(seeds).tolist()
-    pipe = load(locate(arguments.model), settings.dtype, cache=not arguments.no_cache)
+    directory = locate(arguments.model, arguments.cache)
+    pipe = load(directory, settings.dtype, keep=not arguments.no_cache, cache=arguments.cache)
     images = {}
     for name, column in columns.items():
         images[name] = sample(

@@ -6,7 +6,7 @@ import time
 
 from reground_jax.cli import request
 from reground_jax.cli.progress import say
-from reground_jax.cli.sampling import add_model_options, load, locate
+from reground_jax.cli.sampling import add_model_options, keep_programs, load, locate
 from reground_jax.settings import Settings
 
 EXAMPLES = """\
@@ -40,7 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size is {arguments.batch_size}: give at least 1")
     if arguments.no_cache:
         raise ValueError("--no-cache would keep nothing of what is compiled: leave it out")
-    pipe = load(locate(arguments.model), settings.dtype, cache=True)
+    keep_programs(arguments.cache)  # where that cannot be, there is nothing to do
+    directory = locate(arguments.model, arguments.cache)
+    pipe = load(directory, settings.dtype, keep=True, cache=arguments.cache)
 
     from reground_jax.bench.cases import Denoising, Work
     from reground_jax.devices import compile_clock

@@ -54,9 +54,11 @@ def add(commands) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         check_verifiers()  # before minutes of work
-    destination = Path(arguments.destination).expanduser().absolute()
 
     from reground_jax.convert.convert import convert
+    from reground_jax.convert.home import expand_home
+
+    destination = expand_home(arguments.destination).absolute()
 
     with Bar("converting", unit=" parameters", unit_scale=True) as bar:
         convert(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from reground_jax.cli import request
 from reground_jax.cli.progress import Bar
-from reground_jax.cli.sampling import DEFAULT_MODEL, load, locate
+from reground_jax.cli.sampling import DEFAULT_MODEL, add_cache_option, load, locate
 from reground_jax.settings import DTYPES, SOLVER_NAMES, Settings
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reground_jax.pipeline import Pipeline
 
 GAMMAS = "0,0.3,1"
+UNTOLD = ("cache", "no_cache", "out")  # options that leave a study's numbers as they are
 EXAMPLES = """\
 examples:
   reground-jax evaluate --out study
@@ -60,6 +61,7 @@ def add(commands) -> argparse.ArgumentParser:
         "--rich-phrases", action="store_true",
         help="to test whether plain phrases explain a result: phrases tell tints and poses, too",
     )  # fmt: skip
+    add_cache_option(parser)
     parser.add_argument("--no-cache", action="store_true", help="compile anew, and keep nothing")
     return parser
 
@@ -105,12 +107,12 @@ def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[
     from reground_jax.evaluation.study import Study, wiring_series, with_scaled_gates
     from reground_jax.model import read_description
 
-    places = {"gligen": locate(arguments.model)}
+    places = {"gligen": locate(arguments.model, arguments.cache)}
     second = arguments.parallel_model
     if second is None and arguments.model == DEFAULT_MODEL:
         second = "emoji-parallel"
     if second is not None:
-        places["trained-parallel"] = locate(second)
+        places["trained-parallel"] = locate(second, arguments.cache)
     probes = Probes.load()
     heldout = heldout_cases(arguments.layouts)
     cases = {"heldout": heldout, "dropped": with_half_the_boxes(heldout)}
@@ -123,7 +125,8 @@ def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[
 
     def loader(place: Path):
         def get() -> "Pipeline":
-            pipe = load(place, settings.dtype, cache=not arguments.no_cache)
+            keep = not arguments.no_cache
+            pipe = load(place, settings.dtype, keep=keep, cache=arguments.cache)
             scale = arguments.gate_scale
             return pipe if scale == 1 else with_scaled_gates(pipe, scale)
 
@@ -151,7 +154,7 @@ def command_of(arguments: argparse.Namespace) -> str:
     words = ["reground-jax", "evaluate"]
     defaults = vars(default_arguments())
     for name, value in vars(arguments).items():
-        if name in defaults and value != defaults[name] and name not in ("no_cache", "out"):
+        if name in defaults and value != defaults[name] and name not in UNTOLD:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join([*words, "--out", str(arguments.out)])
 

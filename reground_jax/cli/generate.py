@@ -65,7 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_seeds([recipe.seed])
     directory, recipe = find_model(arguments, recipe)
-    pipe = load(directory, recipe.settings.dtype, cache=not arguments.no_cache)
+    pipe = load(
+        directory, recipe.settings.dtype, keep=not arguments.no_cache, cache=arguments.cache
+    )
     image = sample(pipe, [recipe.layout], recipe.settings, [recipe.seed], label=out.stem)[0]
     save_png(out, image, recipe)
     print(out)
@@ -114,7 +116,7 @@ def find_model(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Path, Rec
 
     name = arguments.model or recipe.checkpoint or DEFAULT_MODEL
     try:
-        directory = locate(name)
+        directory = locate(name, arguments.cache)
     except (ValueError, OSError) as error:
         if arguments.model is not None or recipe.checkpoint is None:
             raise

@@ -1,0 +1,57 @@
+"""What depends on the user's home folder, which may be missing: containers run as any user id."""
+
+import errno
+import os
+from pathlib import Path
+
+NAME = "reground-jax"
+
+
+def cache_folder(chosen: str | os.PathLike[str] | None = None) -> Path:
+    """Where converted models, and in `xla` compiled programs, are kept: `chosen`, else
+    $XDG_CACHE_HOME/reground-jax, else ~/.cache/reground-jax.
+
+    Raises ValueError where none of them is to be had. Makes nothing.
+    """
+    if chosen is not None:
+        return expand_home(chosen).absolute()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # its specification: a relative one is to be ignored
+        return Path(base) / NAME
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise ValueError(
+            "there is no home folder to keep converted models and compiled programs in: name a "
+            "folder with --cache DIR (in Python, cache=) or the environment variable "
+            "XDG_CACHE_HOME"
+        )
+    return Path(home) / ".cache" / NAME
+
+
+def writable_cache(chosen: str | os.PathLike[str] | None = None) -> Path:
+    """The cache folder, made where it is missing.
+
+    Raises ValueError where there is none, and OSError where it cannot be written; both say how to
+    put it elsewhere.
+    """
+    folder = cache_folder(chosen)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: the cache cannot be there; name another folder with --cache DIR "
+            "(in Python, cache=) or the environment variable XDG_CACHE_HOME",
+            str(folder),
+        ) from error
+    return folder
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """The path with a ~ in front replaced. Raises ValueError where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: there is no home folder here; give the whole path") from error

@@ -1,0 +1,176 @@
+"""Fields of other people's config files: what each may be, and the check of a whole file at once.
+
+A rule says in words what a value must be, and whether one is. Numbers have bounds far above those
+of any real model, so that a damaged or malicious file is refused here, and not by whatever the
+number breaks later on.
+"""
+
+import reprlib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reground_jax.json_text import parse_json
+
+MAX_BYTES = 2**26  # of a JSON file; the largest real ones, tokenizer.json, have 4 MB
+MAX_LEVELS = 8
+SHOWN = 8  # problems of one file in a message
+
+
+class UnsupportedConfig(ValueError):
+    """The config asks for something that is not built, or has a field that is not known."""
+
+
+class Rule(NamedTuple):
+    text: str
+    accepts: Callable[[Any], bool]
+
+
+def whole(low: int, high: int) -> Rule:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    return Rule(f"a whole number from {low} to {high}", accepts)
+
+
+def real(low: float, high: float) -> Rule:
+    """A number; neither NaN nor infinite, with finite bounds."""
+
+    def accepts(value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and low <= value <= high
+
+    return Rule(f"a number from {low:g} to {high:g}", accepts)
+
+
+def one_of(*choices: Any) -> Rule:
+    # `in` alone would take 1 for True
+    def accepts(value: Any) -> bool:
+        return any(type(value) is type(choice) and value == choice for choice in choices)
+
+    return Rule(", ".join(map(repr, choices)), accepts)
+
+
+def listed(rule: Rule, least: int = 1, most: int = MAX_LEVELS) -> Rule:
+    """A list of what the rule accepts."""
+
+    def accepts(value: Any) -> bool:
+        is_list = isinstance(value, list | tuple) and least <= len(value) <= most
+        return is_list and all(map(rule.accepts, value))
+
+    return Rule(f"a list of {least} to {most} entries, each {rule.text}", accepts)
+
+
+def per_level(rule: Rule) -> Rule:
+    """One value, or a list with one for each level."""
+    each = listed(rule)
+    return Rule(
+        f"{rule.text}, or a list of them", lambda value: rule.accepts(value) or each.accepts(value)
+    )
+
+
+FLAG = one_of(True, False)
+TEXT = Rule("a text", lambda value: isinstance(value, str))
+MAX_LENGTHS = whole(3, 4096)  # of a text in tokens: begin, end, and a word
+
+
+def check_fields(
+    where: str,
+    fields: Mapping[str, Any],
+    translated: Mapping[str, Rule],
+    neutral: Mapping[str, tuple[Any, ...]],
+    ignored: Iterable[str],
+) -> dict[str, Any]:
+    """The translated fields that the file gives; one that is null counts as left out.
+
+    Raises UnsupportedConfig with every value that breaks its rule or is not neutral, and every
+    unknown field, but for those that are null or false: a field of a later version that is off.
+    These are named in one warning.
+    """
+    wrong, passed = [], []
+    for field, value in fields.items():
+        if field in translated:
+            if value is not None and not translated[field].accepts(value):
+                wrong.append(f"{field} is {shown(value)}, supported is {translated[field].text}")
+        elif field in neutral:
+            wrong += _not_neutral(field, value, neutral[field])
+        elif field.startswith("_") or field in ignored:
+            continue
+        elif value is None or value is False:
+            passed.append(field[:60])
+        else:
+            wrong.append(f"field {field[:60]} ({shown(value)}) is not known")
+    if wrong:
+        raise UnsupportedConfig(
+            f"{where}: {_some(wrong, '; ')}. Such a model is not built here: use one without it"
+        )
+    if passed:
+        warnings.warn(
+            f"{where}: {_some(passed, ', ')}: not known here, and taken to be off, as null "
+            "or false says; should images differ from diffusers', look there first",
+            stacklevel=2,
+        )
+    return {f: fields[f] for f in translated if fields.get(f) is not None}
+
+
+def check_neutral(
+    where: str, fields: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """Raises UnsupportedConfig for a field that is given with another value than those listed."""
+    wrong = []
+    for field, supported in neutral.items():
+        if fields.get(field) is not None:
+            wrong += _not_neutral(field, fields[field], supported)
+    if wrong:
+        raise UnsupportedConfig(f"{where}: {'; '.join(wrong)}")
+
+
+def _not_neutral(field: str, value: Any, supported: tuple[Any, ...]) -> list[str]:
+    """What is wrong with a value. A list, one entry per level, is fine if each entry is."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if all(entry in supported for entry in values):
+        return []
+    wanted = " or ".join(map(repr, supported)) or "an empty list"
+    return [f"{field} is {shown(value)}, supported is {wanted}"]
+
+
+def _some(texts: list[str], separator: str) -> str:
+    more = f"{separator}and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return separator.join(texts[:SHOWN]) + more
+
+
+def refused(where: str, field: str, value: Any, supported: Any) -> UnsupportedConfig:
+    """The error for one value, to be raised."""
+    return UnsupportedConfig(f"{where}: {field} is {shown(value)}, supported is {supported}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: of a foreign file, so it may be long, or nested deeply."""
+    short = reprlib.Repr()
+    short.maxlist = short.maxtuple = short.maxdict = 8
+    short.maxstring = short.maxother = short.maxlong = 60
+    return short.repr(value)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError that names the file if it is missing or something else."""
+    fields = parse_file(path)
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a {type(fields).__name__}, expected an object of fields")
+    return fields
+
+
+def parse_file(path: str | Path) -> Any:
+    """The value of a JSON file of a sane size. Raises ValueError that names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; download the whole folder again")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES // 2**20} MiB")
+        return parse_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}; download it again") from error

@@ -1,0 +1,137 @@
+"""What a tokenizer's folder says beside the vocabulary: special tokens, added tokens, length.
+
+The files are read as transformers 5 reads them for CLIPTokenizer. `added_tokens_decoder` of
+tokenizer_config.json, where there is one, stands for the two files of older versions,
+special_tokens_map.json and added_tokens.json. Other fields change nothing there (do_lower_case: a
+CLIP tokenizer always does) or are refused (NEUTRAL).
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken
+
+from .rules import MAX_LENGTHS, check_neutral, read_json, refused
+
+MAX_LENGTH = 77
+UNSET_LENGTH = 10**6  # transformers writes 1e30 for "nobody said"
+SPECIAL = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+}
+# In the order in which transformers gives ids to those that the vocabulary lacks.
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+EXTRA = ("additional_special_tokens", "extra_special_tokens")
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+NEUTRAL = {
+    "padding_side": ("right",),
+    "truncation_side": ("right",),
+    "split_special_tokens": (False,),
+}
+CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
+
+
+class TokenizerSettings(NamedTuple):
+    special: dict[str, str]  # SPECIAL's roles to tokens
+    added: dict[str, AddedToken]  # in the order in which they take ids, by content
+    ids: dict[str, int]  # those that the files say
+    max_length: int
+
+
+def default_settings() -> TokenizerSettings:
+    """Those of a vocabulary without any files beside it."""
+    return TokenizerSettings(dict(SPECIAL), {}, {}, MAX_LENGTH)
+
+
+def read_settings(folder: Path, *, ready: bool) -> TokenizerSettings:
+    """The settings of a folder. ready: it has a tokenizer.json, which says how texts are cut.
+
+    Raises ValueError that names the file and the field.
+    """
+    where = folder / "tokenizer_config.json"
+    config = read_json(where) if where.is_file() else {}
+    check_neutral(str(where), config, NEUTRAL)
+    kind = config.get("tokenizer_class")
+    if not ready and kind not in (None, *CLASSES):
+        raise refused(str(where), "tokenizer_class", kind, " or ".join(CLASSES))
+    fields = dict(config)
+    special_map = folder / "special_tokens_map.json"
+    if "added_tokens_decoder" not in config and special_map.is_file():
+        fields |= {k: v for k, v in read_json(special_map).items() if v is not None}
+    special = {
+        role: _text(where, role, fields[role])
+        for role in NAMED
+        if fields.get(role) is not None
+    }  # fmt: skip
+    others = [token for name in EXTRA for token in _extra(where, name, fields.get(name))]
+    if "added_tokens_decoder" in config:
+        listed = list(_decoder(where, config["added_tokens_decoder"]))
+    else:
+        # transformers 5 takes those of special_tokens_map.json's older name to be ordinary ones.
+        keep = {EXTRA[0]: config.get(EXTRA[0]), EXTRA[1]: fields.get(EXTRA[1])}
+        kept = [token for name in EXTRA for token in _extra(where, name, keep[name])]
+        listed = list(_added_file(folder / "added_tokens.json", {*special.values(), *kept}))
+    added = {token.content: token for _, token in sorted(listed, key=lambda entry: entry[0])}
+    specific = [
+        value for name, value in config.items()
+        if name.endswith("_token") and name not in NAMED and isinstance(value, str)
+    ]  # fmt: skip
+    for content in (*special.values(), *specific, *others):
+        added.setdefault(content, AddedToken(content, special=True, normalized=False))
+    roles = SPECIAL | {role: text for role, text in special.items() if role in SPECIAL}
+    ids = {token.content: number for number, token in listed}
+    return TokenizerSettings(roles, added, ids, _length(where, fields))
+
+
+def _decoder(where: Path, entries: Any) -> Iterator[tuple[int, AddedToken]]:
+    """`added_tokens_decoder`: token by id, the id as a text."""
+    rule = "an object of ids to tokens, each with its content and flags"
+    if not isinstance(entries, Mapping):
+        raise refused(str(where), "added_tokens_decoder", entries, rule)
+    for number, token in entries.items():
+        fine = number.isascii() and number.isdigit() and len(number) < 10
+        if not (fine and isinstance(token, Mapping)):
+            raise refused(str(where), f"added_tokens_decoder[{number[:20]}]", token, rule)
+        flags = {name: token[name] for name in FLAGS if name in token}
+        if not all(isinstance(flag, bool) for flag in flags.values()):
+            raise refused(str(where), f"added_tokens_decoder[{number}]", token, rule)
+        yield int(number), AddedToken(_text(where, "added_tokens_decoder", token), **flags)
+
+
+def _added_file(path: Path, special: set[str]) -> Iterator[tuple[int, AddedToken]]:
+    """added_tokens.json: id by token. Only special ones keep their case."""
+    for content, number in (read_json(path) if path.is_file() else {}).items():
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 10**9:
+            raise refused(str(path), content[:40], number, "the id of an added token")
+        is_special = content in special
+        yield number, AddedToken(content, special=is_special, normalized=not is_special)
+
+
+def _extra(where: Path, name: str, value: Any) -> list[str]:
+    """Special tokens without a role: a list of them, or an object of names to them."""
+    if value is None:
+        return []
+    if not isinstance(value, list | Mapping):
+        raise refused(str(where), name, value, "a list of tokens")
+    tokens = value.values() if isinstance(value, Mapping) else value
+    return [_text(where, name, token) for token in tokens]
+
+
+def _text(where: Path, name: str, token: Any) -> str:
+    """A special token is written as text, or as an object of its text and flags."""
+    content = token.get("content") if isinstance(token, Mapping) else token
+    if not isinstance(content, str) or not content:
+        raise refused(str(where), name, token, "a text, or an object with a text as content")
+    return content
+
+
+def _length(where: Path, fields: Mapping[str, Any]) -> int:
+    length = fields.get("model_max_length")
+    if length is None or (isinstance(length, int | float) and length >= UNSET_LENGTH):
+        return MAX_LENGTH
+    if not (isinstance(length, int) and MAX_LENGTHS.accepts(length)):
+        raise refused(str(where), "model_max_length", length, MAX_LENGTHS.text)
+    return length

@@ -1,0 +1,131 @@
+"""Fields of other years and other code: read, refused or named, never passed over in silence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import diffusers
+import pytest
+
+from reground_jax.config import NoiseSchedule
+from reground_jax.convert import configs
+from reground_jax.convert.convert import gather
+from reground_jax.convert.rules import UnsupportedConfig, read_json
+from reground_jax.convert.sources import detect, resolve
+from tests import reference
+
+FORK = reference.DATA / "cases" / "unet-config-use-gated-attention" / "config.json"
+
+
+# ---- earlier names
+
+
+def test_the_forks_field_for_gated_attention_is_read_as_todays():
+    fields = read_json(FORK)
+    assert fields.pop("use_gated_attention") is True
+    for flag, kind in ((True, "gated"), (False, "default")):
+        unet = configs.unet_config(fields | {"use_gated_attention": flag})
+        assert unet == configs.unet_config(fields | {"attention_type": kind})
+        assert unet.grounded is flag
+        assert unet == configs.unet_config(
+            fields | {"use_gated_attention": flag, "attention_type": kind}
+        )
+
+
+def test_two_fields_for_gated_attention_that_contradict_each_other_are_refused():
+    fields = read_json(FORK) | {"attention_type": "default"}
+    with pytest.raises(UnsupportedConfig, match="'default' and use_gated_attention True contr"):
+        configs.unet_config(fields)
+
+
+def test_scheduler_files_of_the_first_diffusers_versions_are_read():
+    old = {"tensor_format": "pt", "timestep_values": None, "predict_epsilon": True}
+    today = reference.SD14_SCHEDULER
+    assert configs.noise_schedule(today | old) == configs.noise_schedule(today)
+    with pytest.raises(UnsupportedConfig, match="predict_epsilon is False, supported is True"):
+        configs.noise_schedule(today | {"predict_epsilon": False})
+
+
+# ---- fields to come
+
+
+@pytest.mark.parametrize(
+    ("read", "fields", "where"),
+    [
+        (configs.unet_config, {}, "U-Net"),
+        (configs.vae_config, {}, "VAE"),
+        (configs.text_config, {}, "text encoder"),
+        (configs.noise_schedule, reference.SD14_SCHEDULER, "scheduler"),
+    ],
+)
+def test_unknown_fields_that_are_off_are_named_in_one_warning(read, fields, where):
+    with pytest.warns(UserWarning) as caught:
+        found = read(fields | {"novel_scale": None, "use_novelty": False})
+    (warning,) = caught
+    assert f"{where} config: novel_scale, use_novelty: not known here" in str(warning.message)
+    assert found == read(fields)
+    for value in (True, 0, "", [], 1.0):
+        with pytest.raises(UnsupportedConfig, match="field novelty .* is not known"):
+            read(fields | {"novelty": value})
+
+
+# ---- choices of a solver
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"solver_order": 3}, r"solver_order 3 \(here 2\)"),
+        ({"final_sigmas_type": "sigma_min"}, r"final_sigmas_type 'sigma_min' \(here 'zero'\)"),
+        ({"algorithm_type": "sde-dpmsolver++"}, r"'sde-dpmsolver\+\+' \(here 'dpmsolver\+\+'\)"),
+        ({"solver_type": "heun"}, r"solver_type 'heun' \(here 'midpoint'\)"),
+        ({"use_karras_sigmas": True}, r"use_karras_sigmas True .*dpmpp_2m_karras has Karras's"),
+        ({"use_exponential_sigmas": True}, "use_exponential_sigmas True"),
+        ({"use_beta_sigmas": True}, "use_beta_sigmas True"),
+        ({"use_lu_lambdas": True}, "use_lu_lambdas True"),
+        ({"interpolation_type": "log_linear"}, "interpolation_type 'log_linear'"),
+        ({"lambda_min_clipped": -1.0}, "lambda_min_clipped -1.0"),
+        ({"sigma_min": 0.03, "sigma_max": 14}, "sigma_min 0.03 .*, sigma_max 14 "),
+        ({"solver_order": 3, "solver_type": "heun"}, "solver_order 3 .*, solver_type 'heun' "),
+    ],
+)
+def test_choices_of_a_solver_that_are_not_taken_are_said_with_what_is(fields, said):
+    with pytest.warns(UserWarning, match=said) as caught:
+        schedule = configs.noise_schedule(reference.SD14_SCHEDULER | fields)
+    assert len(caught) == 1 and "chosen by its name, with --solver" in str(caught[0].message)
+    assert schedule == configs.noise_schedule(reference.SD14_SCHEDULER)
+
+
+def test_a_schedulers_own_defaults_are_no_choices():
+    """Files of every class, as diffusers writes them: a warning would be an error here."""
+    for name in ("DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "EulerDiscrete"):
+        scheduler = getattr(diffusers, f"{name}Scheduler").from_config(reference.SD14_SCHEDULER)
+        written = json.loads(scheduler.to_json_string())
+        assert isinstance(configs.noise_schedule(written), NoiseSchedule)
+
+
+# ---- byte order marks, as Windows editors write them
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    reference.write_diffusers(folder, "small")
+    (folder / "tokenizer" / "added_tokens.json").write_text("{}")
+    return folder
+
+
+def test_files_with_a_byte_order_mark_are_read(tmp_path, model):
+    marked = Path(shutil.copytree(model, tmp_path / "model"))
+    files = [*marked.rglob("*.json"), marked / "tokenizer" / "merges.txt"]
+    assert len(files) > 8
+    for file in files:
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    ours, theirs = gather(resolve(marked)), gather(resolve(model))
+    assert ours.config == theirs.config and ours.tokenizer == theirs.tokenizer
+
+
+def test_a_component_with_a_byte_order_mark_is_told_as_one(tmp_path):
+    (tmp_path / "config.json").write_text('\ufeff{"_class_name": null, "architectures": null}')
+    with pytest.raises(ValueError, match="is one component of a model"):
+        detect(tmp_path)
