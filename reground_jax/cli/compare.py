@@ -6,7 +6,7 @@ import dataclasses
 from reground_jax.cli import request
 from reground_jax.cli.sampling import add_model_options, load, locate, sample
 from reground_jax.draw import comparison_grid
-from reground_jax.images import save_png
+from reground_jax.images import check_writable, save_png
 from reground_jax.settings import WIRINGS, Settings
 
 COLUMNS = "no_grounding,sequential,parallel"
@@ -62,7 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     from reground_jax.sampling.noise import check_seeds
 
     rows = check_seeds(seeds).tolist()
-    pipe = load(locate(arguments.model), settings.dtype, cache=not arguments.no_cache)
+    directory = locate(arguments.model)
+    check_writable(out)
+    pipe = load(directory, settings.dtype, cache=not arguments.no_cache)
     images = {}
     for name, column in columns.items():
         images[name] = sample(
