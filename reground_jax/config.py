@@ -7,11 +7,10 @@ people's config files are translated, and refused where they ask for something t
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from reground_jax.fields import as_object, check_fields, check_range
+from reground_jax.fields import as_object, check_fields, check_range, typed
 
 T = TypeVar("T")
 
@@ -50,7 +49,7 @@ class UNetConfig:
             sample_size=(1, MAX_SIDE),
         )  # fmt: skip
         levels = len(self.block_channels)
-        _check_levels("UNetConfig", self.block_channels)
+        check_range("the number of UNetConfig's levels", levels, 1, MAX_LEVELS)
         for name in ("layers_per_block", "num_heads", "down_attention", "up_attention"):
             if len(getattr(self, name)) != levels:
                 raise ValueError(
@@ -85,7 +84,7 @@ class VAEConfig:
             self, image_channels=(3, 3), latent_channels=CHANNELS, block_channels=CHANNELS,
             layers_per_block=LAYERS, norm_groups=CHANNELS,
         )  # fmt: skip
-        _check_levels("VAEConfig", self.block_channels)
+        check_range("the number of VAEConfig's levels", len(self.block_channels), 1, MAX_LEVELS)
         for channels in self.block_channels:
             if channels % self.norm_groups:
                 raise ValueError(
@@ -249,16 +248,15 @@ def check_together(config: ModelConfig) -> None:
     check_range("the side of an image, unet.sample_size times the VAE's factor,", side, 1, MAX_SIDE)
 
 
-def _check_levels(kind: str, block_channels: Sequence[int]) -> None:
-    check_range(f"the number of {kind}.block_channels", len(block_channels), 1, MAX_LEVELS)
+def from_json(kind: type[T], value: Any) -> T:
+    """A config dataclass from its JSON form (lists become tuples).
 
-
-def from_json(kind: type[T], value: dict[str, Any]) -> T:
-    """A config dataclass from its JSON form (lists become tuples). Unknown fields are an error."""
+    Raises ValueError for unknown fields, and values of another type than the field's.
+    """
     as_object(kind.__name__, value)
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(value) - known):
         raise ValueError(
             f"{kind.__name__} has no field {', '.join(unknown)}; it has {sorted(known)}"
         )
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+    return kind(**typed(kind, value))

@@ -6,6 +6,7 @@ CheckpointError.
 
 import hashlib
 import json
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -96,23 +97,23 @@ def read_description(directory: Path) -> Description:
     return Description(config, info, groups, base, tokenizer_json)
 
 
-def check_tokenizer(path: Path, text: str, config: ModelConfig) -> None:
-    """Raises CheckpointError that names `path` unless `text` is a tokenizer.json that cuts and pads
-    nothing, and whose ids the text encoder has."""
+def check_tokenizer(text: str, config: ModelConfig) -> None:
+    """Raises ValueError, which completes "cannot be used: ", unless `text` is a tokenizer.json that
+    cuts and pads nothing, and whose ids the text encoder has."""
     try:
         tokenizer = Tokenizer.from_str(text)
         if tokenizer.padding is not None or tokenizer.truncation is not None:
             raise ValueError("it cuts or pads texts, which is for config.json to say")
         tokenizer.encode("a \u732b", add_special_tokens=False)  # finds a missing unknown token
     except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path} cannot be used: {error}; {WAY_OUT}") from error
+        raise ValueError(str(error)) from error
     size = config.text_encoder.vocab_size
     beyond = {word: n for word, n in tokenizer.get_vocab().items() if n >= size}
     if beyond:
         word, number = max(beyond.items(), key=lambda item: item[1])
-        raise CheckpointError(
-            f"{path} gives ids to {len(beyond)} words that the text encoder does not have, such as "
-            f"{number} to {shown(word)}, but it has {size}: {WAY_OUT}"
+        raise ValueError(
+            f"it gives ids to {len(beyond)} words that the text encoder does not have, such as "
+            f"{number} to {shown(word)}, but ids end at {size - 1}"
         )
 
 
@@ -161,11 +162,18 @@ def _base(value: Any) -> str | None:
     """A relative path. An absolute one may be a share on another machine."""
     if value is None:
         return None
-    if not isinstance(value, str) or not value or "\0" in value:
+    if not isinstance(value, str) or not value or "\0" in value or not _is_encodable(value):
         raise ValueError(f"base is {shown(value)}: it must be the path of a model directory")
     if PurePosixPath(value).anchor or PureWindowsPath(value).anchor:
         raise ValueError(f"base is {shown(value)}: it must be relative to this model's directory")
     return value
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        return bool(os.fsencode(path))
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_config(config: ModelConfig) -> None:

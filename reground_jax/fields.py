@@ -22,20 +22,26 @@ def shown(value: Any) -> str:
     return form.repr(value)
 
 
-def check_fields(config: Any, **ranges: Range) -> None:
-    """Raises ValueError unless every field has its annotated type, and those named lie in `ranges`
-    (each entry, of a list).
+def typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Field values of a dataclass from JSON, each of the type that its annotation says.
 
-    Types are bool, int, float (finite), Literal of texts, tuples of one of these, or None beside
-    one. Whole numbers of float fields become floats, and lists tuples.
+    Checked are bool, int, float (finite), str, Literal of texts, tuples of these, and None beside
+    one; whole numbers of float fields become floats, and lists tuples. Values of other types pass.
+    Raises ValueError.
     """
-    kind = type(config).__name__
-    for name, hint in _hints(type(config)).items():
-        value = _typed(getattr(config, name), hint, f"{kind}.{name}")
+    hints = _hints(kind)
+    return {k: _typed(v, hints[k], f"{kind.__name__}.{k}") for k, v in values.items()}
+
+
+def check_fields(config: Any, **ranges: Range) -> None:
+    """For `__post_init__`: as `typed`; and those named must lie in `ranges`, each entry of a list."""
+    kind = type(config)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name, value in typed(kind, values).items():
         object.__setattr__(config, name, value)
         if name in ranges and value is not None:
             for number in value if isinstance(value, tuple) else (value,):
-                check_range(f"{kind}.{name}", number, *ranges[name])
+                check_range(f"{kind.__name__}.{name}", number, *ranges[name])
 
 
 def check_range(name: str, number: int, low: int, high: int) -> None:
@@ -65,24 +71,34 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:
-    if get_origin(hint) in (types.UnionType, Union):
-        if value is None:
-            return None
-        (hint,) = (part for part in get_args(hint) if part is not types.NoneType)
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{name} is {shown(value)}: it must be a list")
-        return tuple(_typed(entry, get_args(hint)[0], f"an entry of {name}") for entry in value)
-    if get_origin(hint) is Literal:
-        if not (isinstance(value, str) and value in get_args(hint)):
-            known = ", ".join(map(repr, get_args(hint)))
+    form, parts = get_origin(hint), get_args(hint)
+    if form in (types.UnionType, Union) and len(parts) == 2 and types.NoneType in parts:
+        (other,) = (part for part in parts if part is not types.NoneType)
+        return None if value is None else _typed(value, other, name)
+    if form is tuple:
+        return _typed_tuple(value, parts, name)
+    if form is Literal:
+        if not (isinstance(value, str) and value in parts):
+            known = ", ".join(map(repr, parts))
             raise ValueError(f"{name} is {shown(value)}: it must be one of {known}")
         return value
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} is {shown(value)}: it must be true or false")
-        return value
-    return as_int(name, value) if hint is int else _as_float(name, value)
+    for kind, words in ((bool, "true or false"), (str, "a text")):
+        if hint is kind and not isinstance(value, kind):
+            raise ValueError(f"{name} is {shown(value)}: it must be {words}")
+    if hint is int:
+        return as_int(name, value)
+    return _as_float(name, value) if hint is float else value
+
+
+def _typed_tuple(value: Any, parts: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name} is {shown(value)}: it must be a list")
+    if parts[-1] is ...:
+        parts = parts[:1] * len(value)
+    if len(parts) != len(value):
+        raise ValueError(f"{name} is {shown(value)}: it must be a list of {len(parts)}")
+    pairs = zip(value, parts, strict=True)
+    return tuple(_typed(entry, part, f"an entry of {name}") for entry, part in pairs)
 
 
 def _as_float(name: str, value: Any) -> float:

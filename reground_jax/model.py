@@ -35,6 +35,7 @@ from reground_jax.checkpoint import (
 from reground_jax.config import ModelConfig, check_together
 from reground_jax.description import (
     FORMAT,
+    WAY_OUT,
     Description,
     check_tokenizer,
     checksums,
@@ -103,7 +104,10 @@ def write_model(
             f"{directory} exists already: choose another place, or remove it first"
         )
     check_together(config)
-    check_tokenizer(directory / "tokenizer.json", tokenizer_json, config)
+    try:
+        check_tokenizer(tokenizer_json, config)
+    except ValueError as error:
+        raise CheckpointError(f"the tokenizer cannot be used: {error}") from error
     shapes, facts = leaf_shapes(config), Facts()
     shared = set() if base is None else _digests(Path(base))
 
@@ -199,7 +203,12 @@ def read_model(
     directory = Path(directory)
     description = read_description(directory)
     config, info = description.config, description.info
-    check_tokenizer(directory / "tokenizer.json", description.tokenizer_json, config)
+    try:
+        check_tokenizer(description.tokenizer_json, config)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{directory}/tokenizer.json cannot be used: {error}; {WAY_OUT}"
+        ) from error
     shapes = leaf_shapes(config)
     kind, line = ("checksum", digest) if check or "sums" not in info else ("sums", word_sum)
     lines: list[str] = []
