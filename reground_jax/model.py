@@ -99,7 +99,7 @@ def write_model(
     tokenizer are not those of `config`, OSError that names `directory` if it cannot be written.
     """
     directory = Path(directory)
-    if directory.exists():
+    if os.path.lexists(directory):  # a link that leads nowhere is in the way as well
         raise FileExistsError(
             f"{directory} exists already: choose another place, or remove it first"
         )

@@ -49,8 +49,8 @@ def error(capsys, *argv: str) -> str:
 
 NAMES = [
     "attacker/evil-model", "attacker/evil-model@main", "/etc/passwd", "/", ".", "..",
-    "//host/share", "\\\\host\\share", "https://host/model", "file:///etc", "gs://bucket/model", "~nobody/model",
-    "~/model", "nowhere", "emoji2", "", " ", "a" * 5000,
+    "//host/share", "\\\\host\\share", "https://host/model", "file:///etc", "gs://bucket/model",
+    "~nobody/model", "~/model", "nowhere", "emoji2", "", " ", "a" * 5000,
 ]  # fmt: skip
 
 
