@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from reground_jax.checkpoint import CheckpointError
 from reground_jax.config import ModelConfig, check_together
-from reground_jax.fields import as_int, as_object, check_range, shown
+from reground_jax.fields import as_float, as_int, as_object, check_range, shown
 from reground_jax.json_text import parse_json
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.small_files import read_small
@@ -193,6 +193,10 @@ def _check_info(info: dict[str, Any]) -> None:
     for name, count in counted.items():
         check_range(f"info's count of {name}", as_int(f"info's count of {name}", count), 0, 2**60)
     for block, gates in as_object("info.gates", info["gates"]).items():
-        pair = isinstance(gates, list) and len(gates) == 2
-        if not pair or not all(isinstance(gate, (int, float)) for gate in gates):
+        if not isinstance(gates, list) or len(gates) != 2:
             raise ValueError(f"info.gates.{block} is {shown(gates)}: it must be two numbers")
+        for gate in gates:
+            as_float(f"info.gates.{block}", gate)
+    named = info.get("nonfinite", [])
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ValueError(f"info.nonfinite is {shown(named)}: it must be a list of texts")

@@ -34,7 +34,7 @@ def typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_fields(config: Any, **ranges: Range) -> None:
-    """For `__post_init__`: as `typed`; and those named must lie in `ranges`, each entry of a list."""
+    """For `__post_init__`: as `typed`; and those named must lie in `ranges`."""
     kind = type(config)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name, value in typed(kind, values).items():
@@ -87,7 +87,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
             raise ValueError(f"{name} is {shown(value)}: it must be {words}")
     if hint is int:
         return as_int(name, value)
-    return _as_float(name, value) if hint is float else value
+    return as_float(name, value) if hint is float else value
 
 
 def _typed_tuple(value: Any, parts: tuple[Any, ...], name: str) -> tuple[Any, ...]:
@@ -101,7 +101,7 @@ def _typed_tuple(value: Any, parts: tuple[Any, ...], name: str) -> tuple[Any, ..
     return tuple(_typed(entry, part, f"an entry of {name}") for entry, part in pairs)
 
 
-def _as_float(name: str, value: Any) -> float:
+def as_float(name: str, value: Any) -> float:
     try:
         if isinstance(value, (str, bytes, bool)):
             raise TypeError

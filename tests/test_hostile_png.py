@@ -101,16 +101,16 @@ FILES = {
     "height list": (lambda: changed("settings", "height", [512]), r"height is \[512\]"),
     "steps true": (lambda: changed("settings", "num_steps", True), "num_steps is True"),
     "gamma NaN": (lambda: changed("settings", "gamma", float("nan")), "gamma is nan"),
-    "gamma list": (lambda: changed("settings", "gamma", [1] * 10**5), "gamma"),
+    "gamma list": (lambda: changed("settings", "gamma", [1] * 10**5), "has 100000 parts"),
     "scale infinite": (lambda: changed("settings", "guidance_scale", float("inf")), "is inf"),
-    "solver": (lambda: changed("settings", "solver", {"a": 1}), "solver"),
-    "settings list": (lambda: changed("settings", []), "settings"),
-    "settings null": (lambda: changed("settings", None), "settings"),
+    "solver": (lambda: changed("settings", "solver", {"a": 1}), "solver .* is unknown"),
+    "settings list": (lambda: changed("settings", []), r"settings are \[\]"),
+    "settings null": (lambda: changed("settings", None), "settings are None"),
     "unknown setting": (lambda: changed("settings", "scheduler", 1), "settings field 'scheduler'"),
-    "layout text": (lambda: changed("layout", "a cat"), "layout"),
+    "layout text": (lambda: changed("layout", "a cat"), "layout is 'a cat'"),
     "layout field": (lambda: changed("layout", "image", "/etc/passwd"), "layout field 'image'"),
-    "prompt number": (lambda: changed("layout", "prompt", 7), "prompt"),
-    "surrogate": (lambda: changed("layout", "prompt", "a \ud800 dog"), "surrogate"),
+    "prompt number": (lambda: changed("layout", "prompt", 7), "prompt of .* is 7"),
+    "surrogate": (lambda: changed("layout", "prompt", "a \ud800 dog"), "half of a surrogate pair"),
     "phrases": (lambda: changed("layout", "phrases", ["a"] * 2000), "2000 phrases and 0 boxes"),
     "box NaN": (
         lambda: changed("layout", {"prompt": "", "phrases": ["b"], "boxes": [[0, 0, math.nan, 1]]}),
@@ -250,7 +250,7 @@ def test_a_strangers_png_is_one_sentence(name, message, outcome):
     (line,) = printed.splitlines()
     assert line.startswith("reground-jax: error: ") and len(line) < 600
     assert name in line and line.isprintable()
-    assert re.search(message, line), line
+    assert re.search(message, line.replace(name, "FILE")), line
 
 
 def test_all_of_them_together_take_little_memory(outcome):

@@ -122,6 +122,8 @@ CONFIG_EDITS = {
     "no gates": (drop("gates", "info"), "has no 'gates'"),
     "gates a list": (put("info", "gates", [1]), r"info.gates is \[1\]"),
     "gates of one": (put("info", "gates", "mid", [0.5]), "must be two numbers"),
+    "gates endless": (put("info", "gates", "mid", [10**400, 0]), "gates.mid is 1.*a number"),
+    "NaN a number": (put("info", "nonfinite", 5), "info.nonfinite is 5"),
     "counts a text": (put("info", "parameters", "many"), "info.parameters is 'many'"),
     "a count too few": (drop("grounding", "info", "parameters"), "has no 'grounding'"),
     "bytes null": (put("info", "bytes", None), "count of bytes is None"),
