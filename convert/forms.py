@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Literal
 
-from .brief import brief
+from reground_jax.wording import shown
 
 Form = Literal["safetensors", "torch", "index"]
 
@@ -107,5 +107,5 @@ def _otherwise(start: bytes, text: bytes, size: int) -> str:
         return "msgpack (Flax); give the same model's safetensors"
     return (
         f"no checkpoint that is read here, safetensors or a torch zip: its {size} bytes start with "
-        f"{brief(start[:8])}"
+        f"{shown(start[:8])}"
     )

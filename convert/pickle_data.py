@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, no_type_check
 
-from .brief import brief
+from reground_jax.wording import shown
 
 # One array takes 45 instructions: a Stable Diffusion file with its optimizer has 350,000.
 MOST_INSTRUCTIONS = 3_000_000
@@ -182,18 +182,18 @@ class Reader:
         if type(target) is list:
             target.extend(items)
         elif type(target) is not Inert:  # whose items mean nothing here
-            raise self.damaged(f"{brief(target)} is no list")
+            raise self.damaged(f"{shown(target)} is no list")
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is Inert:
             return
         if type(target) is not dict or len(items) % 2:
-            raise self.damaged(f"{brief(target)} is given {len(items)} keys and values")
+            raise self.damaged(f"{shown(target)} is given {len(items)} keys and values")
         for at in range(0, len(items), 2):
             if not _cheap(items[at]):
                 raise BadPickle(
-                    f"{self.path} has a dict with the key {brief(items[at])}; keys are short "
+                    f"{self.path} has a dict with the key {shown(items[at])}; keys are short "
                     "texts, numbers or names"
                 )
             target[items[at]] = items[at + 1]
@@ -215,7 +215,7 @@ class Reader:
 
     def name(self, module: Any, name: Any) -> None:
         if not (type(module) is str and type(name) is str and len(module) + len(name) <= 512):
-            raise self.damaged(f"a name of {brief(module)} and {brief(name)}")
+            raise self.damaged(f"a name of {shown(module)} and {shown(name)}")
         self.stack.append(self.find(module, name))
 
     def stack_name(self) -> None:
@@ -225,9 +225,9 @@ class Reader:
     def call(self) -> None:
         arguments, callee = self.stack.pop(), self.stack[-1]
         if type(callee) is not Name or callee.call is None:
-            raise refused(self.path, f"calls {brief(callee)}")
+            raise refused(self.path, f"calls {shown(callee)}")
         if type(arguments) is not tuple:
-            raise self.damaged(f"{callee.name} is called with {brief(arguments)}")
+            raise self.damaged(f"{callee.name} is called with {shown(arguments)}")
         self.stack[-1] = callee.call(arguments)
 
     def create(self, count: int) -> None:
@@ -235,7 +235,7 @@ class Reader:
         del self.stack[-count:]
         kind = self.stack[-1]
         if type(kind) is not Name or not kind.creates:
-            raise refused(self.path, f"makes an object of {brief(kind)}")
+            raise refused(self.path, f"makes an object of {shown(kind)}")
         self.stack[-1] = Inert(kind.name)
 
     def build(self) -> None:
@@ -245,7 +245,7 @@ class Reader:
         if type(target) is Inert:
             target.state = state if type(state) is dict else {}
         elif type(target) is not dict:
-            raise refused(self.path, f"gives a state to {brief(target)}")
+            raise refused(self.path, f"gives a state to {shown(target)}")
 
     def persistent_id(self) -> None:
         self.stack[-1] = self.persistent(self.stack[-1])

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .brief import brief, shown
+from reground_jax.wording import named, shown
+
 from .forms import form_of
 from .pickle_data import BadPickle, Inert, Name, Reader, refused
 from .stored import StoredArray, contiguous_strides, is_count, is_shape, reach
@@ -82,22 +83,22 @@ def plain(value: Any) -> Any:
                     return walk(value.state[slot], depth + 1)
             raise ValueError(
                 f"config holds a {value.name.split('.')[-1]} with neither _content nor _val, but "
-                f"{brief(list(value.state))}"
+                f"{shown(list(value.state))}"
             )
         if isinstance(value, dict):
             if len(value) == 2 and set(value) == {"_content", "_metadata"}:
                 return walk(value["_content"], depth + 1)
             if stray := [key for key in value if type(key) is not str or len(key) > LONGEST_FIELD]:
                 raise ValueError(
-                    f"config has the field {brief(stray[0])}; names of fields are short texts"
+                    f"config has the field {shown(stray[0])}; names of fields are short texts"
                 )
             return {key: walk(child, depth + 1) for key, child in value.items()}
         if isinstance(value, list | tuple):
             return [walk(child, depth + 1) for child in value]
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
-            raise ValueError(f"config has a text of {len(value)} characters, {brief(value)}")
+            raise ValueError(f"config has a text of {len(value)} characters, {shown(value)}")
         if value is not None and not isinstance(value, str | int | float):
-            raise ValueError(f"config holds {brief(value)}, which is no setting")
+            raise ValueError(f"config holds {shown(value)}, which is no setting")
         return value
 
     return walk(value, 0)
@@ -149,7 +150,7 @@ class _Checkpoint:
         if (module, name) not in self.names:
             found = self._torch_name(module, name) or known(module, name)
             if found is None:
-                raise refused(self.path, f"asks for {shown(f'{module}.{name}')}")
+                raise refused(self.path, f"asks for {named(f'{module}.{name}')}")
             self.names[module, name] = found
         return self.names[module, name]
 
@@ -170,22 +171,22 @@ class _Checkpoint:
     def storage(self, pid: Any) -> _Storage:
         """A storage: ("storage", kind, key, device it was saved from, number of elements)."""
         if not (type(pid) is tuple and len(pid) == 5 and pid[0] == "storage"):
-            raise ValueError(f"persistent id {brief(pid)} is not a torch storage")
+            raise ValueError(f"persistent id {shown(pid)} is not a torch storage")
         _, kind, key, _, length = pid
         dtype = self.dtypes.get(kind) if type(kind) is Name else None
         if dtype is None or type(key) is not str or not is_count(length):
-            raise ValueError(f"a storage {brief(key)} of {brief(length)} {brief(kind)}")
+            raise ValueError(f"a storage {shown(key)} of {shown(length)} {shown(kind)}")
         return _Storage(self._locate(key, length * dtype.itemsize), dtype, length)
 
     def _locate(self, key: str, num_bytes: int) -> int:
         """The file offset of storage `key`, checked to hold `num_bytes`."""
         if len(key) > 256 or (name := f"{self.prefix}data/{key}") not in self.zip.entries:
-            raise BadPickle(f"{self.path} has no storage {brief(key)}, which its pickle refers to")
+            raise BadPickle(f"{self.path} has no storage {shown(key)}, which its pickle refers to")
         if key not in self.offsets:
             self.offsets[key] = self.zip.offset(name)
         if (found := self.zip.entries[name].size) < num_bytes:
             raise BadPickle(
-                f"{self.path} is truncated: {shown(name)} needs {num_bytes} bytes, found {found}; "
+                f"{self.path} is truncated: {named(name)} needs {num_bytes} bytes, found {found}; "
                 "copy or download it again"
             )
         return self.offsets[key]
@@ -203,17 +204,17 @@ class _Checkpoint:
             and all(map(is_count, (start, *strides)))
         ):
             raise ValueError(
-                f"a tensor at {brief(start)} of shape {brief(shape)}, strides {brief(strides)}"
+                f"a tensor at {shown(start)} of shape {shown(shape)}, strides {shown(strides)}"
             )
         if start + reach(shape, strides) > storage.length:
             raise BadPickle(
-                f"{self.path}: a tensor of shape {brief(shape)} and strides {brief(strides)} at "
+                f"{self.path}: a tensor of shape {shown(shape)} and strides {shown(strides)} at "
                 f"{start} reaches beyond its storage of {storage.length} elements; download the "
                 "file again"
             )
         if math.prod(shape) > storage.length + MOST_REPEATS:
             raise BadPickle(
-                f"{self.path}: a tensor of shape {brief(shape)} repeats the {storage.length} "
+                f"{self.path}: a tensor of shape {shown(shape)} repeats the {storage.length} "
                 "elements of its storage; save it with contiguous()"
             )
         offset = storage.offset + start * storage.dtype.itemsize
@@ -225,11 +226,11 @@ class _Checkpoint:
         match arguments:
             case (Name(call=self.tensor), Name(name="torch.Tensor"), tuple(inner), _):
                 return self.tensor(inner)
-        raise ValueError(f"a tensor of type {brief(arguments[1:2])}")
+        raise ValueError(f"a tensor of type {shown(arguments[1:2])}")
 
 
 def _wrapped(arguments: tuple[Any, ...]) -> StoredArray:
     """torch._utils._rebuild_parameter: the tensor in it; requires_grad and hooks mean nothing."""
     if arguments and type(arguments[0]) is StoredArray:
         return arguments[0]
-    raise ValueError(f"a parameter of {brief(arguments[:1])}")
+    raise ValueError(f"a parameter of {shown(arguments[:1])}")

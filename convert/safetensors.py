@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 
 from reground_jax.json_text import parse_json
+from reground_jax.wording import named, shown
 
-from .brief import brief, shown
 from .forms import check_regular
 from .stored import StoredArray, is_count, is_shape
 
@@ -80,7 +80,7 @@ def _header(path: Path, size: int) -> tuple[int, dict[str, Any]]:
         raise ValueError(_corrupt(path, f"a {type(header).__name__}, not a dict"))
     metadata = header.pop("__metadata__", {})
     if not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
-        raise ValueError(_corrupt(path, f"its __metadata__ is {brief(metadata)}, not texts"))
+        raise ValueError(_corrupt(path, f"its __metadata__ is {shown(metadata)}, not texts"))
     return length, header
 
 
@@ -90,13 +90,13 @@ def _begin(path: Path, name: str, entry: Any) -> tuple[int, int]:
         case {"dtype": str(), "shape": list(shape), "data_offsets": [begin, end]}:
             if is_shape(shape) and is_count(begin) and is_count(end):
                 return begin, end
-    raise ValueError(_corrupt(path, f"{shown(name)} is described as {brief(entry)}"))
+    raise ValueError(_corrupt(path, f"{named(name)} is described as {shown(entry)}"))
 
 
 def _array(path: Path, name: str, entry: Any, start: int, expected_begin: int) -> StoredArray:
     if entry["dtype"] not in DTYPES:
         raise ValueError(
-            f"{path}: {shown(name)} has dtype {shown(entry['dtype'])}, which is not read here; "
+            f"{path}: {named(name)} has dtype {named(entry['dtype'])}, which is not read here; "
             f"save it as one of {', '.join(DTYPES)}"
         )
     dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
@@ -106,7 +106,7 @@ def _array(path: Path, name: str, entry: Any, start: int, expected_begin: int) -
         raise ValueError(
             _corrupt(
                 path,
-                f"{shown(name)} of {needed} bytes, which should begin at {expected_begin}, "
+                f"{named(name)} of {needed} bytes, which should begin at {expected_begin}, "
                 f"is said to lie at {begin}..{end}",
             )
         )

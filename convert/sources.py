@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from reground_jax.json_text import parse_json
+from reground_jax.wording import named, shown
 
 from . import hub
-from .brief import brief, shown
 from .forms import form_of, read_bounded
 from .home import expand_home
 from .pickle_data import Inert, Name
@@ -46,11 +46,11 @@ class TensorFile:
             if not isinstance(value, StoredArray):
                 kind = value.name if isinstance(value, Inert | Name) else type(value).__name__
                 raise ValueError(
-                    f"{name}: {brief(key)} is a {kind}, but a state dict holds arrays only"
+                    f"{name}: {shown(key)} is a {kind}, but a state dict holds arrays only"
                 )
             if not _is_name(key):
                 raise ValueError(
-                    f"{name} has an array named {brief(key)}; names are printable texts of up to "
+                    f"{name} has an array named {shown(key)}; names are printable texts of up to "
                     f"{LONGEST_NAME} characters"
                 )
         self._arrays: dict[str, StoredArray] = dict(arrays)
@@ -140,7 +140,7 @@ def _open_shards(index: Path) -> TensorFile:
     if lost := [(key, shard) for key, shard in where.items() if key not in shards[shard]]:
         key, shard = lost[0]
         raise ValueError(
-            f"{index} says that {shown(key)} is in {shown(shard)}, which does not have it (and "
+            f"{index} says that {named(key)} is in {named(shard)}, which does not have it (and "
             f"{len(lost) - 1} more); download all files of the folder again"
         )
     return TensorFile({key: shards[shard]._arrays[key] for key, shard in where.items()}, str(index))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .brief import shown
+from reground_jax.wording import named
 
 LARGEST_DIRECTORY = 2**25  # bytes; one of 2,600 arrays has 200 kB
 MOST_ENTRIES = 100_000
@@ -53,10 +53,10 @@ class Zip:
         ends = [entry.header for _, entry in entries[1:]] + [start]
         for (name, entry), end in zip(entries, ends, strict=False):
             if name in self.entries:
-                raise BadZip(f"{path} is a damaged zip: it has two entries named {shown(name)}")
+                raise BadZip(f"{path} is a damaged zip: it has two entries named {named(name)}")
             if entry.header + HEADER.size + len(name) + entry.packed > end:
                 raise BadZip(
-                    f"{path} is a damaged zip: {shown(name)} reaches into what follows it; "
+                    f"{path} is a damaged zip: {named(name)} reaches into what follows it; "
                     "copy or download it again"
                 )
             self.entries[name] = entry._replace(end=end)
@@ -66,7 +66,7 @@ class Zip:
         entry = self.entries[name]
         if not entry.plain:
             raise BadZip(
-                f"{self.path}: {shown(name)} is compressed or encrypted, but torch stores entries "
+                f"{self.path}: {named(name)} is compressed or encrypted, but torch stores entries "
                 "as they are; unpack the zip and pack it with `zip -0 -r`"
             )
         # The name and padding of an entry's own header (torch aligns storages to 64 bytes with it)
@@ -78,7 +78,7 @@ class Zip:
             if offset + entry.size <= entry.end:
                 return offset
         raise BadZip(
-            f"{self.path}: the zip header of {shown(name)} is damaged; copy or download it again"
+            f"{self.path}: the zip header of {named(name)} is damaged; copy or download it again"
         )
 
     def read(self, name: str, largest: int) -> bytes:
@@ -86,13 +86,13 @@ class Zip:
         entry = self.entries[name]
         if entry.size > largest:
             raise BadZip(
-                f"{self.path}: {shown(name)} has {entry.size} bytes, and at most {largest} are "
+                f"{self.path}: {named(name)} has {entry.size} bytes, and at most {largest} are "
                 "read; save the tensors alone, as safetensors"
             )
         content = self._read(self.offset(name), entry.size)
         if zlib.crc32(content) != entry.crc:
             raise BadZip(
-                f"{self.path}: {shown(name)} does not have its checksum; copy or download it again"
+                f"{self.path}: {named(name)} does not have its checksum; copy or download it again"
             )
         return content
 

@@ -7,13 +7,20 @@ takes a set of arrays as a whole, so they are written as several checkpoints of 
 
 import contextlib
 import ctypes
-from collections.abc import Iterable, Iterator
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 GROUP_BYTES = 2**27
+DTYPES = ("float16", "bfloat16", "float32", "float64")  # of a model's arrays
+# What the system says when it cannot write; Orbax and TensorStore pass it on as text.
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+AGAIN = "convert the checkpoint again"
 
 
 class CheckpointError(ValueError):
@@ -21,45 +28,111 @@ class CheckpointError(ValueError):
 
 
 def save_arrays(directory: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> int:
-    """Writes the arrays under `directory` as they come, and returns the number of groups."""
+    """Writes the arrays under `directory` as they come, and returns the number of groups.
+
+    Raises OSError that names a path under `directory` if it cannot be written.
+    """
     import orbax.checkpoint.experimental.v1 as ocp
+
+    def save(index: int, group: dict[str, np.ndarray]) -> None:
+        path = str(directory.absolute() / f"{index:03}")  # Orbax takes no relative ones
+        try:
+            ocp.save(path, group)
+        except MemoryError:
+            raise
+        except Exception as error:  # they raise many kinds for a full disk
+            raise OSError(*_reason(error), path) from error
 
     context = ocp.Context()
     # Trained weights shrink by 8 % only, which took a fifth of the time and half of the memory.
     context.array.saving.use_compression = False
     context.memory.deepcopy_host_arrays = False  # `save` returns when all is written
-    directory = directory.absolute()  # Orbax takes no others
     count, group, size = 0, {}, 0
     with context:
         for name, array in arrays:
             if group and size + array.nbytes > GROUP_BYTES:
-                ocp.save(str(directory / f"{count:03}"), group)
+                save(count, group)
                 count, group, size = count + 1, {}, 0
             group[name] = array
             size += array.nbytes
         if group:
-            ocp.save(str(directory / f"{count:03}"), group)
+            save(count, group)
             count += 1
     return count
 
 
-def load_arrays(directory: Path, groups: int) -> Iterator[tuple[str, np.ndarray]]:
+def load_arrays(
+    directory: Path, groups: int, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays that `save_arrays` wrote, group by group.
 
-    Raises CheckpointError if a group is missing or damaged.
+    shapes: of a model's parameters by name; arrays that are none of these, have another shape or
+    are no floats, are refused before any memory is asked for. Raises CheckpointError if a group is
+    missing, damaged, or not the shapes'.
     """
     import orbax.checkpoint.experimental.v1 as ocp
 
     for index in range(groups):
         path = directory.absolute() / f"{index:03}"
+        _check_files(path)
         try:
-            yield from ocp.load(str(path)).items()
+            if shapes is not None:
+                _check_arrays(path, ocp.metadata(str(path)).metadata, shapes)
+            arrays = ocp.load(str(path))
+        except CheckpointError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
             raise CheckpointError(
-                f"{path} is missing or damaged ({type(error).__name__}): "
-                "convert the checkpoint again"
+                f"{path} is missing or damaged ({type(error).__name__}): {AGAIN}"
             ) from error
+        if not isinstance(arrays, dict) or not all(
+            isinstance(array, np.ndarray) for array in arrays.values()
+        ):
+            raise CheckpointError(f"{path} holds something else than named arrays: {AGAIN}")
+        yield from arrays.items()
     _return_freed_memory()
+
+
+def _check_files(group: Path) -> None:
+    """Raises CheckpointError for what would be waited for, or read, without end."""
+    for folder, folders, files in os.walk(group):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+            folder_link = stat.S_ISDIR(mode) and path.is_symlink()
+            if folder_link or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise CheckpointError(f"{path} is neither a file nor a folder: {AGAIN}")
+
+
+def _check_arrays(path: Path, found: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """`found`: what the group says of its arrays, by name."""
+    for name, array in dict(found).items():
+        if tuple(array.shape) != shapes.get(name):
+            raise CheckpointError(
+                f"{path}: array {name} has shape {tuple(array.shape)}, its config.json asks for "
+                f"{shapes.get(name)}: {AGAIN}"
+            )
+        if str(np.dtype(array.dtype)) not in DTYPES:
+            raise CheckpointError(
+                f"{path}: array {name} is {np.dtype(array.dtype)}, expected "
+                f"{' or '.join(DTYPES)}: {AGAIN}"
+            )
+
+
+def _reason(error: Exception) -> tuple[int, str]:
+    """Number and words of the system's error behind an error of Orbax, or else its first line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno and cause.strerror:
+            return cause.errno, cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    for number in WRITE_ERRORS:
+        if os.strerror(number) in str(error):
+            return number, os.strerror(number)
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return errno.EIO, f"cannot be written ({line[:120]})"
 
 
 def _return_freed_memory() -> None:

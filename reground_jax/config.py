@@ -1,14 +1,24 @@
 """The shapes of the networks and the noise schedule: frozen values that go to JSON and back.
 
-Fields say what they mean (`num_heads` is a number of heads). Other people's config files are
-translated, and refused where they ask for something that is not built, in `convert/configs.py`.
+Fields say what they mean (`num_heads` is a number of heads). Each class checks its own fields, with
+bounds far above any model there is; `check_together` checks what they say of each other. Other
+people's config files are translated, and refused where they ask for something that is not built, in
+`convert/configs.py`.
 """
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from reground_jax.fields import as_object, check_fields, check_range, typed
+
 T = TypeVar("T")
+
+MAX_LEVELS = 8  # resolutions of a U-Net or autoencoder
+CHANNELS, LAYERS, WIDTH = (1, 2**14), (1, 32), (1, 2**16)
+TOKENS, LENGTH = 2**20, 2**12  # of a vocabulary; of a text
+MAX_TRAIN_STEPS = 10_000
+MAX_SIDE = 8192  # of a model's own image in pixels, as of any other
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,13 @@ class UNetConfig:
     grounded: bool = True  # has fusers and a position net
 
     def __post_init__(self) -> None:
+        check_fields(
+            self, in_channels=CHANNELS, out_channels=CHANNELS, block_channels=CHANNELS,
+            layers_per_block=LAYERS, num_heads=CHANNELS, text_width=WIDTH, norm_groups=CHANNELS,
+            sample_size=(1, MAX_SIDE),
+        )  # fmt: skip
         levels = len(self.block_channels)
+        check_range("the number of UNetConfig's levels", levels, 1, MAX_LEVELS)
         for name in ("layers_per_block", "num_heads", "down_attention", "up_attention"):
             if len(getattr(self, name)) != levels:
                 raise ValueError(
@@ -63,6 +79,23 @@ class VAEConfig:
     norm_groups: int = 32
     scaling_factor: float = 0.18215  # latents are multiplied by it before diffusion
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self, image_channels=(3, 3), latent_channels=CHANNELS, block_channels=CHANNELS,
+            layers_per_block=LAYERS, norm_groups=CHANNELS,
+        )  # fmt: skip
+        check_range("the number of VAEConfig's levels", len(self.block_channels), 1, MAX_LEVELS)
+        for channels in self.block_channels:
+            if channels % self.norm_groups:
+                raise ValueError(
+                    f"VAEConfig: {channels} channels do not divide into {self.norm_groups} norm "
+                    "groups; choose numbers that divide the channels"
+                )
+        if self.scaling_factor <= 0:
+            raise ValueError(
+                f"VAEConfig.scaling_factor is {self.scaling_factor}: it must be above 0"
+            )
+
     @property
     def downsampling(self) -> int:
         """Image pixels per latent pixel along a side."""
@@ -83,6 +116,17 @@ class CLIPTextConfig:
     # Pooled output is read at the first `eos_token_id`; None reads it at the largest token id
     # (what configs that say eos_token_id=2 mean).
     eos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, vocab_size=(1, TOKENS), width=WIDTH, num_layers=(1, 128), num_heads=CHANNELS,
+            mlp_width=WIDTH, max_length=(3, LENGTH), eos_token_id=(0, TOKENS),
+        )  # fmt: skip
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"CLIPTextConfig: width {self.width} does not divide into {self.num_heads} heads; "
+                "choose a number that divides it"
+            )
 
 
 @dataclass(frozen=True)
@@ -105,6 +149,21 @@ class NoiseSchedule:
     clip_sample_range: float | None = None
     skip_prk_steps: bool | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self, num_train_steps=(1, MAX_TRAIN_STEPS))
+        last = self.num_train_steps - 1
+        if self.steps_offset is not None:
+            check_range("NoiseSchedule.steps_offset", self.steps_offset, 0, last)
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"NoiseSchedule: betas go from {self.beta_start} to {self.beta_end}, but they must "
+                "be above 0, below 1, and not fall"
+            )
+        if self.clip_sample_range is not None and self.clip_sample_range <= 0:
+            raise ValueError(
+                f"NoiseSchedule.clip_sample_range is {self.clip_sample_range}: it must be above 0"
+            )
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -114,6 +173,12 @@ class TokenizerConfig:
     bos_token_id: int = 49406
     eos_token_id: int = 49407
     pad_token_id: int = 49407
+
+    def __post_init__(self) -> None:
+        ids = (0, TOKENS)
+        check_fields(
+            self, max_length=(3, LENGTH), bos_token_id=ids, eos_token_id=ids, pad_token_id=ids
+        )
 
 
 @dataclass(frozen=True)
@@ -131,7 +196,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelConfig":
-        """Inverse of `to_json`. Raises ValueError that names an unknown or missing part."""
+        """Inverse of `to_json`. Raises ValueError that names an unknown, missing or wrong part."""
         parts: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(cls)}
         if set(value) != set(parts):
             raise ValueError(
@@ -140,12 +205,58 @@ class ModelConfig:
             )
         return cls(**{name: from_json(kind, value[name]) for name, kind in parts.items()})
 
+    def changes(self) -> dict[str, dict[str, Any]]:
+        """The fields that are not at their defaults, by part: all that is particular of a model.
 
-def from_json(kind: type[T], value: dict[str, Any]) -> T:
-    """A config dataclass from its JSON form (lists become tuples). Unknown fields are an error."""
+        A field that is added later, at a default that means what was before, adds nothing to it.
+        """
+        ours, plain = self.to_json(), ModelConfig().to_json()
+        return {
+            part: {name: v for name, v in fields.items() if v != plain[part][name]}
+            for part, fields in ours.items()
+        }
+
+
+def check_together(config: ModelConfig) -> None:
+    """Raises ValueError unless the parts fit each other, so that nothing is read out of bounds."""
+    unet, vae, text, tokens = config.unet, config.vae, config.text_encoder, config.tokenizer
+    latent = vae.latent_channels
+    if unet.out_channels != latent or unet.in_channels not in (latent, 2 * latent + 1):
+        raise ValueError(
+            f"the U-Net has {unet.in_channels} input and {unet.out_channels} output channels, but "
+            f"the VAE's latents have {latent}: input must be as many, or {2 * latent + 1} for "
+            "inpainting, and output as many"
+        )
+    if unet.text_width != text.width:
+        raise ValueError(
+            f"the U-Net reads texts of width {unet.text_width}, but the text encoder writes width "
+            f"{text.width}: they must be equal"
+        )
+    if tokens.max_length > text.max_length:
+        raise ValueError(
+            f"texts are {tokens.max_length} tokens long, but the text encoder has "
+            f"{text.max_length} places: tokenizer.max_length must not be above "
+            "text_encoder.max_length"
+        )
+    ids = (tokens.bos_token_id, tokens.eos_token_id, tokens.pad_token_id)
+    if max(ids) >= text.vocab_size or text.eos_token_id not in (None, tokens.eos_token_id):
+        raise ValueError(
+            f"the tokenizer's special tokens (begin, end, padding) are {ids}, but the text encoder "
+            f"has {text.vocab_size} tokens and ends texts with {text.eos_token_id}: they do not fit"
+        )
+    side = unet.sample_size * vae.downsampling
+    check_range("the side of an image, unet.sample_size times the VAE's factor,", side, 1, MAX_SIDE)
+
+
+def from_json(kind: type[T], value: Any) -> T:
+    """A config dataclass from its JSON form (lists become tuples).
+
+    Raises ValueError for unknown fields, and values of another type than the field's.
+    """
+    as_object(kind.__name__, value)
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(value) - known):
         raise ValueError(
             f"{kind.__name__} has no field {', '.join(unknown)}; it has {sorted(known)}"
         )
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+    return kind(**typed(kind, value))

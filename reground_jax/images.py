@@ -4,32 +4,42 @@ The PNG's text chunk "reground" is JSON: layout, settings, seed, checkpoint. It 
 `generate --from image.png` needs. Host side only: arrays here are numpy's.
 """
 
+import contextlib
+import errno
 import io
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
+from reground_jax.fields import as_int, check_range
+from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
+from reground_jax.png_text import NotPNG, read_png_text
 from reground_jax.settings import Settings, check_name
 from reground_jax.version import __version__
+from reground_jax.wording import shown
 
 CHUNK = "reground"
 FORMAT = 1  # of the JSON in the chunk; raised when a reader of the old form would misread it
+MAX_TEXT = 2**22  # bytes of the chunk: far above 1024 boxes with long phrases
+MAX_SEED = 2**32 - 1  # as in sampling/noise.py, which imports jax
+LONGEST_REASON = 400  # a recipe may quote itself at any length
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What made one image: enough to make it again from the same checkpoint.
 
-    checkpoint is the name or path that the model was loaded from, as given; checksum is that of its
-    arrays. None if unknown.
+    checkpoint is the name or path that the model was loaded from, as given; checksum is the model's
+    (`Description.checksum`), or of its arrays alone in older files. None if unknown.
     """
 
     layout: Layout
@@ -52,39 +62,44 @@ class Recipe:
     @classmethod
     def from_json(cls, value: Any) -> "Recipe":
         """Inverse of `to_json`. Raises ValueError that says what is wrong."""
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            form = value.get("format") if isinstance(value, dict) else None
+        form = value.get("format") if isinstance(value, dict) else None
+        if type(form) is not int or form != FORMAT:  # true and 1.0 equal 1
             raise ValueError(
-                f"recipe has format {form!r}, this version reads {FORMAT}: "
+                f"recipe has format {shown(form)}, this version reads {FORMAT}: "
                 "use the version of reground-jax that wrote it"
             )
         if missing := [name for name in ("layout", "settings", "seed") if name not in value]:
             raise ValueError(f"recipe lacks {', '.join(missing)}: the file was edited or cut")
-        return cls(
-            layout=Layout.from_json(value["layout"]),
-            settings=Settings.from_json(value["settings"]),
-            seed=value["seed"],
-            checkpoint=value.get("checkpoint"),
-            checksum=value.get("checksum"),
-        )
+        names = {name: value.get(name) for name in ("checkpoint", "checksum")}
+        for name, text in names.items():
+            if text is not None and not isinstance(text, str):
+                raise ValueError(f"{name} is {shown(text)}: it must be a text, or null")
+        seed = as_int("seed", value["seed"])
+        check_range("seed", seed, 0, MAX_SEED)
+        layout = Layout.from_json(value["layout"])
+        return cls(layout, Settings.from_json(value["settings"]), seed, **names)
 
 
 def to_uint8(
-    images: Float[np.ndarray, "B H W C"], *, value_range: str = "-1..1"
+    images: Float[np.ndarray, "B H W C"], *, value_range: str = "-1..1", dtype: str | None = None
 ) -> UInt8[np.ndarray, "B H W C"]:
     """Float images in -1..1 (the VAE's output) or 0..1 -> 0..255, clipped and rounded.
 
     Rounds half to even in float32, as diffusers' VaeImageProcessor does; the original GLIGEN code
-    truncates, which darkens an image by half a level. Raises ValueError on NaN or infinity, which
-    no clipping may hide, and on another `value_range`.
+    truncates, which darkens an image by half a level. dtype: in which they were made, for the
+    message. Raises ValueError on NaN or infinity, which no clipping may hide, and on another
+    `value_range`.
     """
     check_name("value_range", value_range, ("-1..1", "0..1"))
     values = np.asarray(images, np.float32)
     finite = np.isfinite(values).all(axis=(1, 2, 3))
     if not finite.all():
+        way_out = "check the weights with `reground-jax info MODEL --check`, lower guidance_scale"
+        if dtype not in (None, "float32"):
+            way_out += ", or take dtype='float32'"
         raise ValueError(
-            f"image {int(np.argmin(finite)) + 1} of {len(values)} holds NaN or infinity: "
-            "the model or its dtype overflowed; try dtype='float32'"
+            f"image {int(np.argmin(finite)) + 1} of {len(values)} holds NaN or infinity: the "
+            f"model's weights do, or its arithmetic overflowed; {way_out}"
         )
     if value_range == "-1..1":
         values = values * np.float32(0.5) + np.float32(0.5)
@@ -97,22 +112,42 @@ def save_png(
     """Write a PNG, with its recipe inside if there is one. Folders are made where needed.
 
     The file appears whole or not at all: it is written under a hidden name in the same folder,
-    flushed to disk, then renamed. Raises ValueError if the name does not end in .png.
+    flushed to disk, then renamed. Raises ValueError if the name does not end in .png, and OSError
+    that names the path if it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"cannot write {path}: only PNG keeps the recipe exactly; name it *.png")
     encoded = encode_png(image, recipe)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
+    with _part(path) as part:
         with open(part, "xb") as file:
             file.write(encoded)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raises OSError unless a file can be made there: before the work, not after. Makes folders."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with _part(path) as part:
+        part.touch(exist_ok=False)
+
+
+@contextlib.contextmanager
+def _part(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` to write under; errors of the system name `path` instead."""
+    # A name of its own, for one that is longer than that of `path` might be too long.
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def encode_png(
@@ -130,22 +165,30 @@ def encode_png(
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """The recipe inside a PNG. Raises ValueError that names the file where there is none."""
+    """The recipe inside a PNG, whose pixels are not decoded.
+
+    Raises ValueError that names the file where there is none. Names, sizes and texts in a recipe
+    are those of whoever made the file.
+    """
     try:
-        with Image.open(path) as picture:
-            picture.load()  # text chunks may stand after the pixels
-            text = picture.info.get(CHUNK)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no image: give a PNG that reground-jax wrote") from error
-    except (OSError, SyntaxError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read image {path}: {reason}") from error
+        text = read_png_text(Path(path), CHUNK, MAX_TEXT)
+    except NotPNG:
+        raise ValueError(f"{path} is no PNG image: give one that reground-jax wrote") from None
+    except OSError as error:
+        raise ValueError(f"cannot read image {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"cannot read image {path}: {error}") from error
     if text is None:
         raise ValueError(
             f"{path} has no '{CHUNK}' text inside: it was not written by reground-jax, or another "
             "program saved it again without it; use the original PNG"
         )
     try:
-        return Recipe.from_json(json.loads(text))
+        value = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"the '{CHUNK}' text in {path} cannot be used: {error}") from error
+        raise ValueError(f"the '{CHUNK}' text in {path} is not JSON: {error}") from error
+    try:
+        return Recipe.from_json(value)
+    except ValueError as error:
+        reason = str(error)[:LONGEST_REASON]
+        raise ValueError(f"the '{CHUNK}' text in {path} cannot be used: {reason}") from error

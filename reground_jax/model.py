@@ -8,37 +8,46 @@ A directory may stand on another one, its base (`"base"` in config.json, a relat
 holds only the arrays that differ: fusers trained on one frozen model share its bulk.
 """
 
+import contextlib
 import functools
 import glob
-import hashlib
 import json
-import math
 import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from reground_jax.checkpoint import (
+    DTYPES,
     CheckpointError,
     flatten,
     load_arrays,
     save_arrays,
     unflatten,
 )
-from reground_jax.config import ModelConfig
+from reground_jax.config import ModelConfig, check_together
+from reground_jax.description import (
+    FORMAT,
+    WAY_OUT,
+    Description,
+    check_tokenizer,
+    checksums,
+    read_description,
+)
+from reground_jax.description import is_model_directory as is_model_directory
+from reground_jax.facts import NETWORKS, Facts, combined, digest, word_sum
 from reground_jax.networks.clip import CLIPTextModel
 from reground_jax.networks.unet import UNet
 from reground_jax.networks.vae import AutoencoderKL
 
-FORMAT = "reground-jax/1"
-NETWORKS = ("text_encoder", "unet", "vae")
+MAX_BASES = 8  # one on the other
 
 Params = dict[Any, Any]  # nested dict of arrays, as nnx.to_pure_dict gives it
 
@@ -72,44 +81,6 @@ def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-class Facts:
-    """What is recorded of a model's arrays as they pass by."""
-
-    def __init__(self) -> None:
-        self.digests: list[str] = []
-        self.dtypes: set[str] = set()
-        self.bytes = 0
-        self.parameters: dict[str, int] = dict.fromkeys((*NETWORKS, "grounding"), 0)
-        self.gates: dict[str, list[float]] = {}
-
-    def add(self, name: str, array: np.ndarray) -> None:
-        content = hashlib.sha256(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
-        self.digests.append(f"{name} {array.dtype} {array.shape} {content.hexdigest()}")
-        self.dtypes.add(str(array.dtype))
-        self.bytes += array.nbytes
-        self.parameters[name.split("/")[0]] += array.size
-        if "/fuser/" in name or "/position_net/" in name:
-            self.parameters["grounding"] += array.size
-        if name.endswith(("/fuser/alpha_attn", "/fuser/alpha_dense")):
-            block = name.removeprefix("unet/").split("/block/")[0]
-            self.gates.setdefault(block, []).append(math.tanh(float(array)))
-
-    def checksum(self) -> str:
-        """Of names, dtypes, shapes and contents, whatever the order of the arrays."""
-        return hashlib.sha256("\n".join(sorted(self.digests)).encode()).hexdigest()
-
-    def summary(self) -> dict[str, Any]:
-        """parameters: by network, and the U-Net's share of grounding. gates: tanh(alpha) of each
-        fuser's attention and feed-forward, by block."""
-        return {
-            "parameters": self.parameters,
-            "bytes": self.bytes,
-            "dtype": "+".join(sorted(self.dtypes)),
-            "checksum": self.checksum(),
-            "gates": self.gates,
-        }
-
-
 def write_model(
     directory: str | Path,
     config: ModelConfig,
@@ -124,14 +95,19 @@ def write_model(
     base: another model directory; arrays equal to its own are not written, and the two must keep
     their places relative to each other. Arrays are written as they come. Everything goes to a
     sibling directory that is renamed at the end, so a process killed at any moment leaves nothing
-    that loads. Raises FileExistsError if `directory` exists, CheckpointError if the arrays are not
-    those of `config`.
+    that loads. Raises FileExistsError if `directory` exists, CheckpointError if the arrays or the
+    tokenizer are not those of `config`, OSError that names `directory` if it cannot be written.
     """
     directory = Path(directory)
-    if directory.exists():
+    if os.path.lexists(directory):  # a link that leads nowhere is in the way as well
         raise FileExistsError(
             f"{directory} exists already: choose another place, or remove it first"
         )
+    check_together(config)
+    try:
+        check_tokenizer(tokenizer_json, config)
+    except ValueError as error:
+        raise CheckpointError(f"the tokenizer cannot be used: {error}") from error
     shapes, facts = leaf_shapes(config), Facts()
     shared = set() if base is None else _digests(Path(base))
 
@@ -140,6 +116,10 @@ def write_model(
             expected = shapes.pop(name, None)
             if expected != array.shape:
                 raise CheckpointError(f"array {name} has shape {array.shape}, expected {expected}")
+            if str(array.dtype) not in DTYPES:
+                raise CheckpointError(
+                    f"array {name} is {array.dtype}, expected {' or '.join(DTYPES)}"
+                )
             array = np.asarray(array, order="C")
             facts.add(name, array)
             if facts.digests[-1] not in shared:
@@ -149,14 +129,15 @@ def write_model(
 
     partial = _partial(directory)
     try:
-        partial.mkdir(parents=True)
-        groups = save_arrays(partial / "arrays", checked())
-        info = info | facts.summary()
-        (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        content = {"format": FORMAT, "groups": groups, "info": info, **config.to_json()}
-        if base is not None:
-            content["base"] = os.path.relpath(base, directory)
-        (partial / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        with _blaming(directory, partial):
+            partial.mkdir(parents=True)
+            groups = save_arrays(partial / "arrays", checked())
+            info = info | facts.summary() | checksums(config, tokenizer_json)
+            _write(partial / "tokenizer.json", tokenizer_json)
+            content = {"format": FORMAT, "groups": groups, "info": info, **config.to_json()}
+            if base is not None:
+                content["base"] = os.path.relpath(base, directory)
+            _write(partial / "config.json", json.dumps(content, indent=2) + "\n")
         _publish(partial, directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -174,6 +155,24 @@ def _publish(partial: Path, directory: Path) -> None:
         raise FileExistsError(
             f"{directory} exists now: another process has written it meanwhile"
         ) from error
+
+
+@contextlib.contextmanager
+def _blaming(directory: Path, partial: Path) -> Iterator[None]:
+    """Lets errors of the system in `partial`, which no user knows, name `directory`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(partial):
+            raise  # of the arrays' source
+        raise OSError(error.errno, error.strerror, str(directory)) from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_bytes(text.encode("utf-8"))
+    except OSError as error:  # which, of a full disk, has no name
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _partial(directory: Path) -> Path:
@@ -201,91 +200,48 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _digests(directory: Path) -> set[str]:
-    """What `Facts` notes of every array of a model directory."""
-    facts = Facts()
-    for name, array in _stored_arrays(directory):
-        facts.add(name, array)
-    return set(facts.digests)
-
-
-def _stored_arrays(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """All arrays of a model directory, its own before those that its base adds."""
-    description = read_description(directory)
-    own = set()
-    for name, array in load_arrays(directory / "arrays", description.groups):
-        own.add(name)
-        yield name, array
-    if description.base is not None:
-        base = directory / description.base
-        yield from ((name, array) for name, array in _stored_arrays(base) if name not in own)
-
-
-def is_model_directory(path: Path) -> bool:
-    """Whether `path` claims to be a model directory of this package (it may still be damaged)."""
-    try:
-        return json.loads((path / "config.json").read_text()).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-class Description(NamedTuple):
-    """What config.json says."""
-
-    config: ModelConfig
-    info: dict[str, Any]
-    groups: int  # of arrays
-    base: str | None  # a model directory relative to this one, which holds the arrays not here
-
-
-def read_description(directory: Path) -> Description:
-    """Reads config.json. Raises CheckpointError if damaged or foreign."""
-    path = directory / "config.json"
-    try:
-        content = json.loads(path.read_text())
-        kind, groups, info = (content.pop(key) for key in ("format", "groups", "info"))
-        base = content.pop("base", None)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{directory} is not a model directory of reground-jax ({path.name} is missing or "
-            f"damaged): make one with `reground-jax convert SOURCE {directory}`"
-        ) from error
-    if kind != FORMAT:
-        raise CheckpointError(
-            f"{directory} has format {kind!r}, this version reads {FORMAT!r}: convert it again"
-        )
-    return Description(ModelConfig.from_json(content), info, groups, base)
-
-
 def read_model(
-    directory: str | Path, *, place: Callable[[np.ndarray], Any] = lambda array: array
+    directory: str | Path,
+    *,
+    place: Callable[[np.ndarray], Any] = lambda array: array,
+    check: bool = False,
 ) -> Model:
     """Reads a model directory; `place` takes each array (in its stored dtype) to where it is used.
 
-    Raises CheckpointError if the directory, or its base, is damaged, foreign or incomplete.
+    Damaged arrays are found by sums of their words, in a fiftieth of the time that reading takes;
+    `check` takes SHA-256, as do directories that were written without sums. Raises CheckpointError
+    if the directory, or its base, is damaged, foreign, incomplete, or changed by hand.
     """
     directory = Path(directory)
     description = read_description(directory)
     config, info = description.config, description.info
-    shapes, facts = leaf_shapes(config), Facts()
+    try:
+        check_tokenizer(description.tokenizer_json, config)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{directory}/tokenizer.json cannot be used: {error}; {WAY_OUT}"
+        ) from error
+    shapes = leaf_shapes(config)
+    kind, line = ("checksum", digest) if check or "sums" not in info else ("sums", word_sum)
+    lines: list[str] = []
     leaves: dict[str, Any] = {}
     for name, array in _stored_arrays(directory):
-        if shapes.get(name) != array.shape:
-            raise CheckpointError(
-                f"{directory}: array {name} has shape {array.shape}, its config.json asks for "
-                f"{shapes.get(name)}: convert the checkpoint again"
-            )
-        facts.add(name, array)
+        lines.append(line(name, array))
         leaves[name] = place(array)
     if missing := sorted(set(shapes) - set(leaves)):
         raise CheckpointError(f"{directory} lacks {len(missing)} arrays, such as {missing[0]}")
-    if facts.checksum() != info["checksum"]:
+    if combined(lines) != info[kind]:
         raise CheckpointError(f"{directory}: its arrays are damaged (checksum): convert it again")
-    try:
-        tokenizer_json = (directory / "tokenizer.json").read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{directory}/tokenizer.json is missing: convert it again") from error
-    return Model(config, unflatten(leaves.items()), tokenizer_json, info)
+    return Model(config, unflatten(leaves.items()), description.tokenizer_json, info)
+
+
+def check_model(directory: str | Path) -> list[str]:
+    """Reads every array, against its SHA-256, and returns the names of those with NaN or infinity.
+
+    Raises CheckpointError as `read_model` does.
+    """
+    finite = read_model(directory, place=lambda array: bool(np.isfinite(array).all()), check=True)
+    return [name for name, whole in flatten(finite.params) if not whole]
 
 
 def nonfinite_arrays(params: Params) -> list[str]:
@@ -295,6 +251,46 @@ def nonfinite_arrays(params: Params) -> list[str]:
         for name, array in flatten(params)
         if not np.isfinite(np.asarray(array, np.float32)).all()
     ]
+
+
+def _digests(directory: Path) -> set[str]:
+    """What `Facts` notes of every array of a model directory that another is to stand on."""
+    if len(_chain(directory)) == MAX_BASES:
+        raise CheckpointError(f"{directory} stands on {MAX_BASES - 1} others: take one of them")
+    return {digest(name, array) for name, array in _stored_arrays(directory)}
+
+
+def _stored_arrays(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """All arrays of a model directory, its own before those that its bases add."""
+    chain = _chain(directory)
+    wanted = set(leaf_shapes(chain[0][1].config))
+    for place, description in chain:
+        shapes = leaf_shapes(description.config)
+        for name, array in load_arrays(place / "arrays", description.groups, shapes):
+            if name in wanted:  # else it is for a model that stands on the base otherwise
+                wanted.remove(name)
+                yield name, array
+
+
+def _chain(directory: Path) -> list[tuple[Path, Description]]:
+    """A model directory, its base, the base of that one, and so on."""
+    chain: list[tuple[Path, Description]] = []
+    seen: set[str] = set()
+    place: Path | None = directory
+    while place is not None:
+        real = os.path.realpath(place)
+        if real in seen:
+            raise CheckpointError(
+                f"{directory}: its base leads back to {real}, so that it has no end: name the "
+                "directory that holds the other arrays as base in config.json"
+            )
+        if len(chain) == MAX_BASES:
+            raise CheckpointError(f"{directory} stands on {MAX_BASES} bases or more: too many")
+        seen.add(real)
+        description = read_description(place)
+        chain.append((place, description))
+        place = None if description.base is None else place / description.base
+    return chain
 
 
 def random_params(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:

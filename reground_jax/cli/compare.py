@@ -6,7 +6,7 @@ import dataclasses
 from reground_jax.cli import request
 from reground_jax.cli.sampling import add_model_options, load, locate, sample
 from reground_jax.draw import comparison_grid
-from reground_jax.images import save_png
+from reground_jax.images import check_writable, save_png
 from reground_jax.settings import WIRINGS, Settings
 
 COLUMNS = "no_grounding,sequential,parallel"
@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     rows = check_seeds(seeds).tolist()
     directory = locate(arguments.model, arguments.cache)
+    check_writable(out)
     pipe = load(directory, settings.dtype, keep=not arguments.no_cache, cache=arguments.cache)
     images = {}
     for name, column in columns.items():

@@ -9,8 +9,9 @@ from reground_jax.cli import request
 from reground_jax.cli.progress import say
 from reground_jax.cli.sampling import DEFAULT_MODEL, add_model_options, load, locate, sample
 from reground_jax.draw import draw_boxes
-from reground_jax.images import Recipe, read_recipe, save_png
+from reground_jax.images import Recipe, check_writable, read_recipe, save_png
 from reground_jax.settings import Settings
+from reground_jax.wording import shown
 
 EXAMPLES = """\
 examples:
@@ -65,14 +66,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_seeds([recipe.seed])
     directory, recipe = find_model(arguments, recipe)
+    drawn = out.with_suffix(".boxes.png")
+    draws_boxes = bool(recipe.layout.boxes) and not arguments.no_boxes_image
+    for path in (out, drawn) if draws_boxes else (out,):
+        check_writable(path)
+    if arguments.source is not None:
+        say(f"{arguments.source}: {summary(directory, recipe)}")
     pipe = load(
         directory, recipe.settings.dtype, keep=not arguments.no_cache, cache=arguments.cache
     )
     image = sample(pipe, [recipe.layout], recipe.settings, [recipe.seed], label=out.stem)[0]
     save_png(out, image, recipe)
     print(out)
-    if recipe.layout.boxes and not arguments.no_boxes_image:
-        drawn = out.with_suffix(".boxes.png")
+    if draws_boxes:
         save_png(drawn, draw_boxes(image, recipe.layout))
         print(drawn)
     return 0
@@ -109,30 +115,86 @@ def read_request(arguments: argparse.Namespace) -> Recipe:
 def find_model(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Path, Recipe]:
     """The model's directory, and the recipe with its name and checksum.
 
-    Raises ValueError if an image is to be made again and its own model has changed since; warns if
-    the user names another one.
+    Raises ValueError if an image is to be made again and its own model is not here, or has changed
+    since; warns if the user names another one.
     """
     from reground_jax.model import read_description
 
-    name = arguments.model or recipe.checkpoint or DEFAULT_MODEL
-    try:
-        directory = locate(name, arguments.cache)
-    except (ValueError, OSError) as error:
-        if arguments.model is not None or recipe.checkpoint is None:
-            raise
-        raise ValueError(
-            f"{arguments.source} was made with model {name}, which is not to be had here: name its "
-            f"place with --model ({error})"
-        ) from error
-    info = read_description(directory).info
-    if recipe.checksum not in (None, info["checksum"]):
-        message = (
-            f"{arguments.source} was made with model {recipe.checkpoint} of checksum "
-            f"{recipe.checksum[:12]}, but {name} has checksum {info['checksum'][:12]}"
+    if arguments.source is not None and arguments.model is None:
+        directory = recorded_model(arguments.source, recipe)
+        checksum = read_description(directory).checksum
+        return directory, dataclasses.replace(recipe, checksum=checksum)
+    name = arguments.model or DEFAULT_MODEL
+    directory = locate(name, arguments.cache)
+    description = read_description(directory)
+    if recipe.checksum is not None and not description.has_checksum(recipe.checksum):
+        warnings.warn(
+            f"{another_model(arguments.source, recipe, name, description.checksum)}: the image "
+            "will differ",
+            stacklevel=2,
         )
-        if arguments.model is None:
-            raise ValueError(
-                f"{message}: name the old one with --model, or --model {name} for another image"
-            )
-        warnings.warn(f"{message}: the image will differ", stacklevel=2)
-    return directory, dataclasses.replace(recipe, checkpoint=name, checksum=info["checksum"])
+    return directory, dataclasses.replace(recipe, checkpoint=name, checksum=description.checksum)
+
+
+def recorded_model(source: str, recipe: Recipe) -> Path:
+    """The directory of the model that a recipe names: a built-in one, or one of its checksum.
+
+    The recipe may be a stranger's. So nothing is fetched or converted for it, no other machine is
+    asked, and of a directory that it names no more is read than what has the checksum. Raises
+    ValueError that says what to do.
+    """
+    from reground_jax.convert.locate import BUILT_IN, MODELS
+    from reground_jax.model import is_model_directory, read_description
+
+    name = recipe.checkpoint
+    if not name:
+        raise ValueError(f"{source} does not say which model made it: add --model")
+    candidates = [MODELS / name] if name in BUILT_IN else []
+    local = local_path(name)
+    if local is not None and recipe.checksum is not None and is_model_directory(local):
+        candidates.append(local)
+    if not candidates:
+        raise ValueError(
+            f"{source} was made with model {shown(name)}, which is no model directory of its "
+            f"checksum here: add --model {shown(name)}, or the place where it is, to use it"
+        )
+    for directory in candidates:
+        if recipe.checksum is None or read_description(directory).has_checksum(recipe.checksum):
+            return directory.absolute()
+    found = read_description(candidates[-1]).checksum
+    raise ValueError(
+        f"{another_model(source, recipe, name, found)}: name the old one with --model, or "
+        f"--model {shown(name)} for another image"
+    )
+
+
+def local_path(name: str) -> Path | None:
+    """The path that a stranger's text is, or None if to look at it might ask another machine."""
+    if "\0" in name or "://" in name or name[:2] in ("//", "\\\\", "/\\", "\\/"):
+        return None
+    if name.startswith("~"):
+        if not name.startswith("~/"):  # users may be looked up in a directory service
+            return None
+        try:
+            return Path(name).expanduser()
+        except RuntimeError:  # there is no home
+            return None
+    return Path(name)
+
+
+def another_model(source: str | None, recipe: Recipe, name: str, checksum: str) -> str:
+    return (
+        f"{source} was made with model {shown(recipe.checkpoint)} of checksum "
+        f"{str(recipe.checksum)[:12]!a}, but {shown(name)} has checksum {checksum[:12]!a}"
+    )
+
+
+def summary(directory: Path, recipe: Recipe) -> str:
+    """Size, steps and model: what a recipe from elsewhere is about to cost."""
+    from reground_jax.model import read_description
+
+    config = read_description(directory).config
+    own = config.unet.sample_size * config.vae.downsampling
+    height, width = recipe.settings.height or own, recipe.settings.width or own
+    steps, boxes = recipe.settings.num_steps, len(recipe.layout.boxes)
+    return f"{width}x{height} pixels, {steps} steps, {boxes} boxes, model {shown(directory.name)}"

@@ -3,16 +3,22 @@
 import argparse
 import dataclasses
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from reground_jax.cli.sampling import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from reground_jax.config import ModelConfig
 
+MAX_NAMED = 5  # arrays with NaN
+
 EXAMPLES = """\
-example:
-  reground-jax info my-model"""
+examples:
+  reground-jax info my-model
+  reground-jax info my-model --check
+      reads every number: against the SHA-256 checksum, and for NaN"""
 
 
 def add(commands) -> argparse.ArgumentParser:
@@ -26,18 +32,40 @@ def add(commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "checkpoint", nargs="?", metavar="CHECKPOINT",
-        help="a model directory, or emoji, the model that comes with the package",
+        help="a model directory, or emoji, the model that comes with the package (default: emoji)",
     )  # fmt: skip
     parser.add_argument("--model", metavar="CHECKPOINT", help="the same, as in other commands")
+    parser.add_argument(
+        "--check", action="store_true",
+        help="read all of it, and exit with 1 if an array holds NaN or infinity",
+    )  # fmt: skip
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    name = arguments.checkpoint or arguments.model
-    if name is None:
-        raise ValueError("no checkpoint is given: name a model directory, `reground-jax info DIR`")
-    print(describe(own_directory(name)))
-    return 0
+    if arguments.checkpoint and arguments.model:
+        raise ValueError(
+            f"two models are given, {arguments.checkpoint} and {arguments.model}: name one"
+        )
+    directory = own_directory(arguments.checkpoint or arguments.model or DEFAULT_MODEL)
+    print(describe(directory))
+    return checked(directory) if arguments.check else 0
+
+
+def checked(directory: Path) -> int:
+    """Reads every array and says what it found; the exit code. Raises CheckpointError."""
+    from reground_jax.model import check_model
+
+    nonfinite = check_model(directory)
+    print(f"  checked       {nonfinite_line(nonfinite) or 'every array is as it was written'}")
+    return 1 if nonfinite else 0
+
+
+def nonfinite_line(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"NaN or infinity in {', '.join(names[:MAX_NAMED])}{more}: convert a sound checkpoint"
 
 
 def own_directory(name: str) -> Path:
@@ -63,7 +91,8 @@ def describe(directory: Path) -> str:
     """The report of a model directory, in lines. Raises CheckpointError if it is damaged."""
     from reground_jax.model import read_description
 
-    config, info, *_ = read_description(directory)
+    description = read_description(directory)
+    config, info = description.config, description.info
     gates, counts = info["gates"], info["parameters"]
     total = sum(counts.values()) - counts["grounding"]
     origin = str(info.get("source", "unknown"))
@@ -79,13 +108,21 @@ def describe(directory: Path) -> str:
         *(f"  {name:<13} {count}" for name, count in count_parts(counts).items()),
         f"  size          {info['bytes'] / 1e9:.2f} GB, {total:,} parameters",
         f"  dtype         {info['dtype']}",
-        f"  checksum      {info['checksum']}",
+        f"  checksum      {description.checksum}",
+        f"  of its arrays {info['checksum']}",
         f"  gates         {len(gates)} pairs: tanh of a fuser's attention and feed-forward gate",
         *(f"    {block:<34} {a:+.4f} {d:+.4f}" for block, (a, d) in gates.items()),
         "  config",
         *config_lines(config),
     ]
-    return "\n".join(lines)
+    if nonfinite := info.get("nonfinite"):
+        lines.append(f"  WARNING       {nonfinite_line(nonfinite)}")
+    return "\n".join(map(printable, lines))
+
+
+def printable(line: str) -> str:
+    """Without what moves a terminal's cursor: texts of `info` may be a stranger's."""
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def kind_of(config: "ModelConfig") -> str:

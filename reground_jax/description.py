@@ -1,0 +1,203 @@
+"""What a model directory says of itself: config.json and tokenizer.json, read and checked.
+
+DIR/config.json may be a stranger's, or edited by hand: whatever is wrong in it ends here, in one
+CheckpointError.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+from reground_jax.checkpoint import CheckpointError
+from reground_jax.config import ModelConfig, check_together
+from reground_jax.fields import as_float, as_int, as_object, check_range
+from reground_jax.json_text import parse_json
+from reground_jax.sampling.schedule import alphas_cumprod
+from reground_jax.small_files import read_small
+from reground_jax.wording import shown
+
+FORMAT = "reground-jax/1"
+CONFIG_BYTES, TOKENIZER_BYTES = 2**24, 2**27
+MAX_GROUPS = 10**5
+PARTS = ("text_encoder", "unet", "vae", "grounding")  # whose parameters are counted
+LEAST_SIGNAL = 1e-10  # share of the image in the last time step; Stable Diffusion's is 5e-3
+WAY_OUT = "undo the edit, or convert the checkpoint again"
+
+
+class Description(NamedTuple):
+    """A model directory but for its arrays."""
+
+    config: ModelConfig
+    info: dict[str, Any]  # facts; "checksum" is that of the arrays
+    groups: int  # of arrays
+    base: str | None  # a model directory relative to this one, which holds the arrays not here
+    tokenizer_json: str
+
+    @property
+    def checksum(self) -> str:
+        """Of all that makes an image: arrays, configuration and tokenizer."""
+        parts = (self.info["checksum"], *checksums(self.config, self.tokenizer_json).values())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def has_checksum(self, recorded: str) -> bool:
+        """Whether `recorded` means this model; earlier versions recorded the arrays' checksum."""
+        return recorded in (self.checksum, self.info["checksum"])
+
+
+def checksums(config: ModelConfig, tokenizer_json: str) -> dict[str, str]:
+    """What `info` records of the two files. They are of what the files mean: not of formatting,
+    nor of fields at their defaults."""
+    texts = {
+        "config": json.dumps(config.changes(), sort_keys=True),
+        "tokenizer": tokenizer_json,
+    }
+    return {f"{k}_checksum": hashlib.sha256(v.encode()).hexdigest() for k, v in texts.items()}
+
+
+def is_model_directory(path: Path) -> bool:
+    """Whether `path` claims to be a model directory of this package (it may still be damaged)."""
+    try:
+        content = parse_json(read_small(path / "config.json", CONFIG_BYTES))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def read_description(directory: Path) -> Description:
+    """Reads config.json and tokenizer.json; arrays are not looked at.
+
+    Raises CheckpointError if one is missing, damaged, edited, or of another program or version.
+    """
+    content = _read_config(directory)
+    path = directory / "config.json"
+    try:
+        info = as_object("info", content["info"])
+        groups = as_int("groups", content["groups"])
+        check_range("groups", groups, 0, MAX_GROUPS)
+        base = _base(content.get("base"))
+        known = ("format", "info", "groups", "base")
+        config = ModelConfig.from_json({k: v for k, v in content.items() if k not in known})
+        _check_config(config)
+        _check_info(info)
+    except KeyError as error:
+        raise CheckpointError(f"{path} has no {error}: {WAY_OUT}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}; {WAY_OUT}") from error
+    tokenizer_json = _read_tokenizer(directory)
+    for name, found in checksums(config, tokenizer_json).items():
+        if info.get(name, found) != found:
+            file = directory / f"{name.removesuffix('_checksum')}.json"
+            raise CheckpointError(
+                f"{file} was changed after the model was written (its checksum is another): undo "
+                f"the edit, or, if it is meant, remove {name} from info in {path}"
+            )
+    return Description(config, info, groups, base, tokenizer_json)
+
+
+def check_tokenizer(text: str, config: ModelConfig) -> None:
+    """Raises ValueError, which completes "cannot be used: ", unless `text` is a tokenizer.json that
+    cuts and pads nothing, and whose ids the text encoder has."""
+    try:
+        tokenizer = Tokenizer.from_str(text)
+        if tokenizer.padding is not None or tokenizer.truncation is not None:
+            raise ValueError("it cuts or pads texts, which is for config.json to say")
+        tokenizer.encode("a \u732b", add_special_tokens=False)  # finds a missing unknown token
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(str(error)) from error
+    size = config.text_encoder.vocab_size
+    beyond = {word: n for word, n in tokenizer.get_vocab().items() if n >= size}
+    if beyond:
+        word, number = max(beyond.items(), key=lambda item: item[1])
+        raise ValueError(
+            f"it gives ids to {len(beyond)} words that the text encoder does not have, such as "
+            f"{number} to {shown(word)}, but ids end at {size - 1}"
+        )
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    make = f"make one with `reground-jax convert SOURCE {directory}`"
+    try:
+        content = parse_json(read_small(path, CONFIG_BYTES))
+    except OSError:
+        raise CheckpointError(
+            f"{directory} is not a model directory of reground-jax (config.json is missing): {make}"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(
+            f"{directory} is not a model directory of reground-jax (config.json is damaged: "
+            f"{error}): {make}"
+        ) from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise CheckpointError(
+            f"{directory} is not a model directory of reground-jax (its config.json is another "
+            f"program's, or damaged): {make}"
+        )
+    if content["format"] != FORMAT:
+        raise CheckpointError(
+            f"{directory} has format {shown(content['format'])}, this version reads {FORMAT!r}: "
+            "convert it again"
+        )
+    return content
+
+
+def _read_tokenizer(directory: Path) -> str:
+    path = directory / "tokenizer.json"
+    try:
+        return read_small(path, TOKENIZER_BYTES).decode("utf-8").removeprefix("\ufeff")
+    except OSError:
+        raise CheckpointError(f"{path} is missing: convert it again") from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{path} is damaged (byte {error.start} is not UTF-8): {WAY_OUT}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _base(value: Any) -> str | None:
+    """A relative path. An absolute one may be a share on another machine."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value or "\0" in value or not _is_encodable(value):
+        raise ValueError(f"base is {shown(value)}: it must be the path of a model directory")
+    if PurePosixPath(value).anchor or PureWindowsPath(value).anchor:
+        raise ValueError(f"base is {shown(value)}: it must be relative to this model's directory")
+    return value
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        return bool(os.fsencode(path))
+    except UnicodeEncodeError:
+        return False
+
+
+def _check_config(config: ModelConfig) -> None:
+    check_together(config)
+    signal = alphas_cumprod(config.schedule)[-1]
+    if not signal > LEAST_SIGNAL:
+        raise ValueError(f"the noise schedule leaves {signal:.0e} of the image in its last step")
+
+
+def _check_info(info: dict[str, Any]) -> None:
+    """What `write_model` records, as `reground-jax info` shows it."""
+    for name in ("checksum", "dtype"):
+        if not isinstance(info[name], str):
+            raise ValueError(f"info.{name} is {shown(info[name])}: it must be a text")
+    counts = as_object("info.parameters", info["parameters"])
+    counted = {name: counts[name] for name in PARTS} | counts | {"bytes": info["bytes"]}
+    for name, count in counted.items():
+        check_range(f"info's count of {name}", as_int(f"info's count of {name}", count), 0, 2**60)
+    for block, gates in as_object("info.gates", info["gates"]).items():
+        if not isinstance(gates, list) or len(gates) != 2:
+            raise ValueError(f"info.gates.{block} is {shown(gates)}: it must be two numbers")
+        for gate in gates:
+            as_float(f"info.gates.{block}", gate)
+    named = info.get("nonfinite", [])
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ValueError(f"info.nonfinite is {shown(named)}: it must be a list of texts")

@@ -1,0 +1,74 @@
+"""What is recorded of a model's arrays as they pass by: checksums, sizes, gates, and NaN."""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+NETWORKS = ("text_encoder", "unet", "vae")
+
+
+class Facts:
+    """Collects the facts of arrays that come one by one."""
+
+    def __init__(self) -> None:
+        self.digests: list[str] = []
+        self.sums: list[str] = []
+        self.dtypes: set[str] = set()
+        self.bytes = 0
+        self.parameters: dict[str, int] = dict.fromkeys((*NETWORKS, "grounding"), 0)
+        self.gates: dict[str, list[float]] = {}
+        self.nonfinite: list[str] = []
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        self.digests.append(digest(name, array))
+        self.sums.append(word_sum(name, array))
+        self.dtypes.add(str(array.dtype))
+        self.bytes += array.nbytes
+        self.parameters[name.split("/")[0]] += array.size
+        if "/fuser/" in name or "/position_net/" in name:
+            self.parameters["grounding"] += array.size
+        if name.endswith(("/fuser/alpha_attn", "/fuser/alpha_dense")):
+            block = name.removeprefix("unet/").split("/block/")[0]
+            self.gates.setdefault(block, []).append(math.tanh(float(array)))
+        if not np.isfinite(array).all():
+            self.nonfinite.append(name)
+
+    def summary(self) -> dict[str, Any]:
+        """parameters: by network, and the U-Net's share of grounding. gates: tanh(alpha) of each
+        fuser's attention and feed-forward, by block. nonfinite: arrays with NaN or infinity, there
+        only if there are any."""
+        facts = {
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "dtype": "+".join(sorted(self.dtypes)),
+            "checksum": combined(self.digests),
+            "sums": combined(self.sums),
+            "gates": self.gates,
+        }
+        return facts | ({"nonfinite": self.nonfinite} if self.nonfinite else {})
+
+
+def digest(name: str, array: np.ndarray) -> str:
+    """A line of an array's name, dtype, shape and content, by SHA-256."""
+    return f"{name} {array.dtype} {array.shape} {hashlib.sha256(_bytes(array).data).hexdigest()}"
+
+
+def word_sum(name: str, array: np.ndarray) -> str:
+    """As `digest`, by the sum of the content's 64-bit words: six times as fast. It finds damage,
+    but not malice."""
+    content = _bytes(array)
+    whole = content.size // 8 * 8
+    rest = int.from_bytes(content[whole:].tobytes(), "little")
+    return f"{name} {array.dtype} {array.shape} {int(content[:whole].view(np.uint64).sum()) + rest}"
+
+
+def combined(lines: Iterable[str]) -> str:
+    """One checksum of all arrays' lines, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, order="C").reshape(-1).view(np.uint8)
