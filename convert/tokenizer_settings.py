@@ -61,29 +61,22 @@ def read_settings(folder: Path, *, ready: bool) -> TokenizerSettings:
     special_map = folder / "special_tokens_map.json"
     if "added_tokens_decoder" not in config and special_map.is_file():
         fields |= {k: v for k, v in read_json(special_map).items() if v is not None}
-    special = {
-        role: _text(where, role, fields[role])
-        for role in NAMED
-        if fields.get(role) is not None
-    }  # fmt: skip
-    others = [token for name in EXTRA for token in _extra(where, name, fields.get(name))]
+    special = {r: _text(where, r, fields[r]) for r in NAMED if fields.get(r) is not None}
     if "added_tokens_decoder" in config:
         listed = list(_decoder(where, config["added_tokens_decoder"]))
     else:
         # transformers 5 takes those of special_tokens_map.json's older name to be ordinary ones.
-        keep = {EXTRA[0]: config.get(EXTRA[0]), EXTRA[1]: fields.get(EXTRA[1])}
-        kept = [token for name in EXTRA for token in _extra(where, name, keep[name])]
+        kept = _extras(where, {EXTRA[0]: config.get(EXTRA[0]), EXTRA[1]: fields.get(EXTRA[1])})
         listed = list(_added_file(folder / "added_tokens.json", {*special.values(), *kept}))
     added = {token.content: token for _, token in sorted(listed, key=lambda entry: entry[0])}
-    specific = [
-        value for name, value in config.items()
-        if name.endswith("_token") and name not in NAMED and isinstance(value, str)
-    ]  # fmt: skip
-    for content in (*special.values(), *specific, *others):
+    for content in (*special.values(), *_specific(config), *_extras(where, fields)):
         added.setdefault(content, AddedToken(content, special=True, normalized=False))
-    roles = SPECIAL | {role: text for role, text in special.items() if role in SPECIAL}
-    ids = {token.content: number for number, token in listed}
-    return TokenizerSettings(roles, added, ids, _length(where, fields))
+    return TokenizerSettings(
+        special=SPECIAL | {role: text for role, text in special.items() if role in SPECIAL},
+        added=added,
+        ids={token.content: number for number, token in listed},
+        max_length=_length(where, fields),
+    )
 
 
 def _decoder(where: Path, entries: Any) -> Iterator[tuple[int, AddedToken]]:
@@ -110,14 +103,25 @@ def _added_file(path: Path, special: set[str]) -> Iterator[tuple[int, AddedToken
         yield number, AddedToken(content, special=is_special, normalized=not is_special)
 
 
-def _extra(where: Path, name: str, value: Any) -> list[str]:
+def _specific(config: Mapping[str, Any]) -> list[str]:
+    """Special tokens of roles that only one model has, such as image_token."""
+    return [
+        value
+        for name, value in config.items()
+        if name.endswith("_token") and name not in NAMED and isinstance(value, str)
+    ]
+
+
+def _extras(where: Path, fields: Mapping[str, Any]) -> list[str]:
     """Special tokens without a role: a list of them, or an object of names to them."""
-    if value is None:
-        return []
-    if not isinstance(value, list | Mapping):
-        raise refused(str(where), name, value, "a list of tokens")
-    tokens = value.values() if isinstance(value, Mapping) else value
-    return [_text(where, name, token) for token in tokens]
+    found = []
+    for name in EXTRA:
+        value = fields.get(name)
+        if value is not None and not isinstance(value, list | Mapping):
+            raise refused(str(where), name, value, "a list of tokens")
+        tokens = value.values() if isinstance(value, Mapping) else value or []
+        found += [_text(where, name, token) for token in tokens]
+    return found
 
 
 def _text(where: Path, name: str, token: Any) -> str:

@@ -37,7 +37,8 @@ def add(commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--from", dest="source", metavar="IMAGE.png",
         help="take layout, settings, seed and model from a PNG that this command wrote; options "
-        "that are given with it change these",
+        "that are given with it change these (a model that is not a directory here, or built in, "
+        "is to be named with --model)",
     )  # fmt: skip
     request.add_settings_options(parser, wiring=True)
     parser.add_argument(
