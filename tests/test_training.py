@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import jax
@@ -23,23 +20,21 @@ from reground_jax.networks.attention import attention_for
 from reground_jax.networks.unet import Grounding
 from reground_jax.pipeline import Pipeline
 from reground_jax.training.batches import ImageBatches, LatentBatches
-from reground_jax.training.config import Data, StageConfig
+from reground_jax.training.config import StageConfig
 from reground_jax.training.data import prefetch
+from reground_jax.training.initial import is_grounding
 from reground_jax.training.losses import (
     DiffusionLoss,
     LatentBatch,
     edge_loss,
     forward_process,
 )
-from reground_jax.training.stages import (
-    STAGES,
-    Stage,
-    is_grounding,
-    latent_deviation,
-    open_stage,
-)
+from reground_jax.training.opening import Stage, open_stage
+from reground_jax.training.recipe import Recipe
+from reground_jax.training.sources import Data
+from reground_jax.training.stages import STAGES, latent_deviation
 from reground_jax.training.state import nested, split_leaves
-from reground_jax.training.trainer import Recipe, Trainer
+from reground_jax.training.trainer import Trainer
 from tests.training import TINY, TOKENIZER, Squares, tiny_recipe
 
 
@@ -48,7 +43,7 @@ def squares_stage(
 ) -> Stage:
     squares = Squares()
     data = Data(squares, lambda count: squares.batch(0, count), None)
-    monkeypatch.setattr("reground_jax.training.stages.open_data", lambda config: data)
+    monkeypatch.setattr("reground_jax.training.opening.open_data", lambda source, folder: data)
     values = {"source": {}, "recipe": tiny_recipe(), "save_dtype": "float32", "num_samples": 2}
     return open_stage(kind, StageConfig(**(values | changes)), out, base=base, fusers=fusers)
 
@@ -248,61 +243,6 @@ def test_a_time_limit_ends_in_a_checkpoint(base, tmp_path, monkeypatch):
     assert not trainer.run(minutes=0, progress=False)
     again = latent_trainer(stage, tmp_path, tiny_recipe(num_steps=60), None)
     assert int(again.state.step) == int(trainer.state.step) == 1
-
-
-PARALLEL = """
-    import jax, numpy as np
-    from tests.training import TINY, TOKENIZER, Squares
-    from reground_jax.conditioning import Texts
-    from reground_jax.checkpoint import flatten
-    from reground_jax.devices import SPLIT, WHOLE, over_devices
-    from reground_jax.model import random_params
-    from reground_jax.networks.attention import attention_for
-    from reground_jax.training.batches import LatentBatches
-    from reground_jax.training.losses import DiffusionLoss
-    from reground_jax.training.state import nested, split_leaves
-    from reground_jax.training.trainer import averaged_gradients
-    import dataclasses
-
-    config = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, grounded=True))
-    trained, frozen = split_leaves(dict(random_params(config, 0)), lambda n: "vae" not in n)
-    latents = lambda images: images[:, ::2, ::2, :2].astype(np.float32) / 128 - 1
-    texts = Texts(TOKENIZER, config.tokenizer)
-    make = LatentBatches(
-        Squares(), 8, texts, encode=latents, pooled=lambda ids: np.ones(8, np.float32)
-    )
-    loss = DiffusionLoss(
-        config, attention_for("cpu", "plain"), "parallel", caption_drop=0.5, grounding_drop=0.5
-    )
-    assert len(jax.devices()) == 4
-    results = []
-    for devices in (jax.devices()[:1], jax.devices()):
-        run = over_devices(
-            lambda p, f, b: averaged_gradients(loss, p, f, b),
-            (WHOLE, WHOLE, SPLIT), WHOLE, devices=devices,
-        )
-        results.append(run(trained, frozen, make(5)))
-    (one, _), (four, _) = results
-    largest = max(float(np.abs(g).max()) for g in one.values())
-    print(max(float(np.abs(np.asarray(one[k]) - np.asarray(four[k])).max()) for k in one) / largest)
-"""
-
-
-def test_gradients_of_four_devices_equal_those_of_one():
-    root = Path(__file__).parents[1]
-    environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(root),
-        "PATH": "/usr/bin:/bin",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PARALLEL)],
-        env=environment, cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    # float32 sums of 8 samples in another order; another noise or drop would change it by 1.
-    assert float(done.stdout) < 1e-5
 
 
 def test_v_and_epsilon_give_back_the_image_that_was_noised():

@@ -88,7 +88,8 @@ def _entry(
         boxes.append([min(max(edge, 0.0), 1.0) for edge in edges])
     phrases = [phrase(names[thing["category_id"]]) for thing in objects]
     layout = Layout(prompt="", phrases=phrases, boxes=boxes, id=image["file_name"])
-    return Annotated(folder / image["file_name"], tuple(captions), layout.phrases, layout.boxes)
+    path = folder / image["file_name"]
+    return Annotated(path, tuple(captions), layout.phrases, layout.boxes, (width, height))
 
 
 def _load(path: str | Path, parts: tuple[str, ...]) -> dict[str, Any]:
