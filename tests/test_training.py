@@ -134,8 +134,8 @@ def test_the_autoencoder_stage_scales_latents_to_unit_variance(base, tmp_path, m
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
-class Killed(Exception):
-    """What the tests raise in the middle of a step, in place of SIGKILL: nothing is saved."""
+class Killed(BaseException):
+    """What the tests raise in place of SIGKILL: nothing is saved, as for an error it would be."""
 
 
 def latent_trainer(stage: Stage, out: Path, recipe: Recipe, killed_at: int | None) -> Trainer:
@@ -188,7 +188,15 @@ def test_killed_at_three_random_steps_it_goes_on_bit_for_bit(
 def test_a_state_of_another_optimiser_is_refused(base, tmp_path, monkeypatch):
     stage = squares_stage("text_to_image", tmp_path, base, monkeypatch)
     latent_trainer(stage, tmp_path, tiny_recipe(), None).run(progress=False)
-    with pytest.raises(CheckpointError, match="another --out folder"):
+    with pytest.raises(ValueError, match='recipe.optimizer "adamw" -> "muon".*another --out'):
+        latent_trainer(stage, tmp_path, tiny_recipe(optimizer="muon"), None)
+    for path in (tmp_path / "state").glob("*/state.json"):  # as an older version wrote it
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({name: content[name] for name in ("format", "groups")}))
+    with (
+        pytest.warns(UserWarning, match="did not record its experiment"),
+        pytest.raises(CheckpointError, match="another --out folder"),
+    ):
         latent_trainer(stage, tmp_path, tiny_recipe(optimizer="muon"), None)
 
 
@@ -282,6 +290,8 @@ def test_cached_batches_repeat_with_new_positions():
     np.testing.assert_array_equal(first.latents, again.latents)
     assert again.position.tolist() == [12, 13, 14, 15]  # 3 * 4 and on: other noise than before
     assert calls == [4]
+    with pytest.raises(ValueError, match="cache_examples is 3, less than a batch of 4: whole"):
+        LatentBatches(Squares(), 4, texts, encode=encode, pooled=None, cache_examples=3)
     assert ImageBatches(Squares(), 4)(1).position.tolist() == [4, 5, 6, 7]
 
 

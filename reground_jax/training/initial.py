@@ -39,7 +39,7 @@ def fitting_fusers(given: Model, model: ModelConfig, place: Path) -> Leaves:
     return found
 
 
-def changed(model: ModelConfig, parts: dict[str, dict[str, Any]]) -> ModelConfig:
+def changed(model: ModelConfig, parts: dict[str, Any]) -> ModelConfig:
     """`model` with some fields of some parts replaced, as a config file says it."""
     for name, fields in parts.items():
         check_name("model part", name, model.to_json())
@@ -50,36 +50,50 @@ def changed(model: ModelConfig, parts: dict[str, dict[str, Any]]) -> ModelConfig
     return model
 
 
+def check_kept(model: ModelConfig, leaves: Leaves, may_be_new: Callable[[str], bool]) -> None:
+    """Raises ValueError if `completed` would make a parameter anew that must not be.
+
+    may_be_new: of flat names; what is not trained must not, for it stays as it is.
+    """
+    shapes = leaf_shapes(model)
+    for name in NETWORKS:
+        wanted = {k: shape for k, shape in shapes.items() if k.startswith(f"{name}/")}
+        lost = _lost(wanted, leaves)
+        if lost and not all(map(may_be_new, wanted)):
+            raise ValueError(
+                f"this stage does not train all of the {name}, and that of --from does not fit "
+                f"({lost[0]} is missing there, or of another shape): leave model.{name} out of the "
+                "config, or start from a model of its shape"
+            )
+
+
 def completed(
-    model: ModelConfig,
-    leaves: Leaves,
-    *,
-    seed: int,
-    may_be_new: Callable[[str], bool],
-    fuser_start: str = "gates",
+    model: ModelConfig, leaves: Leaves, *, seed: int, fuser_start: str = "gates"
 ) -> Leaves:
     """All parameters of `model`: those of `leaves` where name and shape agree, else fresh ones.
 
     A network that would keep only a part of its own is made anew as a whole, unless what is
-    missing is just GLIGEN's addition. Raises ValueError for a fresh parameter, by flat name, that
-    must not be new: one that stays as it is for ever.
+    missing is just GLIGEN's addition.
     """
     result: Leaves = {}
     for name in NETWORKS:
         fresh = dict(flatten({name: initialised(model, name, seed)}))
         if fuser_start == "outputs":
             fresh = {k: opened(k, v) for k, v in fresh.items()}
-        kept = {k: leaves[k] for k in fresh if k in leaves and leaves[k].shape == fresh[k].shape}
-        if not all(is_grounding(k) for k in set(fresh) - set(kept)):
-            missing, kept = sorted(set(fresh) - set(kept))[0], {}
-            if any(not may_be_new(k) for k in fresh):
-                raise ValueError(
-                    f"this stage does not train the {name}, and it does not fit the model of "
-                    f"--from ({missing} has another shape there, or is not there): give it the "
-                    f"shape of that model, or leave model.{name} out of the config"
-                )
-        result |= fresh | {k: np.asarray(v, np.float32) for k, v in kept.items()}
+        if not _lost({k: v.shape for k, v in fresh.items()}, leaves):
+            kept = (k for k in fresh if k in leaves and leaves[k].shape == fresh[k].shape)
+            fresh |= {k: np.asarray(leaves[k], np.float32) for k in kept}
+        result |= fresh
     return result
+
+
+def _lost(shapes: dict[str, tuple[int, ...]], leaves: Leaves) -> list[str]:
+    """What of a network `leaves` do not have, GLIGEN's addition aside."""
+    return [
+        name
+        for name, shape in shapes.items()
+        if not is_grounding(name) and (name not in leaves or leaves[name].shape != shape)
+    ]
 
 
 def opened(name: str, leaf: Any) -> Any:

@@ -20,6 +20,7 @@ from reground_jax.training.config import StageConfig
 from reground_jax.training.fields import parse
 from reground_jax.training.initial import (
     changed,
+    check_kept,
     completed,
     fitting_fusers,
     is_decoder,
@@ -97,16 +98,15 @@ def open_stage(
         unet = dataclasses.replace(model.unet, grounded=kind == "grounding")
         model = dataclasses.replace(model, unet=unet)
     check_size(kind, model, terms, np.shape(data.heldout(1)[0].image)[0])
+    if kind != "autoencoder":
+        check_kept(model, leaves, TRAINED[kind])
     if fusers is not None:
         given = read_model(fusers)
         leaves |= fitting_fusers(given, model, fusers)
         earlier = [r for r in given.info.get("training", []) if r.get("stage") == "grounding"]
         info["training"] = [*info["training"], *earlier]
         origins["fusers"] = given.info.get("checksum")
-    leaves = completed(
-        model, leaves, seed=config.recipe.seed, fuser_start=config.fuser_start,
-        may_be_new=TRAINED[kind] if base else lambda name: True,
-    )  # fmt: skip
+    leaves = completed(model, leaves, seed=config.recipe.seed, fuser_start=config.fuser_start)
     origins["tokenizer"] = hashlib.sha256(tokenizer_json.encode()).hexdigest()
     identity = experiment(kind, config, terms, data, model, origins)
     return Stage(
