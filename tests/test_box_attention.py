@@ -2,10 +2,12 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reground_jax.devices import WHOLE, over_devices
 from reground_jax.networks.attention import plain
 from reground_jax.networks.unet import Grounding
 from reground_jax.training.box_attention import (
@@ -26,6 +28,12 @@ def grounding(boxes) -> Grounding:
     )  # fmt: skip
 
 
+def on_one_device(function, *arguments):
+    """The losses ask for sums over devices: here is one."""
+    specs = tuple(WHOLE for _ in arguments)
+    return over_devices(function, specs, WHOLE, devices=jax.devices()[:1])(*arguments)
+
+
 def test_cells_are_inside_by_their_middle_and_rows_come_first():
     # 2 rows, 4 columns; the middles of the columns are at 1/8, 3/8, 5/8, 7/8.
     tokens = grounding([(0.2, 0.0, 0.7, 0.5), (0.0, 0.5, 1.0, 1.0), None])
@@ -39,28 +47,35 @@ def test_the_loss_is_what_its_words_say():
     tokens = grounding([(0, 0, 0.5, 1), (0.5, 0, 1, 1), None])
     inside, mask = inside_boxes(tokens, 1, 2), jnp.asarray(tokens.mask)
     right = jnp.array([[[0.3, 0.0, 0.7], [0.0, 0.5, 0.1]]])
-    assert float(box_attention_loss(right, inside, mask)) == pytest.approx(0, abs=1e-5)
+    assert float(on_one_device(box_attention_loss, right, inside, mask)) == pytest.approx(
+        0, abs=1e-5
+    )
     # Half of the cells have a tenth of enough; cell 2 gives half of its attention to box 1.
     wrong = jnp.array([[[0.03, 0.0, 0.9], [0.5, 0.3, 0.2]]])
     expected = math.log(10) / 2 - math.log(0.5) / 2
-    assert float(box_attention_loss(wrong, inside, mask)) == pytest.approx(expected, rel=1e-3)
+    assert float(on_one_device(box_attention_loss, wrong, inside, mask)) == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 def test_a_watch_computes_the_same_and_notes_fusers_alone():
     rng = np.random.default_rng(0)
     tokens = grounding([(0, 0, 1, 1), None])
-    watch = Watch(plain, tokens, 4, 4)
 
     def keys(count: int):
         return jnp.asarray(rng.standard_normal((1, count, 2, 3)), jnp.float32)
 
-    for cells, others in ((16, 16), (16, 5), (4, 4)):  # self-attention, text
-        q, k = keys(cells), keys(others)
-        np.testing.assert_array_equal(watch(q, k, k), plain(q, k, k))
-    assert watch.losses == []
-    q, k = keys(4), keys(6)  # a fuser one level down: 2x2 cells and two tokens
-    np.testing.assert_array_equal(watch(q, k, k), plain(q, k, k))
-    assert len(watch.losses) == 1 and float(watch.losses[0]) > 0
+    # Self-attention, text, and a fuser one level down: 2x2 cells and two tokens.
+    calls = [(keys(cells), keys(others)) for cells, others in ((16, 16), (16, 5), (4, 4), (4, 6))]
+
+    def watched(calls):
+        watch = Watch(plain, tokens, 4, 4)
+        return [watch(q, k, k) for q, k in calls], watch.losses
+
+    outputs, losses = on_one_device(watched, calls)
+    for output, (q, k) in zip(outputs, calls, strict=True):
+        np.testing.assert_allclose(output, plain(q, k, k), atol=1e-6)  # compiled or not
+    assert len(losses) == 1 and float(losses[0]) > 0
 
 
 def test_levels_halve_upwards():

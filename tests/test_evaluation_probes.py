@@ -30,7 +30,7 @@ from reground_jax.evaluation.train_probes import (
     scene_batch,
     train,
 )
-from reground_jax.training.trainer import Recipe
+from reground_jax.training.recipe import Recipe
 from tests.renders import COUNT, renders
 from tests.test_emoji_world import shapes
 

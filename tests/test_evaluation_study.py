@@ -149,7 +149,8 @@ def test_a_larger_study_takes_over_a_smaller_one(tmp_path):
 def test_a_folder_of_another_study_is_refused(tmp_path):
     study(tmp_path, Painter()).run()
     other = dataclasses.replace(SETTINGS, num_steps=10)
-    with pytest.raises(ValueError, match="holds a study with other probes and settings: choose"):
+    there = r"another study: probes \"1\" -> \"2\"; settings.num_steps 20 -> 10. Give the old ones"
+    with pytest.raises(ValueError, match=there):
         study(tmp_path, Painter(), settings=other, identity={"probes": "2"}).run()
 
 

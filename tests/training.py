@@ -15,7 +15,7 @@ from reground_jax.emoji.tokenizer import emoji_tokenizer, vocabulary_size
 from reground_jax.emoji.world import WorldConfig
 from reground_jax.layout import Layout
 from reground_jax.training.data import Example
-from reground_jax.training.trainer import Recipe
+from reground_jax.training.recipe import Recipe
 
 SIZE = 16  # pixels: 8x8 latents under the one halving of TINY's autoencoder
 TOKENIZER, LENGTHS = emoji_tokenizer(WorldConfig())

@@ -7,6 +7,7 @@ from pathlib import Path
 from reground_jax.cli.progress import say
 
 STOPPED = 3  # exit code: there are steps left
+ON_AGAIN = "stopped before the end; the same command goes on from {out}/state"
 EXAMPLES = """\
 example: the four commands that make a grounded model (`make train` runs them all)
   python -m reground_jax.emoji.artwork --out art
@@ -19,8 +20,10 @@ example: the four commands that make a grounded model (`make train` runs them al
   world, COCO instances and captions, or JSONL with images. Real GLIGEN training needs the last
   command alone, with --from a model that `reground-jax convert` made of Stable Diffusion.
 
-Stopped by --minutes, SIGTERM or a crash, the same command goes on where it was, with the same
-numbers. Exit code 3: stopped with steps left."""
+Stopped by --minutes, SIGTERM, Ctrl-C or a crash, the same command goes on where it was, with the
+same numbers; under another config or other data it refuses, and says what differs. A later end, or
+another rhythm of logs, samples and checkpoints, may be given at any time. Exit code 3: stopped with
+steps left; 1: the loss is no number any more, and the last good checkpoint is kept."""
 
 
 def add(commands) -> argparse.ArgumentParser:
@@ -56,18 +59,27 @@ def add(commands) -> argparse.ArgumentParser:
         help="end with this step and write the model, though the config's learning rates are made "
         "for more",
     )  # fmt: skip
+    parser.add_argument(
+        "--accept-changes", action="store_true",
+        help="go on in --out though config or data are others; the model's record will say so",
+    )  # fmt: skip
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     try:
         from reground_jax.training.config import StageConfig
-        from reground_jax.training.stages import STAGES, open_stage
+        from reground_jax.training.opening import open_stage
+        from reground_jax.training.stages import STAGES
+        from reground_jax.training.trainer import Diverged
     except ModuleNotFoundError as error:
         raise ValueError(
             f"training needs {error.name}: pip install 'reground-jax[train]'"
         ) from error
 
+    minutes = arguments.minutes
+    if minutes is not None and not minutes >= 0:
+        raise ValueError(f"--minutes is {minutes}: give a number of at least 0")
     config = StageConfig.load(arguments.config)
     if arguments.artwork is not None:
         source = config.source | {"artwork": str(arguments.artwork.absolute())}
@@ -76,9 +88,17 @@ def run(arguments: argparse.Namespace) -> int:
         recipe = dataclasses.replace(config.recipe, last_step=arguments.until)
         config = dataclasses.replace(config, recipe=recipe)
     stage = open_stage(
-        arguments.stage, config, arguments.out, base=arguments.base, fusers=arguments.fusers
-    )
-    if STAGES[arguments.stage](stage, minutes=arguments.minutes):
-        return 0
-    say(f"stopped before the end; the same command goes on from {arguments.out}/state")
+        arguments.stage, config, arguments.out, base=arguments.base, fusers=arguments.fusers,
+        accept_changes=arguments.accept_changes,
+    )  # fmt: skip
+    try:
+        if STAGES[arguments.stage](stage, minutes=minutes):
+            return 0
+    except Diverged as error:
+        say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say(ON_AGAIN.format(out=arguments.out))
+        raise
+    say(ON_AGAIN.format(out=arguments.out))
     return STOPPED

@@ -25,7 +25,9 @@ from PIL import Image
 from reground_jax.checkpoint import flatten, unflatten
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.scorers import Record, Scorer
+from reground_jax.identity import differences, listed
 from reground_jax.images import save_png, to_uint8
+from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
 from reground_jax.pipeline import Pipeline
 from reground_jax.settings import Settings, Wiring
@@ -137,16 +139,21 @@ class Study:
         """Notes in study.json whose folder this is, or raises ValueError if it is another's."""
         path = self.out / "study.json"
         mine = {"settings": self.settings.to_json(), **self.identity}
-        if path.exists():
-            if (theirs := json.loads(path.read_text())) != mine:
-                different = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
-                raise ValueError(
-                    f"{self.out} holds a study with other {' and '.join(different)}: choose "
-                    "another --out, or remove that folder"
-                )
+        if not path.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(path, mine)
             return
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_json(path, mine)
+        try:
+            theirs = parse_json(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}; choose another --out") from error
+        if not isinstance(theirs, dict):
+            raise ValueError(f"{path} is not the record of a study: choose another --out")
+        if found := differences(theirs, mine):
+            raise ValueError(
+                f"{self.out} holds another study: {listed(found)}. Give the old ones to go on, or "
+                "another --out"
+            )
 
     def images(self, condition: Condition, count: int) -> UInt8[np.ndarray, "B S S 3"]:
         """The first `count` images of a condition that has been run."""

@@ -38,7 +38,8 @@ from reground_jax.evaluation.probes import (
 )
 from reground_jax.layout import Box
 from reground_jax.model import Params
-from reground_jax.training.trainer import Recipe, Trainer
+from reground_jax.training.recipe import Recipe
+from reground_jax.training.trainer import Trainer
 
 STREAM = 1_000_000  # of examples, far from those that models are trained on
 JITTER = 0.08  # of a box's sides: generated objects do not fill their boxes to the pixel

@@ -231,7 +231,9 @@ def _annotated(split: _Split, image: Any, folder: Path) -> Annotated:
     grounding = split.grounding_of(image, name)
     captions = split.captions_of(name)
     Layout("\n".join(captions))  # checks all of them
-    return Annotated(folder / file, captions, grounding.phrases, grounding.boxes)
+    width, height = map(round, image_size(image))
+    size = (width, height)
+    return Annotated(folder / file, captions, grounding.phrases, grounding.boxes, size)
 
 
 def _layout(split: _Split, image: Any) -> Layout:

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from reground_jax.conditioning import Texts
+from reground_jax.layout import check_max_boxes
 from reground_jax.networks.unet import Grounding
+from reground_jax.training.config import check_cache
 from reground_jax.training.data import Source
 from reground_jax.training.losses import ImageBatch, LatentBatch
 
@@ -31,7 +33,7 @@ class LatentBatches:
 
     cache_examples: train on that many examples over and over, and keep what was made of them;
     0 makes everything anew. Rounded down to whole batches, so that a batch that is made again
-    after a resume is the same batch, bit for bit.
+    after a resume is the same batch, bit for bit. Raises ValueError for less than one batch.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class LatentBatches:
     ):
         self.source, self.batch_size, self.texts = source, batch_size, texts
         self.encode, self.pooled, self.max_boxes = encode, pooled, max_boxes
+        check_cache(cache_examples, batch_size)
         self.null_ids = texts.ids([""])
         self.period = cache_examples // batch_size
         self._kept: dict[int, LatentBatch] = {}
@@ -55,7 +58,7 @@ class LatentBatches:
     def __call__(self, step: int) -> LatentBatch:
         if not self.period:
             return self._make(step)._replace(position=_positions(step, self.batch_size))
-        epoch, index = divmod(step, self.period)
+        index = step % self.period
         if index not in self._kept:
             self._kept[index] = self._make(index)
         return self._kept[index]._replace(position=_positions(step, self.batch_size))
@@ -78,6 +81,7 @@ class LatentBatches:
         phrases = np.zeros((len(rows), self.max_boxes, width), np.float32)
         mask = np.zeros((len(rows), self.max_boxes), np.float32)
         for i, (row, example) in enumerate(zip(rows, examples, strict=True)):
+            check_max_boxes(example.layout, self.max_boxes)
             for slot, (embedding, box) in enumerate(zip(row, example.layout.boxes, strict=True)):
                 boxes[i, slot], phrases[i, slot], mask[i, slot] = box, embedding, 1
         return Grounding(boxes, phrases, mask)  # type: ignore[arg-type]

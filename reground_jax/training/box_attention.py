@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.unet import Grounding
+from reground_jax.training.means import ratio
 
 ENOUGH = 0.3  # share of a cell's attention from which more is not asked for
 
@@ -77,9 +78,11 @@ def box_attention_loss(
     """How far covered cells look too little at their boxes, plus all cells at other boxes.
 
     In nats: mean log of ENOUGH over what the own tokens get, and -log(1 - what the others get).
+    Runs inside a step over devices: the first is a mean over the batch's covered cells, of which
+    the devices have unequal numbers.
     """
     covered = inside.any(-1)
     own = (attention * inside).sum(-1)
     others = (attention * (mask[:, None] > 0) * ~inside).sum(-1)
     lack = jax.nn.relu(math.log(ENOUGH) - jnp.log(own + 1e-6)) * covered
-    return lack.sum() / jnp.maximum(covered.sum(), 1) - jnp.log1p(-jnp.minimum(others, 0.99)).mean()
+    return ratio(lack.sum(), covered.sum()) - jnp.log1p(-jnp.minimum(others, 0.99)).mean()

@@ -6,31 +6,35 @@ Every part but "source" and "recipe" may be absent. `configs/` holds the files t
 shipped model.
 """
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
-from reground_jax.config import from_json
-from reground_jax.emoji.artwork import load_artwork
-from reground_jax.emoji.tokenizer import emoji_tokenizer
-from reground_jax.emoji.world import LARGE, World, WorldConfig
-from reground_jax.readers import Rejected
-from reground_jax.readers.annotated import Annotated
-from reground_jax.readers.coco import read_coco
-from reground_jax.readers.jsonl import read_jsonl
-from reground_jax.training.data import Files, Source
-from reground_jax.training.trainer import Recipe
+from reground_jax.json_text import parse_json
+from reground_jax.settings import DTYPES, WIRINGS, check_name
+from reground_jax.training.fields import at_least, check_number, parse
+from reground_jax.training.recipe import Recipe
+
+GROUNDED_WIRINGS = tuple(wiring for wiring in WIRINGS if wiring != "no_grounding")
+FUSER_STARTS = ("gates", "outputs")
+SAVE_DTYPES = (*DTYPES, "float16")
+FIELDS = (
+    "source", "recipe", "model", "loss", "wiring", "fuser_start", "dtype", "save_dtype",
+    "cache_examples", "num_samples",
+)  # fmt: skip
 
 
+@no_type_check  # the tests' type checker must not run before the checks and sentences below
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage as its JSON file says it; relative paths in it are relative to that file."""
+    """One stage as its JSON file says it; relative paths in it are relative to that file.
+
+    Raises ValueError for a name that does not exist and a number that cannot be.
+    """
 
     source: dict[str, Any]
     recipe: Recipe
-    model: dict[str, dict[str, Any]] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
     wiring: str = "sequential"  # of the grounding stage
     fuser_start: str = "gates"  # what is zero of new fusers: GLIGEN's "gates", or their "outputs"
@@ -41,103 +45,40 @@ class StageConfig:
     folder: Path = Path()
 
     def __post_init__(self) -> None:
-        if self.fuser_start not in ("gates", "outputs"):
-            raise ValueError(f"fuser_start is {self.fuser_start!r}: it is 'gates' or 'outputs'")
+        check_name("wiring", self.wiring, GROUNDED_WIRINGS)
+        check_name("fuser_start", self.fuser_start, FUSER_STARTS)
+        check_name("dtype", self.dtype, DTYPES)
+        check_name("save_dtype", self.save_dtype, SAVE_DTYPES)
+        check_number("num_samples", self.num_samples, *at_least(1), whole=True)
+        check_number("cache_examples", self.cache_examples, *at_least(0), whole=True)
+        check_cache(self.cache_examples, self.recipe.batch_size)
+        for name in ("source", "model", "loss"):
+            if not isinstance(value := getattr(self, name), dict):
+                raise ValueError(f"{name} is {value!r}: it must be a JSON object")
 
     @classmethod
     def load(cls, path: str | Path) -> "StageConfig":
         """Raises ValueError that names the file and what is wrong in it."""
         path = Path(path)
         try:
-            value = json.loads(path.read_text("utf-8"))
-            recipe = from_json(Recipe, value.pop("recipe", {}))
-            return cls(recipe=recipe, folder=path.parent, **value)
+            value = parse_json(path.read_bytes())
         except OSError as error:
             raise ValueError(f"cannot read config {path}: {error.strerror}") from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except ValueError as error:
+            raise ValueError(f"config {path} is not JSON: {error}") from error
+        try:
+            if isinstance(value, dict) and "recipe" in value:
+                value["recipe"] = parse(Recipe, value["recipe"], "recipe")
+            config = parse(cls, value, "config", known=FIELDS)
+        except ValueError as error:
             raise ValueError(f"config {path}: {error}") from error
+        return replace(config, folder=path.parent)
 
 
-@dataclass(frozen=True)
-class Data:
-    """A source, some examples that it never gives, and its own tokenizer if it has one."""
-
-    source: Source
-    heldout: Callable[[int], Any]  # n -> the first n held-out examples
-    tokenizer: tuple[str, Any] | None  # (tokenizer.json, TokenizerConfig)
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One numbered stream of a world's examples, as a Source."""
-
-    world: World
-    seed: int
-
-    def batch(self, index: int, batch_size: int) -> Any:
-        return self.world.batch(index, batch_size, self.seed)
-
-
-def open_data(config: StageConfig) -> Data:
-    """The data that `config.source` describes. Raises ValueError for what it cannot be."""
-    options = dict(config.source)
-    kind = options.pop("kind", None)
-    makers = {"emoji": _emoji, "coco": _coco, "jsonl": _jsonl}
-    if kind not in makers:
-        raise ValueError(f"source kind is {kind!r}: it must be one of {', '.join(makers)}")
-    try:
-        return makers[kind](config.folder, **options)
-    except TypeError as error:
-        raise ValueError(f"source {kind!r}: {error}; correct the config") from error
-
-
-def _emoji(
-    folder: Path,
-    *,
-    artwork: str | None = None,
-    world: dict[str, Any] | str = "small",
-    seed: int = 0,
-) -> Data:
-    if artwork is None:
+def check_cache(examples: int, batch_size: int) -> None:
+    """Raises ValueError for a cache that could not hold a single batch."""
+    if 0 < examples < batch_size:
         raise ValueError(
-            "the emoji world needs its artwork: give --artwork DIR/artwork.npz, which "
-            "`python -m reground_jax.emoji.artwork --out DIR` makes"
+            f"cache_examples is {examples}, less than a batch of {batch_size}: whole batches are "
+            "kept, so give a multiple of batch_size, or 0 to keep none"
         )
-    named = {"small": WorldConfig(), "large": LARGE}
-    settings = named[world] if isinstance(world, str) else from_json(WorldConfig, world)
-    made = World(settings, load_artwork(folder / artwork))
-    return Data(Stream(made, seed), made.heldout, emoji_tokenizer(settings))
-
-
-def _coco(
-    folder: Path,
-    *,
-    instances: str,
-    images: str,
-    image_size: int,
-    captions: str | None = None,
-    **options: Any,
-) -> Data:
-    texts = None if captions is None else folder / captions
-    entries = read_coco(folder / instances, texts, folder / images)
-    return _files(list(entries), image_size, **options)
-
-
-def _jsonl(folder: Path, *, path: str, image_size: int, **options: Any) -> Data:
-    return _files(list(read_jsonl(folder / path)), image_size, **options)
-
-
-def _files(
-    entries: list[Annotated | Rejected], image_size: int, *, heldout: int = 0, seed: int = 0
-) -> Data:
-    """The last `heldout` entries are never trained on; without any, samples show training data."""
-    rejected = [entry for entry in entries if isinstance(entry, Rejected)]
-    for entry in rejected[:5]:
-        print(f"left out: {entry.source}: {entry.reason}")
-    if rejected:
-        print(f"{len(rejected)} of {len(entries)} entries are left out")
-    good = [entry for entry in entries if isinstance(entry, Annotated)]
-    train = good[: len(good) - heldout]
-    source = Files(train, image_size=image_size, seed=seed)
-    shown = Files(good[len(good) - heldout :] if heldout else train, image_size=image_size)
-    return Data(source, lambda count: shown.batch(0, count), None)

@@ -6,8 +6,10 @@ on with the batches that it would have had.
 
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +17,9 @@ from jaxtyping import UInt8
 
 from reground_jax.layout import Layout
 from reground_jax.readers.annotated import Annotated, cropped
+
+TRIES = 16  # pictures in a row; that 16 of them cannot be read is no accident
+NAMED = 5  # pictures that cannot be read, each in a warning of its own
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,11 @@ class Source(Protocol):
 
 
 class Files:
-    """Annotated image files as a source: each epoch shows every one once, in a new order."""
+    """Annotated image files as a source: each epoch shows every one once, in a new order.
+
+    A picture that cannot be read never stops a run: the next one of the epoch takes its place, and
+    a warning names it. Only where `TRIES` in a row cannot be read, batch raises ValueError.
+    """
 
     def __init__(
         self,
@@ -50,6 +59,8 @@ class Files:
             raise ValueError("there is no example to train on: every entry was rejected or missing")
         self.entries, self.image_size = entries, image_size
         self.max_boxes, self.seed = max_boxes, seed
+        self.unreadable: set[Path] = set()  # as far as they have been met
+        self._last_order: tuple[int, np.ndarray] | None = None  # of an epoch
 
     def batch(self, index: int, batch_size: int) -> list[Example]:
         """Images and boxes are cropped to the middle square and scaled (`readers/annotated.py`)."""
@@ -57,11 +68,41 @@ class Files:
 
     def _example(self, position: int) -> Example:
         epoch, place = divmod(position, len(self.entries))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.entries))
-        entry = self.entries[order[place]]
-        # One of the captions of an image, by its position: epochs go through all of them.
-        caption = entry.captions[epoch % len(entry.captions)] if entry.captions else ""
-        return Example(*cropped(entry, caption, size=self.image_size, max_boxes=self.max_boxes))
+        order, reason = self._order(epoch), ""
+        tries = min(TRIES, len(order))
+        for later in range(tries):
+            entry = self.entries[order[(place + later) % len(order)]]
+            # One of the captions of an image, by its epoch: epochs go through all of them.
+            caption = entry.captions[epoch % len(entry.captions)] if entry.captions else ""
+            try:
+                made = cropped(entry, caption, size=self.image_size, max_boxes=self.max_boxes)
+                return Example(*made)
+            except ValueError as error:
+                reason = str(error)
+                self._leave_out(entry.path, reason)
+        raise ValueError(
+            f"{tries} pictures in a row cannot be used, the last: {reason}; is the folder of the "
+            "images right?"
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        last = self._last_order
+        if last is None or last[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            last = self._last_order = epoch, rng.permutation(len(self.entries))
+        return last[1]
+
+    def _leave_out(self, path: Path, reason: str) -> None:
+        if path in self.unreadable:
+            return
+        self.unreadable.add(path)
+        count = len(self.unreadable)
+        if count <= NAMED or count.bit_count() == 1:  # then after each doubling
+            warnings.warn(
+                f"{reason}: another picture takes its place ({count} so far); "
+                "correct or remove its entry",
+                stacklevel=2,
+            )
 
 
 def prefetch(make: Callable[[int], Any], start: int, *, ahead: int = 4) -> Iterator[Any]:

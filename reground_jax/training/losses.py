@@ -1,14 +1,16 @@
 """The losses of the three stages, each a function of (params, batch) alone.
 
-A batch carries the position of every example in the whole run; all randomness is drawn from the
-seed and that position. So an example meets the same noise on one device and on eight, and after a
-resume. Latent diffusion: Rombach et al., arXiv 2112.10752; v: Salimans & Ho, arXiv 2202.00512;
-min-SNR weights: Hang et al., arXiv 2303.09556; GLIGEN: arXiv 2301.07093.
+They run inside a step over devices, see one device's share of the batch, and are averaged over the
+devices; what is no mean of the examples goes through `means.py`. A batch carries the position of
+every example in the whole run; all randomness is drawn from the seed and that position. So an
+example meets the same noise on one device and on eight, and after a resume. Latent diffusion:
+Rombach et al., arXiv 2112.10752; v: Salimans & Ho, arXiv 2202.00512; min-SNR weights: Hang et al.,
+arXiv 2303.09556; GLIGEN: arXiv 2301.07093.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +25,12 @@ from reground_jax.networks.unet import Grounding
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.settings import Wiring
 from reground_jax.training.box_attention import Watch
+from reground_jax.training.fields import POSITIVE, at_least, between, check_number
+from reground_jax.training.means import average, ratio
 
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
 
-# What the randomness of an example is for: the second fold_in constant, after its position.
+# What the randomness of an example is for: folded into the seed's key, before its position.
 TIMESTEP, NOISE, CAPTION_DROP, GROUNDING_DROP, POSTERIOR = range(5)
 
 
@@ -43,21 +47,61 @@ class LatentBatch(NamedTuple):
     position: Int[Array | np.ndarray, "B"]
 
 
+@no_type_check  # the tests' type checker must not run before the checks and sentences below
+@dataclass(frozen=True)
+class AutoencoderTerms:
+    """The weights of an autoencoder's loss: "loss" in a config file.
+
+    kl_weight counts per latent value, averaged over them. scales: of the edges, each half as large.
+    """
+
+    kl_weight: float = 1e-4
+    edge_weight: float = 1.0
+    scales: int = 3
+
+    def __post_init__(self) -> None:
+        check_number("kl_weight", self.kl_weight, *at_least(0))
+        check_number("edge_weight", self.edge_weight, *at_least(0))
+        check_number("scales", self.scales, *between(1, 8), whole=True)
+
+
+@no_type_check  # as above
+@dataclass(frozen=True)
+class DiffusionTerms:
+    """What a diffusion loss is made of: "loss" in a config file.
+
+    Captions become empty with probability `caption_drop`, and all grounding slots null with
+    `grounding_drop`, as GLIGEN does, so that classifier-free guidance has its other half.
+    box_attention: weight of the loss on where fusers look (box_attention.py); 0 in GLIGEN's recipe.
+    min_snr_gamma: weight min(SNR, gamma) / SNR of Hang et al. in terms of x0; None weighs all
+    time steps alike.
+    """
+
+    caption_drop: float = 0.1
+    grounding_drop: float = 0.1
+    box_attention: float = 0.0
+    min_snr_gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("caption_drop", self.caption_drop, *between(0, 1))
+        check_number("grounding_drop", self.grounding_drop, *between(0, 1))
+        check_number("box_attention", self.box_attention, *at_least(0))
+        if self.min_snr_gamma is not None:
+            check_number("min_snr_gamma", self.min_snr_gamma, *POSITIVE)
+
+
 @dataclass(frozen=True)
 class AutoencoderLoss:
     """L1 + `edge_weight` * multi-scale L1 of differences between neighbours + `kl_weight` * KL.
 
     The differences are what a blurred picture has too little of. There is no adversary.
-    kl_weight counts per latent value, averaged over them.
     """
 
     config: ModelConfig
     attend: Attend
     dtype: str = "float32"
     seed: int = 0
-    kl_weight: float = 1e-4
-    edge_weight: float = 1.0
-    scales: int = 3
+    terms: AutoencoderTerms = AutoencoderTerms()
 
     def __call__(self, params: Params, batch: ImageBatch) -> tuple[Array, dict[str, Array]]:
         vae = nnx.merge(network(self.config, "vae")[0], params["vae"])
@@ -71,32 +115,22 @@ class AutoencoderLoss:
 
         error = decoded.astype(jnp.float32) - images
         kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).mean()
-        l1, edges = jnp.abs(error).mean(), edge_loss(error, self.scales)
-        loss = l1 + self.edge_weight * edges + self.kl_weight * kl
-        psnr = 10 * jnp.log10(4 / jnp.square(error).mean())  # images span 2
+        l1, edges = jnp.abs(error).mean(), edge_loss(error, self.terms.scales)
+        loss = l1 + self.terms.edge_weight * edges + self.terms.kl_weight * kl
+        psnr = 10 * jnp.log10(4 / average(jnp.square(error).mean()))  # images span 2
         return loss, {"l1": l1, "edges": edges, "kl": kl, "psnr": psnr}
 
 
 @dataclass(frozen=True)
 class DiffusionLoss:
-    """MSE of the U-Net's epsilon or v, by the model's own `NoiseSchedule`.
-
-    Captions become empty with probability `caption_drop`, and all grounding slots null with
-    `grounding_drop`, as GLIGEN does, so that classifier-free guidance has its other half.
-    box_attention: weight of the loss on where fusers look (box_attention.py); 0 in GLIGEN's recipe.
-    min_snr_gamma: weight min(SNR, gamma) / SNR of Hang et al. in terms of x0; None weighs all
-    time steps alike.
-    """
+    """MSE of the U-Net's epsilon or v, by the model's own `NoiseSchedule`."""
 
     config: ModelConfig
     attend: Attend
     wiring: Wiring
     dtype: str = "float32"
     seed: int = 0
-    caption_drop: float = 0.1
-    grounding_drop: float = 0.1
-    box_attention: float = 0.0
-    min_snr_gamma: float | None = None
+    terms: DiffusionTerms = DiffusionTerms()
 
     def __call__(self, params: Params, batch: LatentBatch) -> tuple[Array, dict[str, Array]]:
         schedule, position = self.config.schedule, batch.position
@@ -106,23 +140,23 @@ class DiffusionLoss:
         noise = normal(self.seed, position, NOISE, batch.latents.shape[1:])
         noisy, target, snr = forward_process(schedule, batch.latents, noise, timesteps)
 
-        drop = chance(self.seed, position, CAPTION_DROP, self.caption_drop)
+        drop = chance(self.seed, position, CAPTION_DROP, self.terms.caption_drop)
         ids = jnp.where(drop[:, None], batch.null_ids, batch.ids)
         text_encoder = nnx.merge(network(self.config, "text_encoder")[0], params["text_encoder"])
         text = text_encoder(ids, dtype=jnp.dtype(self.dtype)).hidden
 
         output, lack = self._unet(params["unet"], noisy, text, batch, timesteps)
         errors = jnp.square(output.astype(jnp.float32) - target).mean((1, 2, 3))
-        weights = loss_weights(schedule, snr, self.min_snr_gamma)
+        weights = loss_weights(schedule, snr, self.terms.min_snr_gamma)
         early = timesteps >= schedule.num_train_steps // 2  # mostly noise: layout is decided there
         metrics = {
             "mse": errors.mean(),
-            "mse_early": (errors * early).sum() / jnp.maximum(early.sum(), 1),
+            "mse_early": ratio((errors * early).sum(), early.sum()),
         }
         loss = (weights * errors).mean()
         if lack is not None:
             metrics["box_attention"] = lack
-            loss = loss + self.box_attention * lack
+            loss = loss + self.terms.box_attention * lack
         return loss, metrics
 
     def _unet(
@@ -132,10 +166,10 @@ class DiffusionLoss:
         unet = nnx.merge(network(self.config, "unet")[0], params)
         grounding, gate, watch = batch.grounding, None, None
         if grounding is not None:
-            drop = chance(self.seed, batch.position, GROUNDING_DROP, self.grounding_drop)
+            drop = chance(self.seed, batch.position, GROUNDING_DROP, self.terms.grounding_drop)
             grounding = grounding._replace(mask=jnp.where(drop[:, None], 0.0, grounding.mask))
             gate = jnp.float32(1)
-            if self.box_attention:
+            if self.terms.box_attention:
                 watch = Watch(self.attend, grounding, *noisy.shape[1:3])
         # Not packed: folding the weights pays over the steps of a run, not within one.
         prepared = unet.prepare(

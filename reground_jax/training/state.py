@@ -6,7 +6,7 @@ not a second model. Frozen parameters are a separate dict, in any dtype, that no
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,13 @@ import optax
 from jaxtyping import Array, Int
 
 from reground_jax.checkpoint import CheckpointError, load_arrays, save_arrays, unflatten
+from reground_jax.json_text import parse_json
 from reground_jax.model import Params
 
 Leaves = dict[str, Any]  # arrays by flat name
 FORMAT = "reground-jax-training/1"
 KEPT = 2  # checkpoints that stay: the last one, and the one before it
+WAY_OUT = "remove it to go on from the one before it, or to start afresh if there is none"
 
 
 class TrainState(NamedTuple):
@@ -63,15 +65,19 @@ def moving_average(average: Leaves, params: Leaves, step: Int[Array, ""], decay:
     return jax.tree.map(lambda a, p: a + (1 - keep) * (p - a), average, params)
 
 
-def save_state(directory: Path, state: TrainState) -> Path:
-    """Writes `directory`/00001234 whole or not at all, and removes all but the newest `KEPT`."""
+def save_state(directory: Path, state: TrainState, record: Mapping[str, Any]) -> Path:
+    """Writes `directory`/00001234 whole or not at all, and removes all but the newest `KEPT`.
+
+    record: JSON values that go into its state.json: what the state is a state of.
+    """
     step = int(state.step)
     final, partial = directory / f"{step:08}", directory / f".{step:08}.partial"
     for old in (partial, final):
         shutil.rmtree(old, ignore_errors=True)
     partial.mkdir(parents=True)
     groups = save_arrays(partial / "arrays", _named(state))
-    (partial / "state.json").write_text(json.dumps({"format": FORMAT, "groups": groups}))
+    content = {"format": FORMAT, "groups": groups, **record}
+    (partial / "state.json").write_text(json.dumps(content, indent=1) + "\n")
     partial.rename(final)
     for old in sorted(directory.glob("[0-9]*"))[:-KEPT]:
         shutil.rmtree(old)
@@ -80,8 +86,20 @@ def save_state(directory: Path, state: TrainState) -> Path:
 
 def latest_state(directory: Path) -> Path | None:
     """The newest complete checkpoint under `directory`, if there is any."""
-    found = sorted(path for path in directory.glob("[0-9]*") if (path / "state.json").exists())
-    return found[-1] if found else None
+    found = [path for path in directory.glob("[0-9]*") if (path / "state.json").exists()]
+    return max((path for path in found if path.name.isdigit()), default=None)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What state.json in `path` says. Raises CheckpointError unless this version can read it."""
+    try:
+        content = parse_json((path / "state.json").read_bytes())
+        kind, _ = content["format"], range(content["groups"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no training state: {WAY_OUT}") from error
+    if kind != FORMAT:
+        raise CheckpointError(f"{path} has format {kind!r}, this version reads {FORMAT!r}")
+    return content
 
 
 def load_state(path: Path, like: TrainState) -> TrainState:
@@ -89,14 +107,11 @@ def load_state(path: Path, like: TrainState) -> TrainState:
 
     Raises CheckpointError if it is damaged, or belongs to another network or optimiser.
     """
+    groups = read_record(path)["groups"]
     try:
-        content = json.loads((path / "state.json").read_text())
-        kind, groups = content["format"], content["groups"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no training state: remove it to start afresh") from error
-    if kind != FORMAT:
-        raise CheckpointError(f"{path} has format {kind!r}, this version reads {FORMAT!r}")
-    arrays = dict(load_arrays(path / "arrays", groups))
+        arrays = dict(load_arrays(path / "arrays", groups))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is damaged or incomplete: {WAY_OUT}") from error
     expected = {name: array.shape for name, array in _named(like)}
     found = {name: array.shape for name, array in arrays.items()}
     if different := sorted(set(expected.items()) ^ set(found.items())):

@@ -1,0 +1,122 @@
+"""The parameters that a stage starts with: those of the model before, and fresh ones."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from reground_jax.checkpoint import flatten
+from reground_jax.config import ModelConfig
+from reground_jax.model import NETWORKS, Model, leaf_shapes
+from reground_jax.networks.clip import CLIPTextModel
+from reground_jax.networks.unet import UNet
+from reground_jax.networks.vae import AutoencoderKL
+from reground_jax.settings import check_name
+from reground_jax.training.fields import parse
+from reground_jax.training.recipe import GATES
+from reground_jax.training.state import Leaves, nested
+
+
+def is_decoder(name: str) -> bool:
+    return name.startswith(("vae/decoder/", "vae/post_quant_conv/"))
+
+
+def is_grounding(name: str) -> bool:
+    """Whether a parameter is what GLIGEN adds to Stable Diffusion."""
+    return "/fuser/" in name or name.startswith("unet/position_net/")
+
+
+def fitting_fusers(given: Model, model: ModelConfig, place: Path) -> Leaves:
+    """What GLIGEN adds, of the model `given`. Raises ValueError unless it is all that fits."""
+    found = {name: leaf for name, leaf in flatten(given.params) if is_grounding(name)}
+    wanted = {name: shape for name, shape in leaf_shapes(model).items() if is_grounding(name)}
+    if {name: leaf.shape for name, leaf in found.items()} != wanted:
+        raise ValueError(f"{place} has no fusers, or fusers of another size than this U-Net")
+    return found
+
+
+def changed(model: ModelConfig, parts: dict[str, Any]) -> ModelConfig:
+    """`model` with some fields of some parts replaced, as a config file says it."""
+    for name, fields in parts.items():
+        check_name("model part", name, model.to_json())
+        part = getattr(model, name)
+        if isinstance(fields, dict):  # else `parse` says what it must be
+            fields = dataclasses.asdict(part) | fields
+        model = dataclasses.replace(model, **{name: parse(type(part), fields, f"model.{name}")})
+    return model
+
+
+def check_kept(model: ModelConfig, leaves: Leaves, may_be_new: Callable[[str], bool]) -> None:
+    """Raises ValueError if `completed` would make a parameter anew that must not be.
+
+    may_be_new: of flat names; what is not trained must not, for it stays as it is.
+    """
+    shapes = leaf_shapes(model)
+    for name in NETWORKS:
+        wanted = {k: shape for k, shape in shapes.items() if k.startswith(f"{name}/")}
+        lost = _lost(wanted, leaves)
+        if lost and not all(map(may_be_new, wanted)):
+            raise ValueError(
+                f"this stage does not train all of the {name}, and that of --from does not fit "
+                f"({lost[0]} is missing there, or of another shape): leave model.{name} out of the "
+                "config, or start from a model of its shape"
+            )
+
+
+def completed(
+    model: ModelConfig, leaves: Leaves, *, seed: int, fuser_start: str = "gates"
+) -> Leaves:
+    """All parameters of `model`: those of `leaves` where name and shape agree, else fresh ones.
+
+    A network that would keep only a part of its own is made anew as a whole, unless what is
+    missing is just GLIGEN's addition.
+    """
+    result: Leaves = {}
+    for name in NETWORKS:
+        fresh = dict(flatten({name: initialised(model, name, seed)}))
+        if fuser_start == "outputs":
+            fresh = {k: opened(k, v) for k, v in fresh.items()}
+        if not _lost({k: v.shape for k, v in fresh.items()}, leaves):
+            kept = (k for k in fresh if k in leaves and leaves[k].shape == fresh[k].shape)
+            fresh |= {k: np.asarray(leaves[k], np.float32) for k in kept}
+        result |= fresh
+    return result
+
+
+def _lost(shapes: dict[str, tuple[int, ...]], leaves: Leaves) -> list[str]:
+    """What of a network `leaves` do not have, GLIGEN's addition aside."""
+    return [
+        name
+        for name, shape in shapes.items()
+        if not is_grounding(name) and (name not in leaves or leaves[name].shape != shape)
+    ]
+
+
+def opened(name: str, leaf: Any) -> Any:
+    """A fuser's leaf with open gates and zero outputs, as ControlNet starts its branches.
+
+    Behind a zero gate a fuser's weights get gradients of the gate's sign, which wanders about zero
+    for a long time; behind a zero output they get none of it, and the model is the same.
+    """
+    if name.endswith(GATES):
+        return jnp.ones_like(leaf)
+    outputs = ("attn/to_out/kernel", "attn/to_out/bias", "ff/out/kernel", "ff/out/bias")
+    return jnp.zeros_like(leaf) if "/fuser/" in name and name.endswith(outputs) else leaf
+
+
+def initialised(model: ModelConfig, name: str, seed: int) -> dict[Any, Any]:
+    """Fresh float32 parameters of one network; residual branches of the U-Net start at zero."""
+    build: Callable[[nnx.Rngs], nnx.Module] = {
+        "text_encoder": lambda rngs: CLIPTextModel(model.text_encoder, rngs=rngs),
+        "unet": lambda rngs: UNet(model.unet, rngs=rngs),
+        "vae": lambda rngs: AutoencoderKL(model.vae, rngs=rngs),
+    }[name]
+    params = nnx.to_pure_dict(nnx.state(build(nnx.Rngs(seed))))
+    if name != "unet":
+        return params
+    zero = ("conv2/kernel", "conv2/bias", "/proj_out/kernel", "conv_out/kernel", "conv_out/bias")
+    return nested({k: jnp.zeros_like(v) if k.endswith(zero) else v for k, v in flatten(params)})

@@ -1,0 +1,208 @@
+"""Opening a stage: its data, the model that it starts from, and every check before any work."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from reground_jax.checkpoint import flatten
+from reground_jax.config import ModelConfig
+from reground_jax.devices import Device
+from reground_jax.model import read_model
+from reground_jax.networks.attention import attention_for
+from reground_jax.settings import check_name
+from reground_jax.training.config import StageConfig
+from reground_jax.training.fields import parse
+from reground_jax.training.initial import (
+    changed,
+    check_kept,
+    completed,
+    fitting_fusers,
+    is_decoder,
+    is_grounding,
+)
+from reground_jax.training.losses import AutoencoderTerms, DiffusionTerms
+from reground_jax.training.sources import Data, open_data
+from reground_jax.training.state import Leaves
+
+Terms = AutoencoderTerms | DiffusionTerms
+# Which parameters a stage trains, by flat name; the others stay as they are.
+TRAINED: dict[str, Callable[[str], bool]] = {
+    "autoencoder": lambda name: name.startswith("vae/"),
+    "text_to_image": lambda name: not name.startswith("vae/"),
+    "grounding": is_grounding,
+    "decoder": is_decoder,
+}
+# What "loss" may say: without grounding, some of DiffusionTerms would be of no effect.
+TERMS: dict[str, tuple[type[Terms], tuple[str, ...]]] = {
+    "autoencoder": (AutoencoderTerms, ("kl_weight", "edge_weight", "scales")),
+    "text_to_image": (DiffusionTerms, ("caption_drop", "min_snr_gamma")),
+    "grounding": (
+        DiffusionTerms, ("caption_drop", "grounding_drop", "box_attention", "min_snr_gamma"),
+    ),
+    "decoder": (AutoencoderTerms, ("kl_weight", "edge_weight", "scales")),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one command works with."""
+
+    kind: str  # a key of TRAINED
+    config: StageConfig
+    terms: Terms
+    data: Data
+    model: ModelConfig
+    leaves: Leaves  # of all networks, by flat name
+    tokenizer_json: str
+    out: Path
+    devices: tuple[Device, ...]
+    info: dict[str, Any]
+    experiment: dict[str, Any]  # what its numbers depend on, besides the recipe
+    accept_changes: bool = False  # go on in `out`, though its experiment was another
+
+    def attend(self) -> Callable[..., Any]:
+        # The plain form has a gradient everywhere, and is the fastest at the sizes of training.
+        return attention_for(self.devices[0].platform, "plain")
+
+    def layouts(self) -> list[Any]:
+        return list(self.data.heldout(self.config.num_samples))
+
+
+def open_stage(
+    kind: str,
+    config: StageConfig,
+    out: Path,
+    *,
+    base: Path | None,
+    fusers: Path | None = None,
+    devices: Sequence[Device] | None = None,
+    accept_changes: bool = False,
+) -> Stage:
+    """Everything that a stage starts with. Raises ValueError for whatever does not fit.
+
+    base: the model directory of the stage before; None starts from nothing (autoencoder). fusers: a
+    grounded model directory whose fusers and position net the stage "grounding" goes on with.
+    Raises FileExistsError if `out` has its model already.
+    """
+    terms = _check_request(kind, config, out, base, fusers)
+    data = open_data(config.source, config.folder)
+    model, leaves, tokenizer_json, info, origins = _start(data, base)
+    model = changed(model, config.model)
+    if is_diffusion(kind):
+        unet = dataclasses.replace(model.unet, grounded=kind == "grounding")
+        model = dataclasses.replace(model, unet=unet)
+    check_size(kind, model, terms, np.shape(data.heldout(1)[0].image)[0])
+    if kind != "autoencoder":
+        check_kept(model, leaves, TRAINED[kind])
+    if fusers is not None:
+        given = read_model(fusers)
+        leaves |= fitting_fusers(given, model, fusers)
+        earlier = [r for r in given.info.get("training", []) if r.get("stage") == "grounding"]
+        info["training"] = [*info["training"], *earlier]
+        origins["fusers"] = given.info.get("checksum")
+    leaves = completed(model, leaves, seed=config.recipe.seed, fuser_start=config.fuser_start)
+    origins["tokenizer"] = hashlib.sha256(tokenizer_json.encode()).hexdigest()
+    identity = experiment(kind, config, terms, data, model, origins)
+    return Stage(
+        kind, config, terms, data, model, leaves, tokenizer_json, out,
+        tuple(devices or jax.devices()), info, identity, accept_changes,
+    )  # fmt: skip
+
+
+def is_diffusion(kind: str) -> bool:
+    return TERMS[kind][0] is DiffusionTerms
+
+
+def _check_request(
+    kind: str, config: StageConfig, out: Path, base: Path | None, fusers: Path | None
+) -> Terms:
+    """What can be said without any data: the terms of the loss, or an error."""
+    check_name("stage", kind, TRAINED)
+    terms, known = TERMS[kind]
+    parsed = parse(terms, config.loss, "loss", known=known)
+    if config.cache_examples and not is_diffusion(kind):
+        raise ValueError(f"cache_examples keeps latents, which {kind} has none of: leave it out")
+    if base is None and kind != "autoencoder":
+        raise ValueError(f"the stage {kind} goes on from a trained model: give --from DIR")
+    if fusers is not None and kind != "grounding":
+        raise ValueError(f"--fusers is for the stage grounding, not for {kind}")
+    if (out / "model").exists():
+        raise FileExistsError(
+            f"{out}/model exists already: that run is finished; choose another --out, or remove "
+            "the model to go on from its last checkpoint"
+        )
+    return parsed
+
+
+def _start(
+    data: Data, base: Path | None
+) -> tuple[ModelConfig, Leaves, str, dict[str, Any], dict[str, Any]]:
+    """(model, its leaves, tokenizer.json, info of the model to be, identity of what it is of)."""
+    if base is not None:
+        given = read_model(base)
+        info = {"source": given.info.get("source"), "training": given.info.get("training", [])}
+        origins = {"from": given.info.get("checksum")}
+        return given.config, dict(flatten(given.params)), given.tokenizer_json, info, origins
+    if data.tokenizer is None:
+        raise ValueError(
+            "this source has no tokenizer of its own: give --from DIR, a model to start from "
+            "(`reground-jax convert` makes one of any Stable Diffusion checkpoint)"
+        )
+    tokenizer_json, tokenizer = data.tokenizer
+    info = {"source": "trained by reground_jax.training", "training": []}
+    return ModelConfig(tokenizer=tokenizer), {}, tokenizer_json, info, {}
+
+
+def check_size(kind: str, model: ModelConfig, terms: Terms, side: int) -> None:
+    """Raises ValueError unless the networks and the loss can take images of `side` pixels."""
+    multiple, why = model.vae.downsampling, "the autoencoder's latents"
+    if isinstance(terms, AutoencoderTerms):
+        smallest = 2 ** (terms.scales - 1)
+        if side // smallest < 2 or side % smallest:
+            multiple, why = smallest, f"the loss on edges at {terms.scales} scales"
+    if side % multiple or side < 2 * multiple:
+        raise ValueError(
+            f"images are {side} pixels wide: {why} asks for a multiple of {multiple}, "
+            f"at least {2 * multiple}"
+        )
+    if not is_diffusion(kind):
+        return
+    own = model.unet.sample_size * model.vae.downsampling
+    if side != own:
+        raise ValueError(
+            f"images are {side} pixels wide, but the model's are {own}: set the source's size to "
+            f'{own}, or make the model one of {side} pixels by "model": {{"unet": '
+            f'{{"sample_size": {side // model.vae.downsampling}}}}}'
+        )
+    if model.unet.in_channels != model.vae.latent_channels:
+        raise ValueError(
+            f"the U-Net takes {model.unet.in_channels} channels and latents have "
+            f"{model.vae.latent_channels}: models for inpainting cannot be trained"
+        )
+
+
+def experiment(
+    kind: str,
+    config: StageConfig,
+    terms: Terms,
+    data: Data,
+    model: ModelConfig,
+    origins: dict[str, Any],
+) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its recipe, as JSON."""
+    loss = dataclasses.asdict(terms)
+    value = {
+        "stage": kind, "start": origins, "data": dict(data.identity), "model": model.to_json(),
+        "loss": {name: loss[name] for name in TERMS[kind][1]}, "dtype": config.dtype,
+    }  # fmt: skip
+    if is_diffusion(kind):
+        value["cache_batches"] = config.cache_examples // config.recipe.batch_size
+    if kind == "grounding":
+        value |= {"wiring": config.wiring, "fuser_start": config.fuser_start}
+    return value

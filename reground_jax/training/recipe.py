@@ -1,0 +1,124 @@
+"""The recipe: how a stage is optimised, as its config file says it, and the optimiser of it."""
+
+from dataclasses import dataclass
+from typing import Any, no_type_check
+
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from reground_jax.sampling.noise import MAX_SEED
+from reground_jax.settings import check_name
+from reground_jax.training.fields import FRACTION, POSITIVE, at_least, between, check_number
+from reground_jax.training.state import Leaves
+
+GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")
+RULES = (  # (field, what it may be, whether it is a whole number)
+    ("num_steps", at_least(1), True),
+    ("batch_size", at_least(1), True),
+    ("learning_rate", POSITIVE, False),
+    ("warmup_steps", at_least(0), True),
+    ("weight_decay", at_least(0), False),
+    ("beta2", FRACTION, False),
+    ("clip_norm", POSITIVE, False),
+    ("average_decay", FRACTION, False),
+    ("gate_rate", at_least(0), False),
+    ("seed", between(0, MAX_SEED), True),
+    ("log_every", at_least(1), True),
+    ("sample_every", at_least(1), True),
+    ("save_every", at_least(1), True),
+)
+# What changes no number of a step: a run may go on with others.
+FREE = ("last_step", "log_every", "sample_every", "save_every")
+
+
+@no_type_check  # the tests' type checker must not run before the checks and sentences below
+@dataclass(frozen=True)
+class Recipe:
+    """How to optimise: warm-up, clipped gradients, and an average of the weights.
+
+    optimizer: "adamw", or "muon": kernels by Muon (Jordan et al. 2024), as large as AdamW's
+    updates (arXiv 2502.16982), and the rest by AdamW. On the small autoencoder of `configs/emoji64`
+    it needs fewer steps; it costs a few matrix products of every kernel per step.
+    """
+
+    num_steps: int  # of the learning rate's decay
+    batch_size: int  # over all devices
+    last_step: int | None = None  # where the run ends; None: at `num_steps`
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    decay: str = "cosine"  # to zero at `num_steps`; or "constant"
+    weight_decay: float = 0.01  # on kernels alone
+    beta2: float = 0.99
+    clip_norm: float = 1.0
+    average_decay: float = 0.999
+    gate_rate: float = 1.0  # learning rate of the fusers' gates, in learning rates of the rest
+    seed: int = 0
+    log_every: int = 20
+    sample_every: int = 500
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        check_name("decay", self.decay, ("cosine", "constant"))
+        check_name("optimizer", self.optimizer, ("adamw", "muon"))
+        for name, rule, whole in RULES:
+            check_number(name, getattr(self, name), *rule, whole=whole)
+        if self.last_step is not None:
+            check_number("last_step", self.last_step, *at_least(1), whole=True)
+        if not 1 <= self.end <= self.num_steps:
+            raise ValueError(
+                f"last_step is {self.last_step}: it must be 1..{self.num_steps}, the steps that "
+                "there are learning rates for"
+            )
+
+    @property
+    def end(self) -> int:
+        return self.num_steps if self.last_step is None else self.last_step
+
+    def learning_rates(self) -> optax.Schedule:
+        warm = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
+        after = optax.constant_schedule(self.learning_rate)
+        if self.decay == "cosine":
+            left = max(self.num_steps - self.warmup_steps, 1)
+            after = optax.cosine_decay_schedule(self.learning_rate, left)
+        return optax.join_schedules([warm, after], [self.warmup_steps])
+
+    def transform(self) -> optax.GradientTransformation:
+        """The optimiser over flat parameters."""
+
+        def kernels(params: Leaves) -> dict[str, bool]:
+            return {name: name.endswith("kernel") for name in params}
+
+        def matrices(params: Leaves) -> dict[str, MuonDimensionNumbers | None]:
+            """Kernels as matrices: the last axis is the output, a convolution's rest the input."""
+            return {
+                name: MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+                if name.endswith("kernel")
+                else None
+                for name, leaf in params.items()
+            }
+
+        rates = self.learning_rates()
+        if self.optimizer == "muon":
+            step = muon(
+                rates,
+                weight_decay=self.weight_decay,
+                adam_b2=self.beta2,
+                muon_weight_dimension_numbers=matrices,  # type: ignore[arg-type]
+                consistent_rms=0.2,
+            )
+        else:
+            step = optax.adamw(rates, b2=self.beta2, weight_decay=self.weight_decay, mask=kernels)
+
+        def hurry_gates(updates: Leaves, _: Any) -> Leaves:
+            """A gate is one number that moves by a learning rate per step: short runs need more."""
+            return {
+                name: update * (self.gate_rate if name.endswith(GATES) else 1)
+                for name, update in updates.items()
+            }
+
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            step,
+            optax.stateless(hurry_gates),  # type: ignore[arg-type]
+        )
