@@ -41,7 +41,7 @@ def listed(found: Sequence[Difference]) -> str:
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, part in value.items():
-        if isinstance(part, dict) and part:
+        if isinstance(part, dict):
             yield from _leaves(part, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", part

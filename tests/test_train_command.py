@@ -20,6 +20,8 @@ from reground_jax.readers import Rejected
 from reground_jax.readers.annotated import crop_box, largest
 from reground_jax.readers.coco import read_coco
 from reground_jax.readers.jsonl import read_jsonl
+from reground_jax.training import opening, stages
+from reground_jax.training.trainer import Diverged
 from tests.training import SIZE, tiny_recipe
 
 
@@ -89,7 +91,7 @@ def test_a_bad_line_of_jsonl_is_named(coco):
 
 
 @pytest.mark.parametrize(("kind", "wiring"), [("coco", "sequential"), ("jsonl", "parallel")])
-def test_a_folder_of_annotated_images_trains_grounding(kind, wiring, coco, base):
+def test_a_folder_of_annotated_images_trains_grounding(kind, wiring, coco, base, capsys):
     source = {
         "coco": {"instances": "instances.json", "captions": "captions.json", "images": "."},
         "jsonl": {"path": "train.jsonl"},
@@ -106,6 +108,9 @@ def test_a_folder_of_annotated_images_trains_grounding(kind, wiring, coco, base)
     model = read_model(coco / "run" / "model")
     assert model.config.unet.grounded
     assert model.info["training"][-1]["wiring"] == wiring
+    assert "changes" not in model.info["training"][-1]
+    assert main([*command, "--out", str(coco / "run")]) == 2  # told at once, not after training
+    assert "exists already: that run is finished" in capsys.readouterr().err
 
 
 def test_a_wrong_config_is_one_sentence(coco, base, capsys):
@@ -122,6 +127,35 @@ def test_a_wrong_config_is_one_sentence(coco, base, capsys):
     assert (
         "recipe field 'num_step' is unknown: did you mean 'num_steps'?" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"),
+    [
+        (lambda: True, 0, ""),
+        (lambda: False, 3, "stopped before the end; the same command goes on from"),
+        (KeyboardInterrupt(), 130, "the same command goes on from"),
+        (Diverged("the loss is nan"), 1, "error: the loss is nan"),
+        (ValueError("another experiment"), 2, "error: another experiment"),
+    ],
+)
+def test_every_end_has_its_exit_code_and_sentence(end, code, told, coco, capsys, monkeypatch):
+    def stage(opened, *, minutes):
+        assert minutes == 1.5 and opened == {"accept_changes": True, "base": None, "fusers": None}
+        if isinstance(end, BaseException):
+            raise end
+        return end()
+
+    monkeypatch.setitem(stages.STAGES, "grounding", stage)
+    monkeypatch.setattr(opening, "open_stage", lambda kind, config, out, **options: options)
+    config = {"source": {"kind": "jsonl"}, "recipe": {"num_steps": 3, "batch_size": 4}}
+    (coco / "config.json").write_text(json.dumps(config))
+    command = ["train", "grounding", "--config", str(coco / "config.json"), "--out", str(coco)]
+    assert main([*command, "--minutes", "1.5", "--accept-changes"]) == code
+    assert told in capsys.readouterr().err
+    for minutes in ("nan", "-1"):
+        assert main([*command, "--minutes", minutes]) == 2
+        assert "--minutes is " in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from reground_jax.checkpoint import flatten
+from reground_jax.identity import differences
 from reground_jax.model import read_model
 from reground_jax.training.config import StageConfig
 from reground_jax.training.initial import changed, check_kept
 from reground_jax.training.losses import AutoencoderTerms, DiffusionTerms
-from reground_jax.training.opening import TRAINED, open_stage
+from reground_jax.training.opening import TRAINED, experiment, open_stage
 from reground_jax.training.recipe import Recipe
 from reground_jax.training.sources import Data, open_data
 from tests.training import SIZE, TINY, Squares, tiny_recipe
@@ -249,3 +250,32 @@ def test_what_would_be_of_no_effect_or_too_late_is_refused(base, tmp_path, monke
     (tmp_path / "model").mkdir()
     with pytest.raises(FileExistsError, match="model exists already: that run is finished"):
         opened("grounding", monkeypatch, tmp_path, base=base)
+
+
+def test_the_experiment_has_what_changes_numbers_and_nothing_else():
+    recipe = tiny_recipe(num_steps=6)
+
+    def of(kind="grounding", config=None, terms=None, model=TINY, origins=None, **data):
+        config = config or StageConfig(source={}, recipe=recipe)
+        given = Data(Squares(), lambda n: [], None, data)
+        return experiment(kind, config, terms or DiffusionTerms(), given, model, origins or {})
+
+    def config(**fields):
+        return StageConfig(source={}, recipe=recipe, **fields)
+
+    changes = {
+        "wiring": of(config=config(wiring="parallel")),
+        "fuser_start": of(config=config(fuser_start="outputs")),
+        "dtype": of(config=config(dtype="bfloat16")),
+        "cache_batches": of(config=config(cache_examples=8)),
+        "loss.box_attention": of(terms=DiffusionTerms(box_attention=0.1)),
+        "model.unet.sample_size": of(model=changed(TINY, {"unet": {"sample_size": 16}})),
+        "start.from": of(origins={"from": "another checksum"}),
+        "data.examples": of(examples=3),
+    }
+    for name, other in changes.items():
+        assert [difference.name for difference in differences(of(), other)] == [name]
+    same = of(config=config(save_dtype="float32", num_samples=3, folder=Path("elsewhere")))
+    assert differences(of(), same) == []
+    # The fusers' wiring is nothing that text-to-image depends on.
+    assert "wiring" not in of("text_to_image")

@@ -22,7 +22,7 @@ from tests.training import tiny_recipe
 
 def line_loss(params, batch):
     """A straight line through points: compiles in no time."""
-    error = params["line"]["kernel"] * batch[:, 0] - batch[:, 1]
+    error = params["line"]["kernel"][0] * batch[:, 0] - batch[:, 1]
     return jnp.square(error).mean(), {"error": jnp.abs(error).mean()}
 
 
@@ -33,7 +33,7 @@ def points(step: int) -> np.ndarray:
 
 
 def line(out: Path, recipe: Recipe | None = None, make=points, **fields: Any) -> Trainer:
-    trained = {"line/kernel": np.zeros(1, np.float32)}
+    trained = {"line/kernel": np.zeros((1, 1), np.float32)}
     return Trainer(
         line_loss, recipe or tiny_recipe(num_steps=6, save_every=2), trained, {}, make, out,
         tuple(jax.devices()[:1]), **fields,
@@ -130,6 +130,14 @@ def test_arrays_that_are_gone_do_not_advise_to_convert(begun):
     assert "convert" not in str(caught.value)
 
 
+def test_a_state_of_another_optimiser_is_refused_by_its_record_and_by_its_arrays(begun):
+    muon = tiny_recipe(num_steps=6, optimizer="muon")
+    with pytest.raises(ValueError, match='recipe.optimizer "adamw" -> "muon".*another --out'):
+        line(begun, muon, experiment=EXPERIMENT)
+    with pytest.raises(CheckpointError, match="another --out folder"):
+        line(begun, muon, experiment=EXPERIMENT, accept_changes=True)
+
+
 def test_differences_have_the_names_of_all_parts():
     old = {"a": 1, "b": {"c": [1, 2], "d": "x"}, "gone": True}
     new = {"a": 1, "b": {"c": (1, 3), "d": "x" * 200}}
@@ -140,6 +148,24 @@ def test_differences_have_the_names_of_all_parts():
 
 
 # ---- every end
+
+
+def test_a_run_may_end_before_its_learning_rates(tmp_path):
+    recipe = tiny_recipe(num_steps=6)
+    early = dataclasses.replace(recipe, last_step=2)
+    assert line(tmp_path, early).run(progress=False)
+    assert line(tmp_path, recipe).run(progress=False)
+    line(tmp_path / "whole", recipe).run(progress=False)
+    ends = [
+        (out / "log.jsonl").read_text().splitlines()[-1] for out in (tmp_path, tmp_path / "whole")
+    ]
+    assert json.loads(ends[0])["loss"] == json.loads(ends[1])["loss"]
+
+
+def test_a_time_limit_ends_in_a_checkpoint(tmp_path):
+    trainer = line(tmp_path, tiny_recipe(num_steps=60))
+    assert not trainer.run(minutes=0, progress=False)
+    assert int(line(tmp_path, tiny_recipe(num_steps=60)).state.step) == 1
 
 
 def test_an_error_in_the_data_leaves_a_checkpoint_of_all_steps_done(tmp_path):
