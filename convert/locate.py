@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import reground_jax
+from reground_jax.home import cache_folder, expand_home, writable_cache
 from reground_jax.model import is_model_directory
 
 from .convert import convert
 from .full_disk import is_full
-from .home import cache_folder, expand_home, writable_cache
 from .sources import resolve
 
 MODELS = Path(reground_jax.__file__).parent / "models"

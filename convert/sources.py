@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reground_jax.home import expand_home
 from reground_jax.json_text import parse_json
 from reground_jax.wording import named, shown
 
 from . import hub
 from .forms import form_of, read_bounded
-from .home import expand_home
 from .pickle_data import Inert, Name
 from .pickles import load_torch, plain
 from .rules import read_json

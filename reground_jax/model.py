@@ -59,6 +59,12 @@ class Model:
     tokenizer_json: str
     info: dict[str, Any]  # source, checksum, dtype, converter version: facts, not settings
 
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        kinds = "+".join(sorted({str(leaf.dtype) for leaf in leaves}))
+        count = sum(leaf.size for leaf in leaves) / 1e6
+        return f"Model({self.info.get('source', 'unknown')}, {count:.2f} M parameters, {kinds})"
+
 
 @functools.cache
 def network(config: ModelConfig, name: str) -> tuple[nnx.GraphDef, Params]:

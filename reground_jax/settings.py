@@ -154,20 +154,21 @@ def check_name(kind: str, name: object, known: Iterable[str]) -> None:
     raise ValueError(f"{kind} {name!r} is unknown: {hint} must be one of {', '.join(known)}")
 
 
-def _number(name: str, value: object, rule: str) -> float:
+def number(name: str, value: object, rule: str) -> float:
     """A finite float from a Python, numpy or JSON number; text and booleans are mistakes."""
     try:
         if isinstance(value, (str, bytes, bool)):
             raise TypeError
-        number = float(value)  # type: ignore[arg-type]
+        given = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} is {value!r}, which is not a number: {rule}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}: {rule}")
-    return number
+    if not math.isfinite(given):
+        raise ValueError(f"{name} is {given}: {rule}")
+    return given
 
 
-def _whole(name: str, value: object, rule: str) -> int:
+def whole_number(name: str, value: object, rule: str) -> int:
+    """An int from a Python, numpy or JSON integer; booleans are mistakes."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -178,7 +179,7 @@ def _whole(name: str, value: object, rule: str) -> int:
 
 def _count(name: str, value: object, limit: int) -> int:
     rule = f"give a whole number from 1 to {limit}"
-    count = _whole(name, value, rule)
+    count = whole_number(name, value, rule)
     if not 1 <= count <= limit:
         raise ValueError(f"{name} is {count}: {rule}")
     return count
@@ -186,7 +187,7 @@ def _count(name: str, value: object, limit: int) -> int:
 
 def _size(name: str, value: object) -> int:
     rule = f"image sides are multiples of {SIZE_MULTIPLE} pixels"
-    pixels = _whole(name, value, rule)
+    pixels = whole_number(name, value, rule)
     if pixels > MAX_SIDE:
         raise ValueError(f"{name} is {pixels}: image sides are at most {MAX_SIDE} pixels")
     if pixels < SIZE_MULTIPLE or pixels % SIZE_MULTIPLE:
@@ -205,7 +206,7 @@ def _parts(value: object) -> object:
 
 def _guidance_scale(value: object) -> float:
     rule = "give a finite number, at least 0 (1 turns guidance off)"
-    scale = _number("guidance_scale", value, rule)
+    scale = number("guidance_scale", value, rule)
     if scale < 0:
         raise ValueError(f"guidance_scale is {scale}: {rule}")
     return scale
@@ -216,7 +217,7 @@ def _interval(value: object) -> tuple[float, float]:
     value = _parts(value)
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"guidance_interval is {value!r}: {rule}")
-    start, stop = (_number(f"an end of guidance_interval {value}", end, rule) for end in value)
+    start, stop = (number(f"an end of guidance_interval {value}", end, rule) for end in value)
     if not 0 <= start < stop <= 1:
         raise ValueError(f"guidance_interval is {value}: {rule}")
     return start, stop
@@ -224,7 +225,7 @@ def _interval(value: object) -> tuple[float, float]:
 
 def _eta(value: object, solver: str) -> float:
     rule = "give a number in 0..1 (0 is deterministic, 1 adds as much noise as DDPM)"
-    eta = _number("eta", value, rule)
+    eta = number("eta", value, rule)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}: {rule}")
     if eta and solver != "ddim":
@@ -237,13 +238,13 @@ def _gamma(value: object) -> float | tuple[float, float, float]:
     rule = "give a fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1"
     value = _parts(value)
     if not isinstance(value, list):
-        gamma = _number("gamma", value, rule)
+        gamma = number("gamma", value, rule)
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma is {gamma}: {rule}")
         return gamma
     if len(value) != 3:
         raise ValueError(f"gamma is {value}, which has {len(value)} parts: {rule}")
-    on, decay, off = (_number(f"a part of gamma {value}", part, rule) for part in value)
+    on, decay, off = (number(f"a part of gamma {value}", part, rule) for part in value)
     if min(on, decay, off) < 0:
         raise ValueError(f"gamma is {value}, which has a negative part: {rule}")
     if abs(on + decay + off - 1) > GAMMA_TOLERANCE:

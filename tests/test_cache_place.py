@@ -14,7 +14,7 @@ from reground_jax import Pipeline
 from reground_jax.cli import build_parser
 from reground_jax.cli.sampling import keep_programs, load
 from reground_jax.convert import locate
-from reground_jax.convert.home import cache_folder, expand_home, writable_cache
+from reground_jax.home import cache_folder, expand_home, writable_cache
 from tests import reference
 
 UNWRITABLE = "/proc/nowhere"  # nobody, not even root, can make a folder in /proc

@@ -240,6 +240,7 @@ def test_nan_in_the_weights_is_blamed_on_the_weights():
 
 def test_a_pipeline_and_what_it_works_with_print_in_a_few_lines(pipe):
     assert repr(pipe) == "Pipeline(model, 16x16, 0.50 M parameters, float32, 1 x cpu)"
+    assert repr(tiny_model()) == "Model(unknown, 0.50 M parameters, float32)"
     plan = pipe.plan(Settings(num_steps=4))
     conditioning = pipe.encode([CAT])
     prepared = pipe.prepare(conditioning, plan.timesteps)

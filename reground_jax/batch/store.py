@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from reground_jax.batch.lock import file_lock, lease
+from reground_jax.home import expand_home
 
 LOCKS = "locks"
 Put = Callable[[str, bytes], None]
@@ -66,7 +67,7 @@ def open_store(url: str, *, owner: str = "reader") -> Store:
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return LocalStore(Path(url).expanduser(), owner)
+        return LocalStore(expand_home(url), owner)
     if scheme == "file":
         return LocalStore(Path(rest), owner)
     return ObjectStore(url.rstrip("/"), owner)
@@ -77,7 +78,7 @@ def open_input(path: str) -> Any:
     try:
         if "://" in path:
             return fsspec_of(path).open(path, "rb")
-        return open(Path(path).expanduser(), "rb")
+        return open(expand_home(path), "rb")
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -220,11 +220,11 @@ class Job:
 
 
 def find_checkpoint(model: str | None, cache: str | None) -> tuple[Path, str]:
-    """The model's directory and the checksum of its arrays."""
+    """The model's directory and its checksum."""
     from reground_jax.model import read_description
 
     directory = locate(model, cache)
-    return directory, read_description(directory).info["checksum"]
+    return directory, read_description(directory).checksum
 
 
 def report_input(index: Index, store: Store) -> None:

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_verifiers()  # before minutes of work
 
     from reground_jax.convert.convert import convert
-    from reground_jax.convert.home import expand_home
+    from reground_jax.home import expand_home
 
     destination = expand_home(arguments.destination).absolute()
 

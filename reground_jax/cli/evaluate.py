@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from reground_jax.cli import request
 from reground_jax.cli.progress import Bar
 from reground_jax.cli.sampling import DEFAULT_MODEL, add_cache_option, load, locate
+from reground_jax.home import expand_home
 from reground_jax.settings import DTYPES, SOLVER_NAMES, Settings
 
 if TYPE_CHECKING:
@@ -133,13 +134,13 @@ def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[
         return get
 
     return Study(
-        out=Path(arguments.out).expanduser(),
+        out=expand_home(arguments.out),
         models={name: loader(place) for name, place in places.items()},
         cases=cases,
         series=wiring_series(list(places), list(cases), gammas),
         settings=settings,
         identity={
-            "checksums": {n: read_description(p).info["checksum"] for n, p in places.items()},
+            "checksums": {n: read_description(p).checksum for n, p in places.items()},
             "probes": probes.checksum,
             "gate_scale": arguments.gate_scale,
             "rich_phrases": arguments.rich_phrases,

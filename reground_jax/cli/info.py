@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reground_jax.cli.sampling import DEFAULT_MODEL
+from reground_jax.home import expand_home
 
 if TYPE_CHECKING:
     from reground_jax.config import ModelConfig
@@ -73,7 +74,7 @@ def own_directory(name: str) -> Path:
     from reground_jax.convert.locate import built_in
     from reground_jax.convert.sources import detect
 
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if (found := built_in(name)) is not None:
         return found
     if not path.exists():

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from reground_jax.home import expand_home
 from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.settings import DTYPES, SOLVER_NAMES, WIRINGS, Settings
 
@@ -157,7 +158,7 @@ def _split_box(text: str) -> tuple[str, list[int | float | str]]:
 
 def output_path(out: str | None, name: str) -> Path:
     """Where to write: a PNG file, or `name` in a folder. Raises ValueError for other forms."""
-    path = Path(out or name).expanduser()
+    path = expand_home(out or name)
     if path.is_dir() or (out or "").endswith("/"):
         path /= name
     if path.suffix.lower() != ".png":

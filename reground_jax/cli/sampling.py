@@ -51,8 +51,8 @@ def locate(name: str | None, cache: str | None = None) -> Path:
     cache: the folder that --cache names. Raises ValueError or OSError.
     """
     name = name or DEFAULT_MODEL
-    from reground_jax.convert.home import expand_home
     from reground_jax.convert.locate import model_directory
+    from reground_jax.home import expand_home
     from reground_jax.model import is_model_directory
 
     path = expand_home(name)
@@ -100,7 +100,7 @@ def keep_programs(cache: str | None = None) -> None:
     """
     import jax
 
-    from reground_jax.convert.home import writable_cache
+    from reground_jax.home import writable_cache
 
     named: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if cache is None and named is not None:  # by JAX_COMPILATION_CACHE_DIR

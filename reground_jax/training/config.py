@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, no_type_check
 
 from reground_jax.json_text import parse_json
-from reground_jax.settings import DTYPES, WIRINGS, check_name
+from reground_jax.settings import DTYPES, WIRINGS, check_name, wiring_name
 from reground_jax.training.fields import at_least, check_number, parse
 from reground_jax.training.recipe import Recipe
 
@@ -45,6 +45,7 @@ class StageConfig:
     folder: Path = Path()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "wiring", wiring_name(self.wiring))
         check_name("wiring", self.wiring, GROUNDED_WIRINGS)
         check_name("fuser_start", self.fuser_start, FUSER_STARTS)
         check_name("dtype", self.dtype, DTYPES)

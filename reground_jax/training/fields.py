@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from reground_jax.settings import _number, _whole, check_name
+from reground_jax.settings import check_name, number, whole_number
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def check_number(
 ) -> None:
     """Raises ValueError unless `value` is a finite number that is `allowed`; `words` say which."""
     rule = f"give a {'whole ' if whole else ''}number {words}"
-    if not allowed((_whole if whole else _number)(name, value, rule)):
+    if not allowed((whole_number if whole else number)(name, value, rule)):
         raise ValueError(f"{name} is {value}: {rule}")
 
 
