@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, no_type_check
 
+from reground_jax.wording import shown
+
 # How a transformer block joins gated self-attention and cross-attention (networks/transformer.py).
 Wiring = Literal["sequential", "parallel", "no_text", "no_grounding", "text_first"]
 WIRINGS: tuple[Wiring, ...] = get_args(Wiring)
@@ -161,7 +163,7 @@ def number(name: str, value: object, rule: str) -> float:
             raise TypeError
         given = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} is {value!r}, which is not a number: {rule}") from None
+        raise ValueError(f"{name} is {shown(value)}, which is not a number: {rule}") from None
     if not math.isfinite(given):
         raise ValueError(f"{name} is {given}: {rule}")
     return given
@@ -174,7 +176,7 @@ def whole_number(name: str, value: object, rule: str) -> int:
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise ValueError(f"{name} is {value!r}, which is not a whole number: {rule}") from None
+        raise ValueError(f"{name} is {shown(value)}, which is not a whole number: {rule}") from None
 
 
 def _count(name: str, value: object, limit: int) -> int:
@@ -216,7 +218,7 @@ def _interval(value: object) -> tuple[float, float]:
     rule = "give two fractions of the steps, 0 <= start < stop <= 1 (guidance_scale=1 for none)"
     value = _parts(value)
     if not isinstance(value, list) or len(value) != 2:
-        raise ValueError(f"guidance_interval is {value!r}: {rule}")
+        raise ValueError(f"guidance_interval is {shown(value)}: {rule}")
     start, stop = (number(f"an end of guidance_interval {value}", end, rule) for end in value)
     if not 0 <= start < stop <= 1:
         raise ValueError(f"guidance_interval is {value}: {rule}")
@@ -243,7 +245,7 @@ def _gamma(value: object) -> float | tuple[float, float, float]:
             raise ValueError(f"gamma is {gamma}: {rule}")
         return gamma
     if len(value) != 3:
-        raise ValueError(f"gamma is {value}, which has {len(value)} parts: {rule}")
+        raise ValueError(f"gamma is {shown(value)}, which has {len(value)} parts: {rule}")
     on, decay, off = (number(f"a part of gamma {value}", part, rule) for part in value)
     if min(on, decay, off) < 0:
         raise ValueError(f"gamma is {value}, which has a negative part: {rule}")

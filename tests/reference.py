@@ -156,6 +156,8 @@ def rewire(model: UNet2DConditionModel, wiring: str) -> None:
         elif wiring == "sequential":
             x = x + gsa(x)
             x = x + ca(x)
+        else:
+            raise ValueError(f"wiring {wiring!r} has no formula here")
         return x + self.ff(self.norm3(x))
 
     for module in model.modules():

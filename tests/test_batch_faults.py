@@ -229,7 +229,9 @@ def undisturbed(tiny_model_dir, compiled, tmp_path_factory) -> tuple[Path, Path]
     return lines, folder / "out"
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(kills, marks=pytest.mark.slow) for kills in (5, 50)]
+)
 def test_a_run_of_the_model_survives_kills(start, kills, tiny_model_dir, compiled, tmp_path):
     lines = write_lines(tmp_path / "in.jsonl", [layout(i) for i in range(32 * kills)])
     code, errors = finish(start(tiny(tiny_model_dir, lines, tmp_path / "once"), **compiled))

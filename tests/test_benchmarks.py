@@ -1,5 +1,6 @@
 """The benchmarks count, time and compare what they say, at tiny size."""
 
+import dataclasses
 import json
 import re
 import time
@@ -153,7 +154,7 @@ def test_attention_is_measured_on_the_shapes_of_the_unet(pipe):
 
 
 def test_a_batch_that_does_not_divide_is_refused(pipe):
-    two = Pipeline(**vars(pipe) | {"devices": pipe.devices * 2})
+    two = dataclasses.replace(pipe, devices=pipe.devices * 2)
     with pytest.raises(ValueError, match="the batch is 3 on 2 devices: take a multiple of 2"):
         run("vae", two, Work(STEPS, batch=3), repeats=1)
 
@@ -262,6 +263,7 @@ def test_a_warm_cache_compiles_nothing_at_start_up():
     assert "warm cache" in startup.show(record)
 
 
+@pytest.mark.slow
 def test_approximate_options_are_compared_with_the_first_by_work_and_quality(monkeypatch):
     options = (
         {"solver": "plms", "num_steps": 4},

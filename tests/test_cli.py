@@ -299,7 +299,7 @@ def test_options_beside_from_change_what_they_name(bear, tmp_path, capsys):
     assert (pixels(out) != pixels(bear)).mean() > 0.5  # of the values: another image
     message = one_error(capsys, [*argv, "--box", "a@0,0,1,1"])
     assert "has the prompt and the boxes: leave out" in message
-    assert "2 boxes, more than max_boxes=1" in one_error(capsys, [*argv, "--max-boxes", "1"])
+    assert "2 boxes, more than --max-boxes 1" in one_error(capsys, [*argv, "--max-boxes", "1"])
 
 
 def test_a_model_that_is_gone_or_another_is_named(bear, tiny_model_dir, tmp_path, capsys):

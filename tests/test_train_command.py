@@ -90,7 +90,10 @@ def test_a_bad_line_of_jsonl_is_named(coco):
     assert sum(not isinstance(entry, Rejected) for entry in entries) == 4
 
 
-@pytest.mark.parametrize(("kind", "wiring"), [("coco", "sequential"), ("jsonl", "parallel")])
+@pytest.mark.parametrize(
+    ("kind", "wiring"),
+    [pytest.param("coco", "sequential", marks=pytest.mark.slow), ("jsonl", "parallel")],
+)
 def test_a_folder_of_annotated_images_trains_grounding(kind, wiring, coco, base, capsys):
     source = {
         "coco": {"instances": "instances.json", "captions": "captions.json", "images": "."},

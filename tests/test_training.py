@@ -65,6 +65,7 @@ def test_grounding_changes_every_new_leaf_and_no_frozen_bit(base, tmp_path, monk
     assert Pipeline.load(tmp_path / "model").config.unet.grounded
 
 
+@pytest.mark.slow
 def test_fusers_of_another_model_are_taken_over_and_go_on(base, tmp_path, monkeypatch):
     first = squares_stage("grounding", tmp_path / "first", base, monkeypatch)
     assert STAGES["grounding"](first, minutes=None)
@@ -156,6 +157,7 @@ def latent_trainer(stage: Stage, out: Path, recipe: Recipe, killed_at: int | Non
     return Trainer(loss, recipe, trained, frozen, make, out, tuple(jax.devices()[:1]))
 
 
+@pytest.mark.slow  # a minute each; test_train_command.py kills a whole process three times
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_killed_at_three_random_steps_it_goes_on_bit_for_bit(
     optimizer, base, tmp_path, monkeypatch

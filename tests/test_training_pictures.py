@@ -227,7 +227,7 @@ def test_a_caption_that_is_no_text_is_refused_where_it_is_read(tmp_path):
     line = {"image": "a.png", "caption": ["a dog", 5]}
     (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
     (entry,) = read_jsonl(tmp_path / "train.jsonl")
-    assert isinstance(entry, Rejected) and "is 5: it must be a text" in entry.reason
+    assert isinstance(entry, Rejected) and "['a dog', 5]: it must be a text" in entry.reason
 
 
 # ---- the order of examples

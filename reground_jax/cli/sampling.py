@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from reground_jax.cli.progress import Bar, say
-from reground_jax.images import to_uint8
 from reground_jax.layout import Layout
 from reground_jax.settings import Settings
 
@@ -141,10 +140,9 @@ def sample(
             **keywords,
             seeds=seeds,
             batch_size=batch_size,
-            output="numpy",
             progress=progress,
         )
-    return list(to_uint8(images, value_range="0..1"))
+    return [np.asarray(image) for image in images]
 
 
 def describe_devices(devices: Sequence[Any]) -> str:
