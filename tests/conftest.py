@@ -1,5 +1,7 @@
 """Every annotation with a shape is checked while the tests run (jaxtyping and beartype)."""
 
+import ctypes
+import gc
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,15 @@ import tests.typechecker  # noqa: F401  the hook names it
 from tests.processes import starting
 
 install_import_hook("reground_jax", "tests.typechecker.check")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_goes_back():
+    """What a file of tests has compiled and freed goes back to the system, not to the next file."""
+    yield
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what is freed
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
