@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +147,18 @@ def write_model(
             _write(partial / "config.json", json.dumps(content, indent=2) + "\n")
         _publish(partial, directory)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         raise
     return info
+
+
+def _remove(partial: Path) -> None:
+    """Removes a folder into which Orbax's threads may still be writing what has failed."""
+    for _ in range(100):
+        shutil.rmtree(partial, ignore_errors=True)
+        if not partial.exists():
+            return
+        time.sleep(0.05)
 
 
 def _publish(partial: Path, directory: Path) -> None:
