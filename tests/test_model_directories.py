@@ -366,6 +366,13 @@ def test_info_of_a_stranger_moves_no_cursor(directory, capsys):
 # ---- disks that are full or read-only, and places that are taken
 
 
+# Orbax's threads fail, too, and say so when they please.
+ORBAX_THREADS = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
+
 @contextlib.contextmanager
 def files_of_at_most(limit: int) -> Iterator[None]:
     """The system's limit on the size of a file, which acts like a disk that fills up within one."""
@@ -379,6 +386,7 @@ def files_of_at_most(limit: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@ORBAX_THREADS
 @pytest.mark.parametrize("limit", [1000, 20_000, 100_000])  # in its metadata, and in its data
 def test_a_model_on_a_full_disk_is_one_sentence_and_leaves_nothing(limit, tmp_path):
     with pytest.raises(OSError, match="File too large") as caught, files_of_at_most(limit):
@@ -387,6 +395,7 @@ def test_a_model_on_a_full_disk_is_one_sentence_and_leaves_nothing(limit, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@ORBAX_THREADS
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
 def test_a_disk_that_is_full_at_the_end_is_one_sentence(name, tmp_path, monkeypatch):
     def full(path: Path, content: bytes) -> int:
