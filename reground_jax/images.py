@@ -23,14 +23,13 @@ from reground_jax.fields import as_int, check_range
 from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
 from reground_jax.png_text import NotPNG, read_png_text
-from reground_jax.settings import Settings, check_name
+from reground_jax.settings import MAX_SEED, Settings, check_name
 from reground_jax.version import __version__
 from reground_jax.wording import shown
 
 CHUNK = "reground"
 FORMAT = 1  # of the JSON in the chunk; raised when a reader of the old form would misread it
 MAX_TEXT = 2**22  # bytes of the chunk: far above 1024 boxes with long phrases
-MAX_SEED = 2**32 - 1  # as in sampling/noise.py, which imports jax
 LONGEST_REASON = 400  # a recipe may quote itself at any length
 
 

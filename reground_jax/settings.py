@@ -31,6 +31,7 @@ MAX_STEPS = 1000  # the time steps that Stable Diffusion was trained on
 # Far more than a Stable Diffusion model is good for, and small enough that a recipe in a stranger's
 # file cannot ask for more memory than any machine has.
 MAX_SIDE = 8192
+MAX_SEED = 2**32 - 1  # seeds are uint32
 MAX_BOXES = 1024
 SIZE_MULTIPLE = 8  # of the Stable Diffusion VAE; a checkpoint with another factor checks its own
 GAMMA_TOLERANCE = 1e-6  # .7 + .2 + .1 is not 1 in floating point

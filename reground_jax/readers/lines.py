@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, id_text, whole_number
+from reground_jax.settings import MAX_SEED
 from reground_jax.wording import shown
-
-MAX_SEED = 2**32 - 1  # as in sampling/noise.py, which imports jax
 
 
 class Line(NamedTuple):

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int, UInt32
 
+from reground_jax.settings import MAX_SEED
+
 # Kinds of noise, the first `fold_in` constant. Never renumber: images would change.
 INITIAL = 0  # x_T
 ETA = 1  # the noise that DDIM adds at each step when eta > 0
 INPAINT = 2  # re-noising of the known region at each step
 VAE = 3  # sampling the encoder's posterior
-
-MAX_SEED = 2**32 - 1
 
 
 def check_seeds(seeds: Iterable[Any]) -> UInt32[np.ndarray, "B"]:
