@@ -46,11 +46,9 @@ def measure(gamma: float, *, layouts: int = LAYOUTS) -> dict[str, Any]:
     rows, first = [], {}
     for option in OPTIONS:
         settings = Settings(gamma=gamma, guidance_scale=4.0, wiring="sequential", **option)
-        keywords = settings.to_json()
-        del keywords["dtype"]
         images = pipe(
-            [case.layout for case in cases], seeds=[seed_of(case) for case in cases],
-            batch_size=BATCH, output="numpy", **keywords,
+            [case.layout for case in cases], settings, seeds=[seed_of(case) for case in cases],
+            batch_size=BATCH, output="numpy",
         )  # fmt: skip
         records: list[Record] = scorer(to_uint8(images, value_range="0..1"), cases)
         values = {name: STATISTICS[name](records, weights) for name in MEASURED}
@@ -71,7 +69,7 @@ def measure(gamma: float, *, layouts: int = LAYOUTS) -> dict[str, Any]:
 def forwards(pipe: Pipeline, settings: Settings) -> int:
     """Passes of one image through the U-Net, both branches of guidance counted."""
     guided = guided_steps(settings.guidance_interval, settings.num_steps)
-    evaluations = len(pipe.plan(settings).timesteps)
+    evaluations = len(pipe.programs.plan(settings).timesteps)
     more_in_the_first_step = evaluations - settings.num_steps
     return evaluations + len(guided) + (more_in_the_first_step if 0 in guided else 0)
 

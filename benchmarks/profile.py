@@ -62,7 +62,7 @@ def measure(pipe: Pipeline, work: Work) -> dict[str, Any]:
     spent: Counter[str] = Counter()
     for operation, seconds in times.items():
         spent[parts.get(operation, OTHER)] += 1e3 * seconds
-    height, width, _ = pipe.latent_shape(work.settings)
+    height, width, _ = pipe.programs.latent_shape(work.settings)
     branches = work.batch * (1 if work.settings.guidance_scale == 1 else 2)
     macs = unet_macs(
         pipe.config.unet, height, width, grounding_tokens=work.settings.max_boxes,

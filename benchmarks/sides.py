@@ -57,7 +57,7 @@ class Ours:
             settings = Settings(solver="ddim", num_steps=self.steps, wiring=wiring)
             denoising = Denoising.of(self.pipe, Work(settings))
             plan, seeds = denoising.inputs.plan, np.zeros(1, np.uint32)
-            state = self.pipe.start(plan, settings, seeds, latents=latents)
+            state = self.pipe.programs.start(plan, settings, seeds, latents=latents)
             jax.block_until_ready(denoising.run(state, 0, 0))  # compiles, runs no step
         self.pipe.decode(latents).block_until_ready()
 

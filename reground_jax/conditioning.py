@@ -1,7 +1,7 @@
 """From layouts to what the networks read: token ids, and one typed value of arrays."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 
 from reground_jax.config import TokenizerConfig
-from reground_jax.layout import Layout
+from reground_jax.layout import Layout, check_max_boxes
+from reground_jax.networks.clip import TextEncoding
 from reground_jax.networks.unet import Grounding
 from reground_jax.short_repr import short_repr
 
@@ -67,6 +68,32 @@ class Texts:
                 stacklevel=3,
             )
         return np.array(rows, np.int32).reshape(-1, config.max_length)
+
+
+def encode(
+    layouts: Sequence[Layout],
+    texts: Texts,
+    run: Callable[[np.ndarray], TextEncoding],
+    *,
+    max_boxes: int,
+) -> Conditioning:
+    """Conditioning of `layouts`; each distinct text is encoded once.
+
+    run: token ids [n, S] -> float32 TextEncoding of them, on the host. Raises ValueError for a
+    layout of more than `max_boxes` boxes, and for an empty list.
+    """
+    if not layouts:
+        raise ValueError("there are no layouts to encode: give at least one")
+    for layout in layouts:
+        check_max_boxes(layout, max_boxes)
+    distinct = distinct_texts(layouts)
+    hidden, pooled = run(texts.ids(distinct))
+    return assemble(
+        layouts,
+        dict(zip(distinct, np.asarray(hidden), strict=True)),
+        dict(zip(distinct, np.asarray(pooled), strict=True)),
+        max_boxes=max_boxes,
+    )
 
 
 def distinct_texts(layouts: Sequence[Layout]) -> list[str]:

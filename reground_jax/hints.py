@@ -12,7 +12,7 @@ HINTS = {
     "phrases": _BOXES,
     "boxes": _BOXES,
     "gligen_images": "only boxes with phrases are built",
-    "gligen_inpaint_image": "pipelines do not inpaint yet; see reground_jax.sampling.loop.Inpaint",
+    "gligen_inpaint_image": "pipelines do not inpaint yet; see reground_jax.sampling.Inpaint",
     "gligen_scheduled_sampling_beta": "use gamma",
     "beta": "use gamma",
     "tau": "use gamma",
@@ -37,6 +37,7 @@ HINTS = {
     "torch_dtype": "it is chosen once, in Pipeline.load(name, dtype=...)",
     "devices": "they are chosen once, in Pipeline.load(name, devices=...)",
     "attention": "it is chosen once, in Pipeline.load(name, attention=...)",
+    "mapper": "it is chosen once, in Pipeline.load(name, mapper=...)",
     "cross_attention_kwargs": "there is no counterpart; use gamma to change the grounding",
 }
 

@@ -4,7 +4,10 @@ There is one box form inside the package, GLIGEN's: x0, y0, x1, y1 in 0..1 of th
 the top left. Other forms are converted where they enter (`Layout.from_json`, readers/).
 """
 
+import base64
 import dataclasses
+import html
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
@@ -75,6 +78,19 @@ class Layout:
             return f"layout {self.id!r}"
         prompt = str(self.prompt)
         return f"the layout of prompt {prompt if len(prompt) <= 40 else prompt[:39] + '…'!r}"
+
+    def _repr_png_(self) -> bytes:
+        """For notebooks: the boxes, drawn."""
+        from reground_jax.draw import draw_layout
+
+        file = io.BytesIO()
+        draw_layout(self).save(file, "PNG")
+        return file.getvalue()
+
+    def _repr_html_(self) -> str:
+        source = f"data:image/png;base64,{base64.b64encode(self._repr_png_()).decode()}"
+        words = html.escape(self.prompt)
+        return f'<img width="256" alt="" src="{source}"><br>{words}'
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, boxes as xyxy lists; `from_json` gives an equal Layout back."""

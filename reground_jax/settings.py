@@ -54,7 +54,8 @@ class Settings:
     solver          one of SOLVER_NAMES
     eta             noise of DDIM, 0..1; 0 for every other solver
     height, width   of the image in pixels, multiples of 8 up to 8192; None takes the model's own
-    dtype           compute dtype, one of DTYPES; jnp.bfloat16 and numpy's dtypes are read by name
+    dtype           compute dtype, one of DTYPES; jnp.bfloat16 and numpy's dtypes are read by name.
+                    None: the one that the pipeline was loaded in
     max_boxes       grounding tokens G per image, 1..1024. Unused ones are learned null tokens that
                     take part in attention, so this number changes the image: 30, as trained
     """
@@ -68,13 +69,14 @@ class Settings:
     eta: float = 0.0
     height: int | None = None
     width: int | None = None
-    dtype: str = "float32"
+    dtype: str | None = None
     max_boxes: int = 30
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "wiring", wiring_name(self.wiring))
         check_name("solver", self.solver, SOLVER_NAMES)
-        object.__setattr__(self, "dtype", dtype_name(self.dtype))
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", dtype_name(self.dtype))
         object.__setattr__(self, "gamma", _gamma(self.gamma))
         object.__setattr__(self, "num_steps", _count("num_steps", self.num_steps, MAX_STEPS))
         object.__setattr__(self, "max_boxes", _count("max_boxes", self.max_boxes, MAX_BOXES))

@@ -154,7 +154,13 @@ def test_attention_is_measured_on_the_shapes_of_the_unet(pipe):
 
 
 def test_a_batch_that_does_not_divide_is_refused(pipe):
-    two = dataclasses.replace(pipe, devices=pipe.devices * 2)
+    two = dataclasses.replace(
+        pipe,
+        programs=dataclasses.replace(
+            pipe.programs,
+            hardware=dataclasses.replace(pipe.programs.hardware, devices=pipe.devices * 2),
+        ),
+    )
     with pytest.raises(ValueError, match="the batch is 3 on 2 devices: take a multiple of 2"):
         run("vae", two, Work(STEPS, batch=3), repeats=1)
 

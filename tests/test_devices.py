@@ -33,25 +33,26 @@ layouts = [Layout(f"cat {i}", ["a cat"], [(0.1, 0.1, 0.2 + i / 20, 0.9)]) for i 
 settings = dict(num_steps=3, gamma=0.4, solver="ddim", eta=0.5, seeds=range(20, 31), batch_size=2)
 model = tiny_model()
 one = Pipeline.from_model(model, devices=jax.devices()[:1])
-many = Pipeline.from_model(model)
+many = {mapper: Pipeline.from_model(model, mapper=mapper) for mapper in ("shard_map", "pmap")}
 images, differences = {}, {}
 for wiring in ("sequential", "parallel"):
     images[wiring] = one(layouts, wiring=wiring, output="numpy", **settings)
-    for mapper in ("shard_map", "pmap"):
-        others = many(layouts, wiring=wiring, mapper=mapper, output="numpy", **settings)
+    for mapper, pipe in many.items():
+        others = pipe(layouts, wiring=wiring, output="numpy", **settings)
         differences[f"{wiring}, {mapper}"] = float(np.abs(images[wiring] - others).max())
-program = many._advance_program("parallel", "ddim", True, "shard_map")
-conditioning = many.encode(layouts[:8])
+pipe = many["shard_map"]
+conditioning = pipe.encode(layouts[:8])
 from reground_jax import Settings
 from reground_jax.sampling.loop import Inputs
 from reground_jax.sampling.gate import gate_table
 chosen = Settings(num_steps=3, solver="ddim", eta=0.5)
-plan, seeds = many.plan(chosen), np.arange(8, dtype=np.uint32)
-prepared = many.prepare(conditioning, plan.timesteps)
-state = many.start(plan, chosen, seeds)
+program = pipe.programs.advance_program(chosen)
+plan, seeds = pipe.programs.plan(chosen), np.arange(8, dtype=np.uint32)
+prepared = pipe.programs.prepare(pipe.params, conditioning, plan.timesteps)
+state = pipe.programs.start(plan, chosen, seeds)
 inputs = Inputs(plan, gate_table(1.0, 3), np.float32(7.5), seeds)
 bounds = [np.int32(v) for v in (3, 0, 3)]
-args = (many.params["unet"], state, prepared, inputs, *bounds)
+args = (pipe.params["unet"], state, prepared, inputs, *bounds)
 hlo = program.lower(*args).compile().as_text()
 print(json.dumps({
     "differences": differences,

@@ -1,5 +1,7 @@
 """Drawings: boxes where they belong, legible labels, and a figure that holds all its parts."""
 
+import base64
+import io
 import itertools
 
 import numpy as np
@@ -170,3 +172,12 @@ def test_a_grid_of_different_prompts_has_a_caption_below_each_row():
 def test_a_grid_whose_parts_do_not_agree_is_an_error(layouts, columns, labels, sentence: str):
     with pytest.raises(ValueError, match=sentence):
         comparison_grid(layouts, columns, row_labels=labels)
+
+
+def test_notebooks_show_a_layout_with_its_boxes_drawn():
+    layout = Layout("a <b>cat</b> & a dog", ["a cat"], [(0.25, 0.25, 0.75, 0.75)])
+    shown = Image.open(io.BytesIO(layout._repr_png_()))
+    assert np.array_equal(shown.convert("RGB"), draw_layout(layout))
+    page = layout._repr_html_()
+    assert "a &lt;b&gt;cat&lt;/b&gt; &amp; a dog" in page
+    assert base64.b64encode(layout._repr_png_()).decode() in page

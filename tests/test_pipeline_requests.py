@@ -1,6 +1,7 @@
 """What a pipeline says to a request that it cannot do, and that nothing wrong runs silently."""
 
 import copy
+import dataclasses
 import gc
 import json
 import pickle
@@ -21,6 +22,7 @@ from reground_jax.devices import choose_devices
 from reground_jax.hints import HINTS
 from reground_jax.model import Model, read_description
 from reground_jax.networks.attention import check_backend
+from reground_jax.request import CALL_FIELDS, SETTINGS_FIELDS
 from tests.models import tiny_model
 
 CAT = Layout("a cat and a dog", ["a cat", "a dog"], [(0, 0.1, 0.4, 0.9), (0.5, 0.2, 1, 0.8)])
@@ -45,11 +47,14 @@ def test_a_pipeline_is_freed_with_its_last_reference():
     pipe = Pipeline.from_model(tiny_model())
     # tests/models.py keeps the numpy arrays of the model; the device's are the pipeline's alone.
     array = pipe.params["unet"]["conv_in"]["kernel"]
-    pipe([CAT], num_steps=1)
-    pipe.sweep([CAT], gammas=[0.0, 1.0], num_steps=1, mapper="pmap")
-    references = [weakref.ref(value) for value in (pipe, array, *pipe._programs.values())]
-    del pipe, array
-    assert [reference() for reference in references[:2]] == [None, None]
+    session = pipe.session([CAT], num_steps=2).run(1)
+    session.preview()
+    pipe.sweep([CAT], gammas=[0.0, 1.0], num_steps=2)
+    programs = pipe.programs
+    compiled = (programs.prepare_program("parallel", True), programs.advance_program(Settings()))
+    references = [weakref.ref(value) for value in (pipe, programs, array, session, *compiled)]
+    del pipe, programs, array, session, compiled
+    assert [reference() for reference in references[:4]] == [None] * 4
     gc.collect()  # the programs' own inside is JAX's
     assert not any(reference() for reference in references)
 
@@ -58,12 +63,13 @@ def test_a_pipeline_is_freed_with_its_last_reference():
 def test_an_unknown_wiring_is_refused_by_every_part(wiring, pipe):
     conditioning, timesteps = pipe.encode([CAT]), np.array([1.0], np.float32)
     with pytest.raises(ValueError, match="wiring .* is unknown"):
-        pipe.prepare(conditioning, timesteps, wiring=wiring)
-    prepared = pipe.prepare(conditioning, timesteps).at(0)
+        pipe.programs.prepare(pipe.params, conditioning, timesteps, wiring=wiring)
+    prepared = pipe.programs.prepare(pipe.params, conditioning, timesteps).at(0)
     with pytest.raises(ValueError, match="wiring .* is unknown"):
-        pipe.unet()(
-            jnp.zeros((1, 8, 8, 4)), prepared, gate=jnp.ones(()), wiring=wiring, attend=pipe.attend
-        )
+        pipe.programs.unet(pipe.params)(
+            jnp.zeros((1, 8, 8, 4)), prepared, gate=jnp.ones(()), wiring=wiring,
+            attend=pipe.programs.hardware.attend,
+        )  # fmt: skip
 
 
 def test_wirings_go_by_the_names_of_the_papers_too(pipe):
@@ -86,6 +92,7 @@ def test_wirings_go_by_the_names_of_the_papers_too(pipe):
         ("output_type", "use output"),
         ("dtype", r"it is chosen once, in Pipeline.load\(name, dtype=...\)"),
         ("num_step", r"did you mean num_steps\?"),
+        ("mapper", r"it is chosen once, in Pipeline.load\(name, mapper=...\)"),
         ("qqq", "it takes wiring, gamma"),
     ],
 )
@@ -97,9 +104,7 @@ def test_the_keywords_of_other_packages_are_answered_with_ours(keyword, hint, pi
 
 
 def test_no_hint_stands_in_the_way_of_a_keyword_of_ours():
-    from reground_jax.pipeline import CALL_KEYWORDS
-
-    assert not set(HINTS) & set(CALL_KEYWORDS)
+    assert not set(HINTS) & set(CALL_FIELDS)
 
 
 def test_a_sweep_takes_a_list_of_gammas_and_no_other_gamma(pipe):
@@ -197,7 +202,7 @@ def test_parts_of_the_pipeline_check_their_arguments(pipe):
     with pytest.raises(ValueError, match="there are no layouts to encode"):
         pipe.encode([])
     with pytest.raises(ValueError, match="latents of 0 images on 1 devices: pad to a multiple"):
-        pipe.decode(jnp.zeros((0, *pipe.latent_shape())))
+        pipe.decode(jnp.zeros((0, *pipe.programs.latent_shape())))
 
 
 def test_an_empty_list_gives_empty_results_of_the_documented_shapes(pipe):
@@ -241,10 +246,11 @@ def test_nan_in_the_weights_is_blamed_on_the_weights():
 def test_a_pipeline_and_what_it_works_with_print_in_a_few_lines(pipe):
     assert repr(pipe) == "Pipeline(model, 16x16, 0.50 M parameters, float32, 1 x cpu)"
     assert repr(tiny_model()) == "Model(unknown, 0.50 M parameters, float32)"
-    plan = pipe.plan(Settings(num_steps=4))
+    programs = pipe.programs
+    plan = programs.plan(Settings(num_steps=4))
     conditioning = pipe.encode([CAT])
-    prepared = pipe.prepare(conditioning, plan.timesteps)
-    state = pipe.start(plan, Settings(), np.array([1], np.uint32))
+    prepared = programs.prepare(pipe.params, conditioning, plan.timesteps)
+    state = programs.start(plan, Settings(), np.array([1], np.uint32))
     for value in (conditioning, conditioning.grounding, prepared, plan, state):
         assert repr(value).startswith(f"{type(value).__name__}(")
         assert len(repr(value)) < 1000
@@ -287,3 +293,40 @@ def test_the_layouts_of_benchmarks_are_in_words_that_the_built_in_model_knows():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         texts.ids(distinct_texts(bench_layouts(64)))
+
+
+def test_settings_are_given_as_a_value_or_as_keywords_and_keywords_win(pipe):
+    value = Settings(num_steps=2, gamma=0.5, wiring="sequential")
+    run = dict(seeds=[3], output="latents")
+    expected = pipe([CAT], num_steps=2, gamma=0.5, wiring="sequential", **run)
+    np.testing.assert_array_equal(pipe([CAT], value, **run), expected)
+    other = pipe([CAT], value, wiring="parallel", **run)
+    np.testing.assert_array_equal(other, pipe([CAT], num_steps=2, gamma=0.5, **run))
+    swept = pipe.sweep([CAT], value, gammas=[0.5], **run)
+    np.testing.assert_array_equal(swept[0.5], expected)
+    with pytest.raises(ValueError, match="settings is 'parallel': give a Settings"):
+        pipe([CAT], "parallel")
+
+
+def test_settings_of_another_dtype_are_refused(pipe):
+    with pytest.raises(ValueError, match="ask for bfloat16, but this pipeline computes in float32"):
+        pipe([CAT], Settings(dtype="bfloat16"))
+    pipe([CAT], Settings(dtype="float32", num_steps=1))
+
+
+def test_every_field_of_settings_is_a_keyword_of_a_call():
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    assert fields - {"dtype"} == set(SETTINGS_FIELDS)
+
+
+def test_progress_true_shows_a_bar_over_all_steps_of_all_batches(pipe, capsys):
+    pipe([CAT, DOG], num_steps=3, batch_size=1, progress=True, output="latents")
+    assert "6/6" in capsys.readouterr().err
+    pipe([CAT], num_steps=1, progress=False, output="latents")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mapper", ["vmap", None])
+def test_a_mapper_that_does_not_exist_is_refused(mapper):
+    with pytest.raises(ValueError, match="mapper .* must be one of shard_map, pmap"):
+        Pipeline.from_model(tiny_model(), mapper=mapper)

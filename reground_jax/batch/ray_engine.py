@@ -37,8 +37,11 @@ def load_sampler(run: Run, work: "Work") -> Sampler:
     from reground_jax.batch.sampler import PipelineSampler, local_devices
     from reground_jax.pipeline import Pipeline
 
-    pipe = Pipeline.load(work.model, dtype=run.settings.dtype, devices=local_devices())
-    return PipelineSampler(pipe, run, work.mapper)
+    pipe = Pipeline.load(
+        work.model, dtype=run.settings.dtype or "float32", devices=local_devices(),
+        mapper=work.mapper,
+    )  # fmt: skip
+    return PipelineSampler(pipe, run)
 
 
 @dataclass(frozen=True)

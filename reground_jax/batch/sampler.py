@@ -10,9 +10,11 @@ from jaxtyping import Array, Float32, UInt32
 
 from reground_jax.batch.run import Run
 from reground_jax.conditioning import Conditioning
-from reground_jax.devices import Device, Mapper
+from reground_jax.devices import Device
 from reground_jax.layout import Layout
 from reground_jax.pipeline import Pipeline
+from reground_jax.request import check_model
+from reground_jax.session import Session
 from reground_jax.settings import Settings
 
 THREADS = 8  # of the CPU's pool, at least
@@ -32,13 +34,12 @@ def local_devices() -> list[Device]:
 class PipelineSampler:
     """`unit.Sampler` on the devices of a pipeline, `batch_size` images on each at a time."""
 
-    def __init__(self, pipe: Pipeline, run: Run, mapper: Mapper):
+    def __init__(self, pipe: Pipeline, run: Run):
         """Raises ValueError if the model cannot make one of the run's variants."""
-        self.shape = pipe.latent_shape(run.settings)
+        pipe.programs.latent_shape(run.settings)
         for settings, _ in run.variants():
-            pipe.check([], settings, np.zeros(0, np.uint32), None, self.shape, run.batch_size)
+            check_model(pipe.config, settings)
         self.pipe, self.max_boxes = pipe, run.settings.max_boxes
-        self.mapper: Mapper = mapper
         self.rows = run.batch_size * len(pipe.devices)
         self._lock = threading.Lock()
 
@@ -54,7 +55,5 @@ class PipelineSampler:
         seeds: UInt32[np.ndarray, "B"],
     ) -> Float32[Array, "B H W 3"]:
         conditioning = jax.tree.map(lambda array: array[rows], encoded)
-        latents = self.pipe.sample(
-            conditioning, settings, seeds, shape=self.shape, mapper=self.mapper
-        )
-        return self.pipe.decode(latents, mapper=self.mapper)
+        session = Session(self.pipe.programs, self.pipe.params, conditioning, settings, seeds)
+        return self.pipe.decode(session.finish())

@@ -44,8 +44,9 @@ class Denoising:
     @classmethod
     def of(cls, pipe: Pipeline, work: Work) -> "Denoising":
         settings, seeds = work.settings, np.arange(work.batch, dtype=np.uint32)
-        plan = pipe.plan(settings)
-        prepared = pipe.prepare(
+        plan = pipe.programs.plan(settings)
+        prepared = pipe.programs.prepare(
+            pipe.params,
             pipe.encode(layouts(work.batch), max_boxes=settings.max_boxes),
             plan.timesteps,
             wiring=settings.wiring,
@@ -53,18 +54,13 @@ class Denoising:
         )
         gates = gate_table(settings.gamma, settings.num_steps)
         inputs = Inputs(plan, gates, np.float32(settings.guidance_scale), seeds)  # type: ignore[arg-type]
-        start = functools.partial(
-            pipe.start, plan, settings, seeds, shape=pipe.latent_shape(settings)
-        )
+        start = functools.partial(pipe.programs.start, plan, settings, seeds)
         return cls(pipe, settings, start, prepared, inputs)
 
     def program(self) -> tuple[Any, tuple[Any, ...]]:
         """The jitted function behind `run`, and its arguments for the first step."""
-        settings = self.settings
-        program = self.pipe._advance_program(
-            settings.wiring, settings.solver, settings.eta > 0, "shard_map"
-        )
-        bounds = (np.int32(bound) for bound in (settings.num_steps, 0, 1))
+        program = self.pipe.programs.advance_program(self.settings)
+        bounds = (np.int32(bound) for bound in (self.settings.num_steps, 0, 1))
         return program, (
             self.pipe.params["unet"], self.start(), self.prepared, self.inputs, *bounds
         )  # fmt: skip
@@ -72,14 +68,15 @@ class Denoising:
     def run(self, state: State, start: int, stop: int) -> State:
         """`state` after the steps start..stop-1; none of them still compiles the program."""
         grounded = grounded_steps(np.asarray(self.inputs.gates))
-        return self.pipe.advance(
-            state, self.prepared, self.inputs, grounded, start, stop, settings=self.settings
-        )
+        return self.pipe.programs.advance(
+            self.pipe.params, state, self.prepared, self.inputs, grounded, start, stop,
+            settings=self.settings,
+        )  # fmt: skip
 
 
 def macs(pipe: Pipeline, work: Work, num_steps: int, grounded: int) -> int:
     """Of the U-Net over a run of the batch; what is prepared before the first step included."""
-    height, width, _ = pipe.latent_shape(work.settings)
+    height, width, _ = pipe.programs.latent_shape(work.settings)
     return work.batch * run_macs(
         pipe.config.unet, height, width, num_steps=num_steps, grounded_steps=grounded,
         guided=work.settings.guidance_scale != 1, max_boxes=work.settings.max_boxes,
@@ -87,7 +84,7 @@ def macs(pipe: Pipeline, work: Work, num_steps: int, grounded: int) -> int:
 
 
 def describe(pipe: Pipeline, work: Work) -> str:
-    height, width, _ = pipe.latent_shape(work.settings)
+    height, width, _ = pipe.programs.latent_shape(work.settings)
     factor = pipe.config.vae.downsampling
     guided = "" if work.settings.guidance_scale == 1 else " guided"
     return f"{work.batch} x {height * factor}x{width * factor}{guided}"
@@ -118,7 +115,7 @@ def _step(denoising: Denoising, state: State) -> State:
 
 def generate(pipe: Pipeline, work: Work) -> list[Case]:
     """Whole runs, from texts to images, at the settings' gamma and with fusers always on."""
-    height, width, _ = pipe.latent_shape(work.settings)
+    height, width, _ = pipe.programs.latent_shape(work.settings)
     decoder = work.batch * vae_decoder_macs(pipe.config.vae, height, width)
     requests = layouts(work.batch)
     cases = []
@@ -126,10 +123,8 @@ def generate(pipe: Pipeline, work: Work) -> list[Case]:
         settings = replace(work.settings, gamma=gamma)
         steps = settings.num_steps
         grounded = grounded_steps(gate_table(gamma, steps))
-        keywords = settings.to_json()
-        del keywords["dtype"]  # the pipeline's own
         call = functools.partial(
-            pipe, requests, **keywords, output="numpy", batch_size=work.batch // len(pipe.devices)
+            pipe, requests, settings, output="numpy", batch_size=work.batch // len(pipe.devices)
         )
         cases.append(
             Case(
@@ -146,7 +141,7 @@ def generate(pipe: Pipeline, work: Work) -> list[Case]:
 def attention(pipe: Pipeline, work: Work) -> list[Case]:
     """Each form of attention that the platform has, on the U-Net's own shapes, one device."""
     config, platform = pipe.config.unet, pipe.devices[0].platform
-    height, width, _ = pipe.latent_shape(work.settings)
+    height, width, _ = pipe.programs.latent_shape(work.settings)
     batch = work.batch * (1 if work.settings.guidance_scale == 1 else 2)
     fused: dict[str, tuple[Backend, ...]] = {"cpu": (), "tpu": ("pallas",), "gpu": ("cudnn",)}
     forms: tuple[Backend, ...] = ("plain", "lean", *fused[platform])
@@ -189,7 +184,7 @@ def _queries_keys_values(batch, queries, keys, heads, width, dtype) -> tuple[jax
 
 def vae(pipe: Pipeline, work: Work) -> list[Case]:
     """Latents to images."""
-    shape = pipe.latent_shape(work.settings)
+    shape = pipe.programs.latent_shape(work.settings)
     latents = jax.random.normal(jax.random.key(0), (work.batch, *shape))
     needed = work.batch * vae_decoder_macs(pipe.config.vae, *shape[:2])
     call = functools.partial(pipe.decode, latents)

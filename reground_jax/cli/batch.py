@@ -372,7 +372,7 @@ def load_sampler(directory: Path, run: Run, arguments: argparse.Namespace) -> "P
     devices = local_devices()
     pipe = load(
         directory, run.settings.dtype, keep=not arguments.no_cache, cache=arguments.cache,
-        devices=devices,
+        devices=devices, mapper=arguments.mapper,
     )  # fmt: skip
     say(f"{describe_devices(pipe.devices)}, {pipe.dtype}")
-    return PipelineSampler(pipe, run, arguments.mapper)
+    return PipelineSampler(pipe, run)

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     if model is not None:
         pipe = load(model, settings.dtype, keep=False)
     else:
-        pipe = Pipeline.from_model(random_model(arguments.preset), dtype=settings.dtype)
+        pipe = Pipeline.from_model(random_model(arguments.preset), dtype=arguments.dtype)
     work = Work(settings, arguments.batch or len(pipe.devices))
     record = measure(arguments.name, pipe, work, repeats=arguments.repeats)
     if arguments.out is not None:

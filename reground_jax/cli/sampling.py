@@ -62,11 +62,12 @@ def locate(name: str | None, cache: str | None = None) -> Path:
 
 def load(
     directory: Path,
-    dtype: str,
+    dtype: str | None,
     *,
     keep: bool,
     cache: str | None = None,
     devices: Sequence[Any] | None = None,
+    mapper: str = "shard_map",
 ) -> "Pipeline":
     """The pipeline of a model directory.
 
@@ -89,7 +90,7 @@ def load(
 
             jax.config.update("jax_enable_compilation_cache", False)
             warnings.warn(f"compiled programs are not kept: {sentence(error)}", stacklevel=2)
-    return Pipeline.load(directory, dtype=dtype, devices=devices)
+    return Pipeline.load(directory, dtype=dtype or "float32", devices=devices, mapper=mapper)
 
 
 def keep_programs(cache: str | None = None) -> None:
@@ -124,8 +125,6 @@ def sample(
     """
     from reground_jax.devices import compile_clock
 
-    keywords = settings.to_json()
-    del keywords["dtype"]  # the pipeline's own
     with compile_clock() as seconds, Bar(label, unit="step") as bar:
 
         def progress(batch: int, batches: int, step: int) -> None:
@@ -135,13 +134,7 @@ def sample(
             total = settings.num_steps
             bar.show(batch * total + step, batches * total)
 
-        images = pipe(
-            layouts,
-            **keywords,
-            seeds=seeds,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        images = pipe(layouts, settings, seeds=seeds, batch_size=batch_size, progress=progress)
     return [np.asarray(image) for image in images]
 
 

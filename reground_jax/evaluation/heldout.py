@@ -48,7 +48,7 @@ def decoded(pipe: Pipeline, images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.nd
 
     @jax.jit
     def encode(pixels: jax.Array) -> jax.Array:
-        return vae.encode(unit(pixels), attend=pipe.attend)
+        return vae.encode(unit(pixels), attend=pipe.programs.hardware.attend)
 
     parts = [
         pipe.decode(encode(jnp.asarray(images[start : start + 50])))

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,15 @@ class Generator(Protocol):
     """What makes images: `Pipeline`, or anything else that sweeps over gamma as it does."""
 
     def sweep(
-        self, layouts: Sequence[Layout], *, gammas: Sequence[float], **keywords: Any
-    ) -> dict[float, Any]:
+        self,
+        layouts: Sequence[Layout],
+        settings: Settings,
+        *,
+        gammas: Sequence[float],
+        output: Literal["numpy"],
+        seeds: Sequence[int],
+        batch_size: int | None,
+    ) -> dict[Any, Any]:
         """gamma -> images [B, S, S, 3], float32 in 0..1; one per layout."""
         ...
 
@@ -196,16 +203,14 @@ class Study:
         self, generator: Generator, series: Series, gammas: Sequence[float], cases: Sequence[Case]
     ) -> list[UInt8[np.ndarray, "B S S 3"]]:
         """Images by gamma. The fusers are on in the first steps, which all gammas share."""
-        keywords = self.settings.to_json()
-        for name in ("dtype", "gamma"):
-            del keywords[name]
+        settings = dataclasses.replace(self.settings, wiring=series.wiring)
         with warnings.catch_warnings():
             # Real captions have words that a small model does not know; that is what is measured.
             warnings.filterwarnings("ignore", message="this model does not know")
             images = generator.sweep(
                 [case.layout for case in cases],
+                settings,
                 gammas=gammas,
-                **keywords | {"wiring": series.wiring},
                 seeds=[seed_of(case) for case in cases],
                 batch_size=self.batch_size,
                 output="numpy",

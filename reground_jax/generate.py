@@ -1,0 +1,82 @@
+"""From a checked request to images: its batches one after the other, padded, run and converted."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from reground_jax.conditioning import Texts
+from reground_jax.images import to_uint8
+from reground_jax.model import Params, nonfinite_arrays
+from reground_jax.programs import Programs
+from reground_jax.progress import reporting
+from reground_jax.request import Request
+from reground_jax.sampling.gate import Gamma, gate_table
+from reground_jax.sampling.sweep import num_steps
+from reground_jax.session import Session
+
+
+def generate(
+    programs: Programs, params: Params, texts: Texts, request: Request, gammas: Sequence[Gamma]
+) -> list[Any]:
+    """The images of a request at each of `gammas`, in the form that it asks for.
+
+    The last batch is filled up with its last layout, and what that makes is dropped.
+    """
+    settings, layouts = request.settings, request.layouts
+    size = programs.latent_shape(settings)
+    if request.output != "latents":
+        factor = programs.config.vae.downsampling
+        size = (size[0] * factor, size[1] * factor, 3)
+    results = [[np.zeros((0, *size), np.float32)] for _ in gammas]
+    batch = request.batch_size * len(programs.hardware.devices)
+    starts = range(0, len(layouts), batch)
+    steps = num_steps(np.stack([gate_table(gamma, settings.num_steps) for gamma in gammas]))
+    with reporting(request.progress, len(starts), steps) as report:
+        for index, start in enumerate(starts):
+            rows = [min(row, len(layouts) - 1) for row in range(start, start + batch)]
+            chosen = [layouts[row] for row in rows]
+            session = Session(
+                programs, params,
+                programs.encode(params, texts, chosen, max_boxes=settings.max_boxes),
+                settings, request.seeds[rows],
+                latents=None if request.latents is None else request.latents[np.array(rows)],
+            )  # fmt: skip
+            finals = session.sweep(gammas, progress=report(index))
+            for result, final in zip(results, finals, strict=True):
+                made = final if request.output == "latents" else programs.decode(params, final)
+                result.append(np.asarray(made)[: len(layouts) - start])
+                check_finite(result[-1], start, params, request)
+    arrays = [np.concatenate(result) for result in results]
+    if request.output != "pil":
+        return arrays
+    return [
+        [Image.fromarray(image) for image in to_uint8(array, value_range="0..1")]
+        for array in arrays
+    ]
+
+
+def check_finite(
+    made: Float[np.ndarray, "B H W C"], first: int, params: Params, request: Request
+) -> None:
+    """Raise ValueError, or warn where arrays are asked for, of NaN or infinity in an image.
+
+    first: index of the first image among all of the request's.
+    """
+    finite = np.isfinite(made).all(axis=(1, 2, 3))
+    if finite.all():
+        return
+    dtype, scale = request.settings.dtype, request.settings.guidance_scale
+    if broken := nonfinite_arrays(params):
+        why = f"the model's array {broken[0]} does, too: convert it again from a sound checkpoint"
+    elif dtype != "float32":
+        why = f"the arithmetic overflowed in {dtype}; try dtype='float32'"
+    else:
+        why = f"the arithmetic overflowed; lower guidance_scale ({scale:g})"
+    message = f"image {first + int(np.argmin(finite)) + 1} holds NaN or infinity: {why}"
+    if request.output == "pil":
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=4)

@@ -1,0 +1,228 @@
+"""`Programs`: the compiled programs behind the arrows from layouts to images.
+
+    ids           -> encode_texts -> TextEncoding
+    Conditioning  -> prepare      -> Prepared
+    seeds         -> start        -> State  -> advance -> State
+    latents       -> decode       -> images
+
+Parameters are arguments, so that one set of programs serves a model, its scaled gates, and a
+trainer's running average alike.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, ArrayLike, Float, Float32, Int, UInt32
+
+from reground_jax.conditioning import Conditioning, Texts, encode
+from reground_jax.config import ModelConfig
+from reground_jax.devices import SPLIT, WHOLE
+from reground_jax.hardware import Hardware
+from reground_jax.layout import Layout
+from reground_jax.model import Params, network
+from reground_jax.networks.clip import TextEncoding
+from reground_jax.networks.unet import Prepared, UNet
+from reground_jax.sampling.loop import (
+    INPUT_SPECS,
+    PREPARED_SPECS,
+    Inputs,
+    Program,
+    advance,
+    prepare,
+)
+from reground_jax.sampling.noise import initial_noise
+from reground_jax.sampling.solvers import SOLVERS
+from reground_jax.sampling.solvers.plan import Plan, State
+from reground_jax.settings import Settings, Wiring, wiring_name
+
+TEXT_CHUNK = 8  # texts per device at once, so that another number of them does not compile
+
+
+@dataclass(frozen=True, eq=False)
+class Programs:
+    """The programs of one model, each compiled when it is first needed and kept as long as this is.
+
+    Every method that runs one takes `params`, the parameters of all networks, placed by
+    `Hardware.place`, and arrays whose first axis is a multiple of the number of devices.
+    """
+
+    config: ModelConfig
+    hardware: Hardware
+    # By name and static arguments. None of them refers to this object, so they are freed with it.
+    _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict, init=False, repr=False)
+
+    def latent_shape(self, settings: Settings = Settings()) -> tuple[int, int, int]:  # noqa: B008
+        """(h, w, C) for the settings' size, or for the checkpoint's own. Raises ValueError."""
+        factor = self.config.vae.downsampling
+        own = self.config.unet.sample_size * factor
+        height, width = settings.height or own, settings.width or own
+        for name, size in (("height", height), ("width", width)):
+            if size % factor:
+                raise ValueError(f"{name} is {size}: it must be a multiple of {factor}")
+        return height // factor, width // factor, self.config.vae.latent_channels
+
+    def unet(self, params: Params) -> UNet:
+        """The U-Net as a module, also under jit: for loops of one's own."""
+        return nnx.merge(network(self.config, "unet")[0], params["unet"])
+
+    def plan(self, settings: Settings) -> Plan:
+        """The solver's rows for this model's noise schedule, on the host."""
+        return SOLVERS[settings.solver].plan(
+            self.config.schedule, settings.num_steps, eta=settings.eta
+        )
+
+    def encode(
+        self, params: Params, texts: Texts, layouts: Sequence[Layout], *, max_boxes: int = 30
+    ) -> Conditioning:
+        """Texts and boxes as arrays on the host; each distinct text is encoded once.
+
+        Raises ValueError for a layout of more than `max_boxes` boxes, and for an empty list.
+        """
+        return encode(
+            layouts, texts, functools.partial(self.encode_ids, params), max_boxes=max_boxes
+        )
+
+    def encode_ids(self, params: Params, ids: Int[np.ndarray, "n S"]) -> TextEncoding:
+        """Any number of texts, in chunks of one size: float32 on the host, [n, S, E] and [n, E]."""
+        chunk = TEXT_CHUNK * len(self.hardware.devices)
+        padded = np.resize(ids, (-(-len(ids) // chunk) * chunk, ids.shape[1]))
+        run, encoder = self._text_program(), params["text_encoder"]
+        parts = [run(encoder, padded[at : at + chunk]) for at in range(0, len(padded), chunk)]
+        host = [[np.asarray(array, np.float32) for array in part] for part in parts]
+        hidden, pooled = (np.concatenate(arrays)[: len(ids)] for arrays in zip(*host, strict=True))
+        return TextEncoding(hidden, pooled)  # type: ignore[arg-type]
+
+    def prepare(
+        self,
+        params: Params,
+        conditioning: Conditioning,
+        timesteps: Float32[ArrayLike, "M"],
+        *,
+        wiring: Wiring | str = "parallel",
+        guided: bool = True,
+    ) -> Prepared:
+        """Everything that no step changes; see `UNet.prepare`. `guided` doubles the batch."""
+        wiring = wiring_name(wiring)
+        check_grounded(self.config, wiring)
+        self.hardware.check_batch("conditioning", len(conditioning.text))
+        run = self.prepare_program(wiring, guided)
+        return run(params["unet"], conditioning, timesteps)
+
+    def start(
+        self,
+        plan: Plan,
+        settings: Settings,
+        seeds: UInt32[np.ndarray, "B"],
+        *,
+        latents: Float[ArrayLike, "B h w C"] | None = None,
+    ) -> State:
+        """The solver's state at the seeds' noise, or at unit normal `latents`."""
+        self.hardware.check_batch("seeds", len(seeds))
+        shape = self.latent_shape(settings) if latents is None else None
+        begin = seeds if latents is None else jnp.asarray(latents, jnp.float32)
+        return self._start_program(settings.solver, shape)(begin, plan)
+
+    def advance(
+        self,
+        params: Params,
+        state: State,
+        prepared: Prepared,
+        inputs: Inputs,
+        grounded_steps: int,
+        start: int,
+        stop: int,
+        *,
+        settings: Settings,
+    ) -> State:
+        """`state` after the steps start..stop-1; takes over the memory of `state`.
+
+        Of `settings`, the wiring, the solver and whether it adds noise are read.
+        """
+        run = self.advance_program(settings)
+        bounds = (np.int32(value) for value in (grounded_steps, start, stop))
+        return run(params["unet"], state, prepared, inputs, *bounds)
+
+    def decode(self, params: Params, latents: Float[Array, "B h w C"]) -> Float32[Array, "B H W 3"]:
+        """Images in 0..1, clipped."""
+        self.hardware.check_batch("latents", len(latents))
+        return self._decode_program()(params["vae"], latents)
+
+    # The functions themselves, under jit: to lower, to inspect, to time.
+
+    def prepare_program(self, wiring: Wiring, guided: bool) -> Callable[..., Prepared]:
+        """(U-Net's params, conditioning, timesteps) -> Prepared"""
+        run = functools.partial(
+            prepare, network(self.config, "unet")[0], wiring=wiring, guided=guided,
+            dtype=jnp.dtype(self.hardware.dtype),
+            # A product of width 4C saves launches; on CPU it is slower than one of 3C and one of C.
+            pack=self.hardware.devices[0].platform != "cpu",
+        )  # fmt: skip
+        return self._program(
+            ("prepare", wiring, guided), run, (WHOLE, SPLIT, WHOLE), PREPARED_SPECS
+        )
+
+    def advance_program(self, settings: Settings) -> Callable[..., State]:
+        """(U-Net's params, state, prepared, inputs, grounded_steps, start, stop) -> State"""
+        wiring, solver, stochastic = settings.wiring, settings.solver, settings.eta > 0
+        graph, _ = network(self.config, "unet")
+        program = Program(graph, wiring, SOLVERS[solver], self.hardware.attend, stochastic)
+        specs = (WHOLE, SPLIT, PREPARED_SPECS, INPUT_SPECS, WHOLE, WHOLE, WHOLE)
+        key = ("advance", wiring, solver, stochastic)
+        return self._program(key, functools.partial(advance, program), specs, SPLIT, donate=(1,))
+
+    # What these run must not refer to `self`.
+
+    def _text_program(self) -> Callable[..., TextEncoding]:
+        graph, dtype = network(self.config, "text_encoder")[0], jnp.dtype(self.hardware.dtype)
+
+        def encode(params, ids):
+            return nnx.merge(graph, params)(ids, dtype=dtype)
+
+        return self._program(("text",), encode, (WHOLE, SPLIT), SPLIT)
+
+    def _start_program(
+        self, solver: str, shape: tuple[int, int, int] | None
+    ) -> Callable[..., State]:
+        """From seeds, or without a `shape` from unit normal latents."""
+        init = SOLVERS[solver].init
+
+        def start(seeds, plan):
+            return init(seeds if shape is None else initial_noise(seeds, shape), plan)
+
+        return self._program(("start", solver, shape), start, (SPLIT, WHOLE), SPLIT)
+
+    def _decode_program(self) -> Callable[..., Array]:
+        graph, dtype, attend = (
+            network(self.config, "vae")[0],
+            self.hardware.dtype,
+            self.hardware.attend,
+        )
+
+        def decode(params, latents):
+            vae = nnx.merge(graph, params)
+            images = vae.decode_in_chunks(latents.astype(dtype), attend=attend)
+            return jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1)
+
+        return self._program(("decode",), decode, (WHOLE, SPLIT), SPLIT)
+
+    def _program(self, key, function, in_specs, out_specs, donate=()) -> Callable[..., Any]:
+        """`function` over the devices, compiled once per `key`."""
+        if key not in self._compiled:
+            self._compiled[key] = self.hardware.compiled(
+                function, in_specs, out_specs, donate=donate
+            )
+        return self._compiled[key]
+
+
+def check_grounded(config: ModelConfig, wiring: Wiring) -> None:
+    """Raises ValueError for a wiring that grounds, of a model without fusers."""
+    if not config.unet.grounded and wiring != "no_grounding":
+        raise ValueError(
+            "this is a plain Stable Diffusion checkpoint: it has no fusers, so boxes would be "
+            "ignored; convert it with a GLIGEN adapter, or use wiring='no_grounding'"
+        )

@@ -1,0 +1,199 @@
+"""`Session`: one batch of images under way, run to a step, looked at, finished or canceled.
+
+A whole generation, a progress bar, a preview and a sweep over gamma run the same compiled program
+over other stretches of the steps; in any number of stretches the images are the same to the bit.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Float32, UInt32
+
+from reground_jax.conditioning import Conditioning
+from reground_jax.model import Params
+from reground_jax.networks.unet import Prepared
+from reground_jax.programs import Programs
+from reground_jax.sampling.gate import gate_table, grounded_steps
+from reground_jax.sampling.loop import Inputs
+from reground_jax.sampling.solvers.plan import State
+from reground_jax.sampling.sweep import branch
+from reground_jax.settings import Settings, guided_steps
+
+StepProgress = Callable[[int], None]  # (steps done so far)
+
+
+class Canceled(RuntimeError):
+    """The session was canceled; its arrays are gone."""
+
+
+class Session:
+    """The state of a batch at a step, and what is needed to go on. `Pipeline.session` makes one.
+
+        session = pipe.session(layouts, settings, seeds=[0, 1])
+        while session.step < session.num_steps:
+            session.run(session.step + 10)
+            show(session.preview())
+        images = pipe.decode(session.finish())
+
+    B, the number of images, is a multiple of the number of devices. Without `progress` nothing here
+    waits for the device.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        params: Params,
+        conditioning: Conditioning,
+        settings: Settings,
+        seeds: UInt32[np.ndarray, "B"],
+        *,
+        latents: Float[ArrayLike, "B h w C"] | None = None,
+    ):
+        """At step 0: at the seeds' noise, or at unit normal `latents`. Raises ValueError for a
+        batch that does not divide among the devices, and for what the model cannot do."""
+        self.settings, self.num_steps, self.step = settings, settings.num_steps, 0
+        self._programs, self._params, self._conditioning = programs, params, conditioning
+        self._seeds = seeds
+        self._plan = programs.plan(settings)
+        self._gates = gate_table(settings.gamma, self.num_steps)
+        self._guided = guided_steps(settings.guidance_interval, self.num_steps)
+        self._prepared: dict[bool, Prepared] = {}
+        self._before: Array | None = None  # x, one step earlier
+        self._canceled = threading.Event()
+        self._state: State | None = programs.start(self._plan, settings, seeds, latents=latents)
+
+    def __repr__(self) -> str:
+        state = "canceled" if self._state is None else f"step {self.step} of {self.num_steps}"
+        return f"Session({len(self._seeds)} images, {state})"
+
+    @property
+    def latents(self) -> Float32[Array, "B h w C"]:
+        """Where the batch is: noisy before the last step. Raises Canceled."""
+        return self._live().x
+
+    def run(self, stop: int | None = None, *, progress: StepProgress | None = None) -> "Session":
+        """This session, run to the beginning of step `stop`; to the end by default.
+
+        progress: called after every step, which is then waited for. Raises ValueError for a `stop`
+        that is not ahead, and Canceled at the next step if another thread cancels.
+        """
+        self._live()
+        stop = self.num_steps if stop is None else stop
+        if not self.step <= stop <= self.num_steps:
+            raise ValueError(
+                f"stop is {stop}, but this session is at step {self.step} of {self.num_steps}: "
+                "steps only go forward"
+            )
+        # A stretch of one step at the end, so that `preview` has two neighboring points.
+        looked_at = {stop - 1} if stop < self.num_steps else set()
+        for start, end in self._stretches(self.step, stop, looked_at, each=progress is not None):
+            state = self._live()
+            before = jnp.copy(state.x) if end - start == 1 else None
+            self._state, self._before = self._advance(state, self._gates, start, end), before
+            self.step = end
+            if progress is not None:
+                jax.block_until_ready(self._state)
+                progress(end)
+        return self
+
+    def finish(self, *, progress: StepProgress | None = None) -> Float32[Array, "B h w C"]:
+        """The latents after the last step."""
+        return self.run(progress=progress).latents
+
+    def preview(self) -> Float32[Array, "B H W 3"]:
+        """What the images would become, in 0..1, if the model's last prediction were right.
+
+        Free of passes of the U-Net: two neighboring points x = alpha x_0 + sigma epsilon of the
+        path give the x_0 that the step between them headed for. With eta above 0 there is fresh
+        noise between them, and the noisy latents are shown. Raises ValueError at step 0.
+        """
+        x = self._live().x
+        if self.step == 0:
+            raise ValueError("there is nothing to preview before the first step: run(1) first")
+        if self.step < self.num_steps:
+            (alpha, sigma), (earlier_alpha, earlier_sigma) = map(
+                self._signal_and_noise, (self.step, self.step - 1)
+            )
+            if self.settings.eta > 0 or self._before is None:
+                x = x / alpha
+            else:
+                scale = alpha * earlier_sigma - earlier_alpha * sigma
+                x = (earlier_sigma * x - sigma * self._before) / scale
+        return self._programs.decode(self._params, x)
+
+    def cancel(self) -> None:
+        """Frees the arrays. May be called by another thread, while `run` reports progress."""
+        self._canceled.set()
+        self._state = self._before = None
+        self._prepared.clear()
+
+    def sweep(
+        self, gammas: Sequence[Any], *, progress: StepProgress | None = None
+    ) -> list[Float32[Array, "B h w C"]]:
+        """The final latents at each of `gammas` from here on, instead of the settings' own.
+
+        Steps that several gammas have in common are run once. The session stays where it is: at
+        step 0, or ValueError is raised.
+        """
+        state = self._live()
+        if self.step:
+            raise ValueError(f"this session is at step {self.step}: sweep a new one")
+        tables = np.stack([gate_table(gamma, self.num_steps) for gamma in gammas])
+        counted = itertools.count(1)
+
+        def advance(state: State, gates: np.ndarray, start: int, stop: int) -> State:
+            for begin, end in self._stretches(start, stop, set(), each=progress is not None):
+                state = self._advance(state, gates, begin, end)
+                if progress is not None:
+                    jax.block_until_ready(state)
+                    progress(next(counted))
+            return state
+
+        start = jax.tree.map(jnp.copy, state)
+        return [final.x for final in branch(start, tables, advance)]
+
+    def _stretches(
+        self, start: int, stop: int, cuts: set[int], *, each: bool
+    ) -> Iterator[tuple[int, int]]:
+        """The steps start..stop-1 in stretches of one program each, or step by step."""
+        cuts = set(range(start, stop)) if each else cuts | {self._guided.start, self._guided.stop}
+        inner = [cut for cut in sorted(cuts) if start < cut < stop]
+        return itertools.pairwise([start, *inner, stop] if start < stop else [])
+
+    def _advance(self, state: State, gates: np.ndarray, start: int, stop: int) -> State:
+        """`state` after one stretch under `gates`; takes over its memory."""
+        if self._canceled.is_set():
+            raise Canceled(f"this session was canceled before step {start + 1}")
+        inputs = Inputs(
+            self._plan, gates, np.float32(self.settings.guidance_scale), self._seeds,  # type: ignore[arg-type]
+        )  # fmt: skip
+        return self._programs.advance(
+            self._params, state, self._context(start), inputs, grounded_steps(gates),
+            start, stop, settings=self.settings,
+        )  # fmt: skip
+
+    def _context(self, step: int) -> Prepared:
+        """What no step changes, with or without guidance's second branch."""
+        guided = self.settings.guidance_scale != 1 and step in self._guided
+        if guided not in self._prepared:
+            self._prepared[guided] = self._programs.prepare(
+                self._params, self._conditioning, self._plan.timesteps,
+                wiring=self.settings.wiring, guided=guided,
+            )  # fmt: skip
+        return self._prepared[guided]
+
+    def _signal_and_noise(self, step: int) -> tuple[np.float32, np.float32]:
+        """alpha and sigma at the beginning of a step."""
+        plan = self._plan
+        (row,) = np.flatnonzero((np.asarray(plan.step) == step) & np.asarray(plan.first))
+        return plan.alpha[row], plan.sigma[row]  # type: ignore[return-value]
+
+    def _live(self) -> State:
+        if self._state is None:
+            raise Canceled("this session was canceled: start another one")
+        return self._state
