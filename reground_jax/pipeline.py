@@ -227,8 +227,8 @@ class Pipeline:
         settings: Settings | None = None,
         **keywords: Unpack[CallFields],
     ) -> Session:
-        """One batch at step 0, to run, preview and cancel. Their number must be a multiple of the
-        number of devices; batch_size and progress are not read. Raises as a call does."""
+        """One batch at step 0, of a multiple of the number of devices, to run, preview and cancel.
+        batch_size and progress are not read. Raises as a call does."""
         request = self._request("session", layouts, settings, "latents", keywords)
         return Session(
             self.programs, self.params,
