@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from reground_jax.atomic import publish
 from reground_jax.checkpoint import (
     DTYPES,
     CheckpointError,
@@ -164,7 +165,7 @@ def _remove(partial: Path) -> None:
 def _publish(partial: Path, directory: Path) -> None:
     """Renames. Raises FileExistsError if another process has written `directory` meanwhile."""
     try:
-        partial.rename(directory)
+        publish(partial, directory)
     except OSError as error:
         if not directory.exists():
             raise
