@@ -108,8 +108,8 @@ def save_png(
 ) -> None:
     """Write a PNG, with its recipe inside if there is one. Folders are made where needed.
 
-    The file appears whole or not at all (see atomic.py). Raises ValueError if the name does not end in .png, and OSError
-    that names the path if it cannot be written.
+    The file appears whole or not at all (see atomic.py). Raises ValueError if the name does not end
+    in .png, and OSError that names the path if it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":

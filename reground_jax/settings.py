@@ -23,8 +23,9 @@ WIRING_ALIASES: dict[str, Wiring] = {
     "gligen": "sequential",
     "sd": "no_grounding",
 }
-# The names of sampling/solvers, repeated here because importing those imports jax.
+# The list of solvers: each is the file of its name in sampling/solvers.
 SOLVER_NAMES = ("plms", "pndm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler")
+NOISY_SOLVERS = ("ddim",)  # those of them that add noise if eta is above 0
 DTYPES = ("float32", "bfloat16")
 
 MAX_STEPS = 1000  # the time steps that Stable Diffusion was trained on
@@ -231,8 +232,9 @@ def _eta(value: object, solver: str) -> float:
     eta = number("eta", value, rule)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}: {rule}")
-    if eta and solver != "ddim":
-        raise ValueError(f"eta is {eta}, but only solver 'ddim' adds noise: use it, or set eta=0")
+    if eta and solver not in NOISY_SOLVERS:
+        noisy = " or ".join(map(repr, NOISY_SOLVERS))
+        raise ValueError(f"eta is {eta}, but only solver {noisy} adds noise: use it, or set eta=0")
     return eta
 
 

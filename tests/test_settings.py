@@ -117,9 +117,3 @@ def test_every_wiring_and_solver_name_is_accepted():
         check_name("wiring", Settings(wiring=wiring).wiring, WIRINGS)
     for solver in SOLVER_NAMES:
         assert Settings(solver=solver).solver == solver
-
-
-def test_solver_names_are_those_of_the_solvers():
-    from reground_jax.sampling.solvers import SOLVERS  # imports jax, which settings.py avoids
-
-    assert tuple(SOLVERS) == SOLVER_NAMES
