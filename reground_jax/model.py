@@ -326,7 +326,3 @@ def random_params(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndar
         elif kind == "bias":
             values *= 0.1
         yield name, np.asarray(values, np.float32)
-
-
-def count_parameters(params: Params) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

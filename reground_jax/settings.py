@@ -76,7 +76,7 @@ class Settings:
         object.__setattr__(self, "wiring", wiring_name(self.wiring))
         check_name("solver", self.solver, SOLVER_NAMES)
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
-        object.__setattr__(self, "gamma", _gamma(self.gamma))
+        object.__setattr__(self, "gamma", checked_gamma(self.gamma))
         object.__setattr__(self, "num_steps", _count("num_steps", self.num_steps, MAX_STEPS))
         object.__setattr__(self, "max_boxes", _count("max_boxes", self.max_boxes, MAX_BOXES))
         object.__setattr__(self, "guidance_scale", _guidance_scale(self.guidance_scale))
@@ -112,18 +112,6 @@ class Settings:
         mine, theirs = self.to_json(), other.to_json()
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
-    def static_key(self) -> tuple[Any, ...]:
-        """Hashable: two settings with equal keys run the same compiled program.
-
-        Values that are arguments of the program (gamma, guidance scale, eta) count only by the
-        part of the program that they leave out: guidance at scale 1, fresh noise at eta 0.
-        """
-        return (
-            self.wiring, self.solver, self.num_steps, self.height, self.width, self.dtype,
-            self.max_boxes, self.guidance_scale != 1.0, self.guidance_interval != (0.0, 1.0),
-            self.eta > 0.0,
-        )  # fmt: skip
-
 
 def guided_steps(interval: tuple[float, float], num_steps: int) -> range:
     """The steps in which both of guidance's branches are evaluated, out of `num_steps`."""
@@ -137,6 +125,26 @@ def wiring_name(value: object) -> Wiring:
         return WIRING_ALIASES[value.lower()]
     check_name("wiring", value, WIRINGS)
     return value  # type: ignore[return-value]
+
+
+def checked_gamma(value: object) -> float | tuple[float, float, float]:
+    """A fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1, as Python
+    floats. Raises ValueError for anything else."""
+    rule = "give a fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1"
+    value = _parts(value)
+    if not isinstance(value, list):
+        gamma = number("gamma", value, rule)
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma is {gamma}: {rule}")
+        return gamma
+    if len(value) != 3:
+        raise ValueError(f"gamma is {shown(value)}, which has {len(value)} parts: {rule}")
+    on, decay, off = (number(f"a part of gamma {value}", part, rule) for part in value)
+    if min(on, decay, off) < 0:
+        raise ValueError(f"gamma is {value}, which has a negative part: {rule}")
+    if abs(on + decay + off - 1) > GAMMA_TOLERANCE:
+        raise ValueError(f"gamma is {value}, which adds up to {on + decay + off:g}: {rule}")
+    return on, decay, off
 
 
 def dtype_name(value: object) -> str:
@@ -236,22 +244,3 @@ def _eta(value: object, solver: str) -> float:
         noisy = " or ".join(map(repr, NOISY_SOLVERS))
         raise ValueError(f"eta is {eta}, but only solver {noisy} adds noise: use it, or set eta=0")
     return eta
-
-
-def _gamma(value: object) -> float | tuple[float, float, float]:
-    """A fraction, or three parts (on, decay, off)."""
-    rule = "give a fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1"
-    value = _parts(value)
-    if not isinstance(value, list):
-        gamma = number("gamma", value, rule)
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma is {gamma}: {rule}")
-        return gamma
-    if len(value) != 3:
-        raise ValueError(f"gamma is {shown(value)}, which has {len(value)} parts: {rule}")
-    on, decay, off = (number(f"a part of gamma {value}", part, rule) for part in value)
-    if min(on, decay, off) < 0:
-        raise ValueError(f"gamma is {value}, which has a negative part: {rule}")
-    if abs(on + decay + off - 1) > GAMMA_TOLERANCE:
-        raise ValueError(f"gamma is {value}, which adds up to {on + decay + off:g}: {rule}")
-    return on, decay, off
