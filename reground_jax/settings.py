@@ -127,26 +127,6 @@ def wiring_name(value: object) -> Wiring:
     return value  # type: ignore[return-value]
 
 
-def checked_gamma(value: object) -> float | tuple[float, float, float]:
-    """A fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1, as Python
-    floats. Raises ValueError for anything else."""
-    rule = "give a fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1"
-    value = _parts(value)
-    if not isinstance(value, list):
-        gamma = number("gamma", value, rule)
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma is {gamma}: {rule}")
-        return gamma
-    if len(value) != 3:
-        raise ValueError(f"gamma is {shown(value)}, which has {len(value)} parts: {rule}")
-    on, decay, off = (number(f"a part of gamma {value}", part, rule) for part in value)
-    if min(on, decay, off) < 0:
-        raise ValueError(f"gamma is {value}, which has a negative part: {rule}")
-    if abs(on + decay + off - 1) > GAMMA_TOLERANCE:
-        raise ValueError(f"gamma is {value}, which adds up to {on + decay + off:g}: {rule}")
-    return on, decay, off
-
-
 def dtype_name(value: object) -> str:
     """One of DTYPES, from its name or from what JAX and numpy call a dtype. Raises ValueError."""
     name = value if isinstance(value, str) else None
@@ -244,3 +224,23 @@ def _eta(value: object, solver: str) -> float:
         noisy = " or ".join(map(repr, NOISY_SOLVERS))
         raise ValueError(f"eta is {eta}, but only solver {noisy} adds noise: use it, or set eta=0")
     return eta
+
+
+def checked_gamma(value: object) -> float | tuple[float, float, float]:
+    """A fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1, as Python
+    floats. Raises ValueError for anything else."""
+    rule = "give a fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1"
+    value = _parts(value)
+    if not isinstance(value, list):
+        gamma = number("gamma", value, rule)
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma is {gamma}: {rule}")
+        return gamma
+    if len(value) != 3:
+        raise ValueError(f"gamma is {shown(value)}, which has {len(value)} parts: {rule}")
+    on, decay, off = (number(f"a part of gamma {value}", part, rule) for part in value)
+    if min(on, decay, off) < 0:
+        raise ValueError(f"gamma is {value}, which has a negative part: {rule}")
+    if abs(on + decay + off - 1) > GAMMA_TOLERANCE:
+        raise ValueError(f"gamma is {value}, which adds up to {on + decay + off:g}: {rule}")
+    return on, decay, off
