@@ -55,6 +55,7 @@ def writing_folder(path: Path, part: Path | None = None) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
+    """Writes a file. Raises OSError that names `path`, as all of these functions do."""
     with writing(Path(path)) as file:
         file.write(content)
 
@@ -65,6 +66,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> None:
+    """In one line, or spread over many by an indent, with a line end behind it."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 

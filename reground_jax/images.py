@@ -46,6 +46,7 @@ class Recipe:
     checksum: str | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` gives an equal Recipe back."""
         return {
             "format": FORMAT,
             "software": f"reground-jax {__version__}",

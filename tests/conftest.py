@@ -95,6 +95,14 @@ def start():
 
 
 @pytest.fixture
+def memory():
+    """An object store in memory, by fsspec; empty again afterwards."""
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    yield store
+    store.store.clear()
+
+
+@pytest.fixture
 def ten(tmp_path) -> Path:
     """A file of ten layouts for `reground-jax batch`."""
     from tests.batch_cases import layout, write_lines

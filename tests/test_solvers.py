@@ -15,7 +15,7 @@ from reground_jax.sampling import solvers
 from reground_jax.sampling.solvers import SOLVERS, Plan
 from reground_jax.sampling.solvers.adams_bashforth import ADAMS_BASHFORTH
 from reground_jax.settings import NOISY_SOLVERS, SOLVER_NAMES
-from tests.schedulers import scheduler_of
+from tests.schedulers import FILES, SD14, SILENT, scheduler_of
 
 # diffusers calls np.array on torch tensors, which NumPy 2 comments on. Not ours to change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -24,54 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 # alone is worth some 2e-6. A wrong coefficient changes the result by 1e-3 or more (last tests).
 TOLERANCE = 1e-5
 
-SD14 = {  # the scheduler file of CompVis/stable-diffusion-v1-4
-    "_class_name": "PNDMScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-}
-SILENT = {  # says nothing that a class has a default for, but what PNDM cannot run without
-    "_class_name": "PNDMScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "skip_prk_steps": True,
-}
-FILES = {
-    "sd14": SD14,
-    "sd14_v": {**SD14, "prediction_type": "v_prediction"},
-    # as in stabilityai/stable-diffusion-2
-    "sd2": {**SD14, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
-    "trailing": {**SD14, "timestep_spacing": "trailing", "steps_offset": 0},
-    "trailing_v": {**SD14, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
-    "linspace": {**SD14, "timestep_spacing": "linspace"},
-    "linspace_v": {**SD14, "timestep_spacing": "linspace", "prediction_type": "v_prediction"},
-    "leading": {**SD14, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
-    "silent": SILENT,
-    "silent_v_ddim": {**SILENT, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
-    "final_alpha_one": {**SD14, "set_alpha_to_one": True},
-    "clipped": {
-        **SILENT,
-        "_class_name": "DDIMScheduler",
-        "clip_sample": True,
-        "clip_sample_range": 2.0,  # not DDIM's default of 1
-        "steps_offset": 1,
-    },
-    "linear_betas": {
-        "_class_name": "DDIMScheduler",
-        "beta_schedule": "linear",
-        "beta_start": 0.0001,
-        "beta_end": 0.02,
-        "skip_prk_steps": True,
-        "clip_sample": False,
-    },
-}
 COMPARED = [name for name in SOLVER_NAMES if name != "plms"]  # which has its own test below
 SHAPE = (2, 3, 5, 4)  # B, H, W, C: small, all different
 
