@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from reground_jax.bench.harness import environment, write_json
+from reground_jax.atomic import write_json
+from reground_jax.bench.harness import environment
 from reground_jax.cli.bench import BENCHMARKS, add_work_options, settings_of
 from reground_jax.settings import check_name
 
@@ -143,10 +144,10 @@ def main(argv: list[str]) -> int:
     facts = {"command": command, "took_s": time.perf_counter() - begin}
     record = facts | {"environment": environment(jax.devices())} | record
     if arguments.out:
-        write_json(arguments.out, record)
+        write_json(arguments.out, record, indent=2)
     if arguments.record:
         folder = RECORDS / f"{time.strftime('%Y-%m-%d-%H%M')}-{arguments.name}-{arguments.preset}"
-        write_json(folder / "record.json", record)
+        write_json(folder / "record.json", record, indent=2)
         (folder / "log.txt").write_text(f"$ {command}\n{shown.text()}")
         print(f"recorded in {folder}", file=sys.stderr)
     return 0 if record.get("agrees", True) else 1

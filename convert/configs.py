@@ -22,9 +22,10 @@ from reground_jax.config import (
     UNetConfig,
     VAEConfig,
 )
+from reground_jax.wording import shown
 
 from . import config_fields as known
-from .rules import UnsupportedConfig, check_fields, read_json, refused, shown
+from .rules import UnsupportedConfig, check_fields, read_json, refused
 
 
 def from_folder(folder: str | Path, tokenizer: TokenizerConfig) -> ModelConfig:

@@ -3,11 +3,10 @@
 Downloads are renamed, and a pointer, a login page or half a file is saved under a model's name.
 """
 
-import os
-import stat
 from pathlib import Path
 from typing import Literal
 
+from reground_jax.small_files import check_regular
 from reground_jax.wording import shown
 
 Form = Literal["safetensors", "torch", "index"]
@@ -39,28 +38,14 @@ SIGNATURES = (
 )  # fmt: skip
 
 
-def check_regular(path: str | Path) -> int:
-    """The size of a regular file. Raises ValueError for anything else: a pipe, for one, would be
-    waited on forever, and a device has no end.
-    """
+def size_of(path: str | Path) -> int:
+    """The size of a regular file. Raises ValueError that names it where there is no such file."""
     try:
-        status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in it
+        return check_regular(path)
+    except FileNotFoundError:
         raise ValueError(f"there is no file {path}; check the path") from None
-    if stat.S_ISREG(status.st_mode):
-        return status.st_size
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
-    raise ValueError(f"{path} is {kind}, not a file; check the path")
-
-
-def read_bounded(path: str | Path, largest: int) -> bytes:
-    """The whole of a regular file. Raises ValueError if it has more bytes than `largest`."""
-    size = check_regular(path)
-    if size > largest:
-        raise ValueError(f"{path} has {size} bytes, and at most {largest} are read: a wrong file?")
-    with open(path, "rb") as file:
-        return file.read(largest)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; check the path") from error
 
 
 def form_of(path: str | Path) -> Form:
@@ -68,7 +53,7 @@ def form_of(path: str | Path) -> Form:
 
     Raises ValueError that says what the file is instead, and what to do.
     """
-    size = check_regular(path)
+    size = size_of(path)
     with open(path, "rb") as file:
         start = file.read(LOOKED_AT)
     # Eight bytes of length, of which these are zero below a terabyte, then JSON. First, because

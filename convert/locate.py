@@ -7,9 +7,9 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
-import reground_jax
 from reground_jax.home import cache_folder, expand_home, writable_cache
 from reground_jax.model import is_model_directory
 
@@ -17,7 +17,7 @@ from .convert import convert
 from .full_disk import is_full
 from .sources import resolve
 
-MODELS = Path(reground_jax.__file__).parent / "models"
+MODELS = Path(str(files("reground_jax"))) / "models"
 BUILT_IN = ("emoji", "emoji-parallel")  # folders of MODELS, each with a model card
 
 
@@ -82,10 +82,10 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _fingerprint(path: Path) -> str:
     """Changes with the place, size or time of any file of a source."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
     facts = [
         (str(file.resolve()), stat.st_size, stat.st_mtime_ns)
-        for file in files
+        for file in found
         if file.is_file() and (stat := file.stat())
     ]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

@@ -5,13 +5,14 @@ of any real model, so that a damaged or malicious file is refused here, and not 
 number breaks later on.
 """
 
-import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reground_jax.json_text import parse_json
+from reground_jax.small_files import read_small
+from reground_jax.wording import shown
 
 MAX_BYTES = 2**26  # of a JSON file; the largest real ones, tokenizer.json, have 4 MB
 MAX_LEVELS = 8
@@ -145,14 +146,6 @@ def refused(where: str, field: str, value: Any, supported: Any) -> UnsupportedCo
     return UnsupportedConfig(f"{where}: {field} is {shown(value)}, supported is {supported}")
 
 
-def shown(value: Any) -> str:
-    """A value for a message: of a foreign file, so it may be long, or nested deeply."""
-    short = reprlib.Repr()
-    short.maxlist = short.maxtuple = short.maxdict = 8
-    short.maxstring = short.maxother = short.maxlong = 60
-    return short.repr(value)
-
-
 def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON object. Raises ValueError that names the file if it is missing or something else."""
     fields = parse_file(path)
@@ -163,14 +156,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def parse_file(path: str | Path) -> Any:
     """The value of a JSON file of a sane size. Raises ValueError that names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; download the whole folder again")
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"it is larger than {MAX_BYTES // 2**20} MiB")
-        return parse_json(content)
+        return parse_json(read_small(path, MAX_BYTES))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; download the whole folder again") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}; download it again") from error

@@ -14,7 +14,7 @@ import numpy as np
 from reground_jax.json_text import parse_json
 from reground_jax.wording import named, shown
 
-from .forms import check_regular
+from .forms import size_of
 from .stored import StoredArray, is_count, is_shape
 
 DTYPES = {
@@ -41,7 +41,7 @@ def read_header(path: str | Path) -> dict[str, StoredArray]:
     file is truncated or its header is no description of the bytes that follow.
     """
     path = Path(path)
-    size = check_regular(path)
+    size = size_of(path)
     length, header = _header(path, size)
     start = 8 + length
     arrays = {}

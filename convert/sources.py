@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reground_jax.description import is_model_directory
 from reground_jax.home import expand_home
 from reground_jax.json_text import parse_json
+from reground_jax.small_files import read_small
 from reground_jax.wording import named, shown
 
 from . import hub
-from .forms import form_of, read_bounded
+from .forms import form_of
 from .pickle_data import Inert, Name
 from .pickles import load_torch, plain
 from .rules import read_json
@@ -30,9 +32,6 @@ STEMS = {
 }
 LONGEST_NAME = 256  # characters
 LARGEST_INDEX = 2**24  # bytes of the JSON that lists shards
-FORMAT = (
-    "reground-jax"  # config.json of a model directory of ours has format "reground-jax/VERSION"
-)
 
 
 class TensorFile:
@@ -126,7 +125,7 @@ def _state_dict(content: Any, path: Path) -> TensorFile:
 
 def _open_shards(index: Path) -> TensorFile:
     try:
-        content = parse_json(read_bounded(index, LARGEST_INDEX), unique=True)
+        content = parse_json(read_small(index, LARGEST_INDEX), unique=True)
     except ValueError as error:
         raise ValueError(f"{index} is not JSON: {error}") from error
     where = content.get("weight_map") if isinstance(content, dict) else None
@@ -323,10 +322,10 @@ def detect(path: str | Path) -> Source:
 
 
 def _detect_folder(path: Path) -> Source:
+    if is_model_directory(path):
+        return Source("ours", path)
     config = path / "config.json"
     fields = read_json(config) if config.is_file() else {}
-    if str(fields.get("format")).split("/")[0] == FORMAT:
-        return Source("ours", path)
     if "_class_name" in fields or "architectures" in fields:
         name = fields.get("_class_name") or fields.get("architectures")
         raise ValueError(

@@ -24,8 +24,9 @@ from tokenizers import (
 )
 
 from reground_jax.config import TokenizerConfig
+from reground_jax.wording import shown
 
-from .rules import parse_file, read_json, shown, whole
+from .rules import parse_file, read_json, whole
 from .tokenizer_settings import TokenizerSettings, default_settings, read_settings
 
 NUM_MERGES = 49152 - 256 - 2  # of the merges file's 262,144, CLIP uses the first 48,894

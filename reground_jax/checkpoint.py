@@ -90,7 +90,7 @@ def load_arrays(
         ):
             raise CheckpointError(f"{path} holds something else than named arrays: {AGAIN}")
         yield from arrays.items()
-    _return_freed_memory()
+    return_freed_memory()
 
 
 def _check_files(group: Path) -> None:
@@ -135,8 +135,8 @@ def _reason(error: Exception) -> tuple[int, str]:
     return errno.EIO, f"cannot be written ({line[:120]})"
 
 
-def _return_freed_memory() -> None:
-    """Hands what reading has left on the heap, 0.4 GiB at full size, back to the system (glibc)."""
+def return_freed_memory() -> None:
+    """Hands freed memory that glibc keeps, of reading a full-sized model 0.4 GiB, to the system."""
     # Other C libraries have no malloc_trim; on Windows there is no CDLL(None).
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

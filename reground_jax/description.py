@@ -20,7 +20,8 @@ from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.small_files import read_small
 from reground_jax.wording import shown
 
-FORMAT = "reground-jax/1"
+PROGRAM = "reground-jax"
+FORMAT = f"{PROGRAM}/1"
 CONFIG_BYTES, TOKENIZER_BYTES = 2**24, 2**27
 MAX_GROUPS = 10**5
 PARTS = ("text_encoder", "unet", "vae", "grounding")  # whose parameters are counted
@@ -59,12 +60,13 @@ def checksums(config: ModelConfig, tokenizer_json: str) -> dict[str, str]:
 
 
 def is_model_directory(path: Path) -> bool:
-    """Whether `path` claims to be a model directory of this package (it may still be damaged)."""
+    """Whether `path` claims to be a model directory of this package, of any version of it. It may
+    still be damaged, or of a version that is not read here."""
     try:
         content = parse_json(read_small(path / "config.json", CONFIG_BYTES))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+    return isinstance(content, dict) and str(content.get("format")).startswith(f"{PROGRAM}/")
 
 
 def read_description(directory: Path) -> Description:

@@ -4,13 +4,10 @@ The PNG's text chunk "reground" is JSON: layout, settings, seed, checkpoint. It 
 `generate --from image.png` needs. Host side only: arrays here are numpy's.
 """
 
-import contextlib
 import errno
 import io
 import json
 import os
-import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
+from reground_jax import atomic
 from reground_jax.fields import as_int, check_range
 from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
@@ -48,6 +46,7 @@ class Recipe:
     checksum: str | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` gives an equal Recipe back."""
         return {
             "format": FORMAT,
             "software": f"reground-jax {__version__}",
@@ -110,43 +109,21 @@ def save_png(
 ) -> None:
     """Write a PNG, with its recipe inside if there is one. Folders are made where needed.
 
-    The file appears whole or not at all: it is written under a hidden name in the same folder,
-    flushed to disk, then renamed. Raises ValueError if the name does not end in .png, and OSError
-    that names the path if it cannot be written.
+    The file appears whole or not at all (see atomic.py). Raises ValueError if the name does not end
+    in .png, and OSError that names the path if it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"cannot write {path}: only PNG keeps the recipe exactly; name it *.png")
-    encoded = encode_png(image, recipe)
-    with _part(path) as part:
-        with open(part, "xb") as file:
-            file.write(encoded)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+    atomic.write_bytes(path, encode_png(image, recipe))
 
 
 def check_writable(path: Path) -> None:
     """Raises OSError unless a file can be made there: before the work, not after. Makes folders."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    with _part(path) as part:
+    with atomic.aside(path) as part:
         part.touch(exist_ok=False)
-
-
-@contextlib.contextmanager
-def _part(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path` to write under; errors of the system name `path` instead."""
-    # A name of its own, for one that is longer than that of `path` might be too long.
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def encode_png(

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from reground_jax.atomic import publish
 from reground_jax.checkpoint import (
     DTYPES,
     CheckpointError,
@@ -164,7 +165,7 @@ def _remove(partial: Path) -> None:
 def _publish(partial: Path, directory: Path) -> None:
     """Renames. Raises FileExistsError if another process has written `directory` meanwhile."""
     try:
-        partial.rename(directory)
+        publish(partial, directory)
     except OSError as error:
         if not directory.exists():
             raise
@@ -325,7 +326,3 @@ def random_params(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndar
         elif kind == "bias":
             values *= 0.1
         yield name, np.asarray(values, np.float32)
-
-
-def count_parameters(params: Params) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -23,8 +23,9 @@ WIRING_ALIASES: dict[str, Wiring] = {
     "gligen": "sequential",
     "sd": "no_grounding",
 }
-# The names of sampling/solvers, repeated here because importing those imports jax.
+# The list of solvers: each is the file of its name in sampling/solvers.
 SOLVER_NAMES = ("plms", "pndm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler")
+NOISY_SOLVERS = ("ddim",)  # those of them that add noise if eta is above 0
 DTYPES = ("float32", "bfloat16")
 
 MAX_STEPS = 1000  # the time steps that Stable Diffusion was trained on
@@ -77,7 +78,7 @@ class Settings:
         check_name("solver", self.solver, SOLVER_NAMES)
         if self.dtype is not None:
             object.__setattr__(self, "dtype", dtype_name(self.dtype))
-        object.__setattr__(self, "gamma", _gamma(self.gamma))
+        object.__setattr__(self, "gamma", checked_gamma(self.gamma))
         object.__setattr__(self, "num_steps", _count("num_steps", self.num_steps, MAX_STEPS))
         object.__setattr__(self, "max_boxes", _count("max_boxes", self.max_boxes, MAX_BOXES))
         object.__setattr__(self, "guidance_scale", _guidance_scale(self.guidance_scale))
@@ -112,18 +113,6 @@ class Settings:
         """The fields that differ: name -> (value here, value in `other`)."""
         mine, theirs = self.to_json(), other.to_json()
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
-
-    def static_key(self) -> tuple[Any, ...]:
-        """Hashable: two settings with equal keys run the same compiled program.
-
-        Values that are arguments of the program (gamma, guidance scale, eta) count only by the
-        part of the program that they leave out: guidance at scale 1, fresh noise at eta 0.
-        """
-        return (
-            self.wiring, self.solver, self.num_steps, self.height, self.width, self.dtype,
-            self.max_boxes, self.guidance_scale != 1.0, self.guidance_interval != (0.0, 1.0),
-            self.eta > 0.0,
-        )  # fmt: skip
 
 
 def guided_steps(interval: tuple[float, float], num_steps: int) -> range:
@@ -233,13 +222,15 @@ def _eta(value: object, solver: str) -> float:
     eta = number("eta", value, rule)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}: {rule}")
-    if eta and solver != "ddim":
-        raise ValueError(f"eta is {eta}, but only solver 'ddim' adds noise: use it, or set eta=0")
+    if eta and solver not in NOISY_SOLVERS:
+        noisy = " or ".join(map(repr, NOISY_SOLVERS))
+        raise ValueError(f"eta is {eta}, but only solver {noisy} adds noise: use it, or set eta=0")
     return eta
 
 
-def _gamma(value: object) -> float | tuple[float, float, float]:
-    """A fraction, or three parts (on, decay, off)."""
+def checked_gamma(value: object) -> float | tuple[float, float, float]:
+    """A fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1, as Python
+    floats. Raises ValueError for anything else."""
     rule = "give a fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1"
     value = _parts(value)
     if not isinstance(value, list):

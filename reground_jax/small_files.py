@@ -1,36 +1,40 @@
 """Files that may be a stranger's: regular files, of which no more is read than a bound."""
 
+import os
 import stat
 from pathlib import Path
 
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
-def check_regular(path: Path) -> int:
-    """The size of a file in bytes. Raises FileNotFoundError if there is none, and ValueError, as
-    `read_small` does, for what might be read or waited for without end."""
+
+def check_regular(path: str | Path) -> int:
+    """The size of a file in bytes.
+
+    Raises FileNotFoundError if there is none, and ValueError whose message completes "FILE cannot
+    be read: " for anything else: a pipe would be waited for forever, and a device has no end.
+    """
     try:
-        status = path.stat()
+        status = os.stat(path)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
-    if stat.S_ISDIR(status.st_mode):
-        raise ValueError("it is a folder, not a file")
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is a pipe or a device, not a file")
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+        raise ValueError(f"it is {kind}, not a file")
     return status.st_size
 
 
-def read_small(path: Path, limit: int) -> bytes:
-    """The bytes of a file. Raises FileNotFoundError if there is none, and ValueError whose message
-    completes "FILE cannot be read: " for a folder, a pipe, a device, a file of more than `limit`
-    bytes, and whatever the system refuses.
+def read_small(path: str | Path, limit: int) -> bytes:
+    """The bytes of a file. Raises as `check_regular` does, and ValueError, with a message of the
+    same form, for a file of more than `limit` bytes and whatever the system refuses.
     """
-    check_regular(path)
+    size = check_regular(path)
     try:
         with open(path, "rb") as file:
-            content = file.read(limit + 1)
+            content = b"" if size > limit else file.read(limit + 1)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
-    if len(content) > limit:
+    if max(size, len(content)) > limit:
         raise ValueError(f"it is larger than {limit:,} bytes")
     return content

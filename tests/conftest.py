@@ -1,6 +1,5 @@
 """Every annotation with a shape is checked while the tests run (jaxtyping and beartype)."""
 
-import ctypes
 import gc
 from pathlib import Path
 
@@ -16,10 +15,11 @@ install_import_hook("reground_jax", "tests.typechecker.check")
 @pytest.fixture(scope="module", autouse=True)
 def memory_goes_back():
     """What a file of tests has compiled and freed goes back to the system, not to the next file."""
+    from reground_jax.checkpoint import return_freed_memory
+
     yield
     gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what is freed
-        libc.malloc_trim(0)
+    return_freed_memory()
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +92,14 @@ def start():
     """A function that starts a program, which ends with the test (tests/processes.py)."""
     with starting() as begin:
         yield begin
+
+
+@pytest.fixture
+def memory():
+    """An object store in memory, by fsspec; empty again afterwards."""
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    yield store
+    store.store.clear()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Who does which share of a `batch` run: leases of object stores, TPU slices, odd environments."""
+"""Who does which share of a `batch` run: hosts, leases of object stores, TPU slices."""
 
 import json
 import threading
@@ -9,15 +9,11 @@ import pytest
 from reground_jax.batch import lock
 from reground_jax.batch.hosts import Share, find_share
 from reground_jax.batch.lock import HEARTBEAT, LAPSE, Lease
+from reground_jax.batch.store import open_store
+from reground_jax.batch.verify import verify
+from tests.batch_cases import files, generate
 
 PATIENCE = 120  # seconds, after which what is waited for never happens
-
-
-@pytest.fixture
-def memory():
-    store = pytest.importorskip("fsspec").filesystem("memory")
-    yield store
-    store.store.clear()
 
 
 @pytest.fixture
@@ -117,3 +113,47 @@ def test_a_variable_that_is_no_number_is_named():
     environment = {"JOB_COMPLETION_INDEX": "first", "JOB_COMPLETIONS": "3"}
     with pytest.raises(ValueError, match="JOB_COMPLETION_INDEX is 'first', which is no number"):
         find_share(None, None, environment)
+
+
+def test_hosts_do_their_shares_and_any_number_takes_over_what_is_missing(ten, tmp_path, stub):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    generate(ten, whole)
+    assert generate(ten, out, "--host-index", "1", "--host-count", "2") == 0
+    assert sorted(path.name for path in (out / "images").iterdir()) == ["000000001"]
+    assert generate(ten, out) == 0  # one host for what two began
+    assert files(out) == files(whole)
+    assert len(verify(open_store(str(out))).problems) == 0
+
+
+@pytest.mark.parametrize(
+    "options, environment, expected",
+    [
+        ((None, None), {}, (0, 1, "alone")),
+        ((2, 8), {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"}, (2, 8, "options")),
+        ((None, None), {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"}, (1, 4, "SLURM")),
+        ((None, None), {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1, "alone")),  # no srun
+        ((None, 8), {"JOB_COMPLETION_INDEX": "5"}, (5, 8, "Kubernetes")),
+        ((None, None), {"JOB_COMPLETION_INDEX": "5", "JOB_COMPLETIONS": "6"}, (5, 6, "Kubernetes")),
+    ],
+)
+def test_a_share_comes_from_options_or_the_environment(options, environment, expected):
+    assert find_share(options[0], options[1], environment) == Share(*expected)
+
+
+@pytest.mark.parametrize(
+    "options, environment, reason",
+    [
+        ((0, None), {}, "go together"),
+        ((None, 4), {}, "go together"),
+        ((4, 4), {}, "host index is 4 of 4"),
+        ((None, None), {"JOB_COMPLETION_INDEX": "5"}, "give --host-count"),
+    ],
+)
+def test_half_a_share_is_an_error(options, environment, reason):
+    with pytest.raises(ValueError, match=reason):
+        find_share(options[0], options[1], environment)
+
+
+def test_shares_cover_every_unit_once():
+    units = [unit for index in range(3) for unit in Share(index, 3, "options").of(range(10))]
+    assert sorted(units) == list(range(10))

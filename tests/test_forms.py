@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from reground_jax.convert.forms import form_of, read_bounded
+from reground_jax.convert.forms import form_of
 from reground_jax.convert.sources import Source, detect, open_folder, open_tensors
 
 CASES = Path(__file__).parent / "data" / "cases" / "wrong-suffix"
@@ -90,12 +90,3 @@ def test_a_header_whose_length_looks_like_another_form_is_safetensors(tmp_path, 
     header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(length)
     (tmp_path / "x").write_bytes(length.to_bytes(8, "little") + header + bytes(8))
     assert open_tensors(tmp_path / "x").keys() == ["a"]
-
-
-def test_a_file_is_read_up_to_a_bound(tmp_path):
-    (tmp_path / "x").write_bytes(b"12345")
-    assert read_bounded(tmp_path / "x", 5) == b"12345"
-    with pytest.raises(ValueError, match="x has 5 bytes, and at most 4 are read"):
-        read_bounded(tmp_path / "x", 4)
-    with pytest.raises(ValueError, match="is a folder, not a file"):
-        read_bounded(tmp_path, 4)

@@ -53,12 +53,12 @@ def test_no_decay_equals_a_plain_gamma():
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan"), (0.5, 0.5), (1.2, -0.2, 0.0)])
 def test_a_share_outside_zero_to_one_is_refused(gamma):
-    with pytest.raises(ValueError, match="gamma is .*: give one number from 0 to 1"):
+    with pytest.raises(ValueError, match="(is|of gamma) .*: give a fraction of the steps in 0..1"):
         gate_table(gamma, 10)
 
 
 def test_three_parts_that_do_not_add_up_to_one_are_refused():
-    with pytest.raises(ValueError, match="adds up to 0.9: the three must add up to 1"):
+    with pytest.raises(ValueError, match="adds up to 0.9: .* that add up to 1"):
         gate_table((0.3, 0.3, 0.3), 10)
 
 

@@ -189,8 +189,8 @@ FILES = {
     ),
 }  # fmt: skip
 PLACES = {
-    "pipe.png": (os.mkfifo, "a pipe or a device, not a file"),
-    "zero.png": (lambda path: path.symlink_to("/dev/zero"), "a pipe or a device, not a file"),
+    "pipe.png": (os.mkfifo, "a pipe, not a file"),
+    "zero.png": (lambda path: path.symlink_to("/dev/zero"), "a device, not a file"),
     "folder.png": (os.mkdir, "a folder, not a file"),
     "gone.png": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "loop.png": (lambda path: path.symlink_to("loop.png"), "cannot read image"),

@@ -232,10 +232,10 @@ def test_a_damaged_tokenizer_is_one_sentence(content, recorded, directory):
 def test_what_is_no_file_is_not_waited_for(name, directory):
     (directory / name).unlink()
     os.mkfifo(directory / name)
-    assert_refused(directory, "a pipe or a device, not a file")
+    assert_refused(directory, "a pipe, not a file")
     (directory / name).unlink()
     (directory / name).symlink_to("/dev/zero")
-    assert_refused(directory, "a pipe or a device, not a file")
+    assert_refused(directory, "a device, not a file")
     (directory / name).unlink()
     (directory / name).mkdir()
     assert_refused(directory, "a folder, not a file")

@@ -20,9 +20,10 @@ from reground_jax.sampling.guidance import guide
 from reground_jax.sampling.loop import Inputs
 from reground_jax.sampling.noise import ETA, initial_noise, step_noise
 from reground_jax.sampling.solvers import SOLVERS
-from reground_jax.settings import SOLVER_NAMES
+from reground_jax.settings import NOISY_SOLVERS, SOLVER_NAMES
 from tests.models import converted, tiny_model
 from tests.reference import SD2_SCHEDULER, SD14_SCHEDULER, nhwc, relative_error
+from tests.schedulers import scheduler_of
 
 # diffusers' schedulers multiply numpy scalars by tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
@@ -30,14 +31,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 CAT = Layout("a cat and a dog", ["a cat", "a dog"], [(0, 0.1, 0.4, 0.9), (0.5, 0.2, 1, 0.8)], "bad")
 DOG = Layout("one dog", ["a dog"], [(0.1, 0.1, 0.4, 0.9)])
 BARE = Layout("nothing in particular")
-DIFFUSERS = {
-    "pndm": "PNDMScheduler",
-    "plms": "PNDMScheduler",  # the same numbers as the original's, for this schedule
-    "ddim": "DDIMScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "dpmpp_2m_karras": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-}
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +45,10 @@ def start_noise(batch: int, height: int, width: int, channels: int = 4) -> np.nd
 
 def theirs(pipeline, layout, latents, *, solver, gamma, num_steps, guidance_scale=5.0, factor=8):
     """Latents [1, h, w, C] from diffusers' StableDiffusionGLIGENPipeline."""
-    kind = getattr(diffusers, DIFFUSERS[solver])
-    karras = {"use_karras_sigmas": True} if solver.endswith("karras") else {}
+    kind, options = scheduler_of(solver)
     file = SD2_SCHEDULER if pipeline.unet.config.use_linear_projection else SD14_SCHEDULER
     own = getattr(diffusers, file["_class_name"]).from_config(file)
-    pipeline.scheduler = kind.from_config(own.config, **karras)
+    pipeline.scheduler = getattr(diffusers, kind).from_config(own.config, **options)
     pipeline.set_progress_bar_config(disable=True)
     result = pipeline(
         prompt=layout.prompt,
@@ -132,7 +124,7 @@ def test_decoded_images_equal_diffusers(pipe):
 )
 def test_the_compiled_loop_equals_a_plain_python_loop(pipe, solver):
     settings = Settings(solver=solver, num_steps=6, gamma=(0.34, 0.5, 0.16), guidance_scale=3.0)
-    eta = 0.6 if solver == "ddim" else 0.0
+    eta = 0.6 if solver in NOISY_SOLVERS else 0.0
     seeds = np.array([5, 6], np.uint32)
     compiled = pipe(
         [CAT, DOG], seeds=[5, 6], solver=solver, num_steps=6, gamma=(0.34, 0.5, 0.16),

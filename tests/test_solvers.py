@@ -1,6 +1,7 @@
 """Every solver against code that is not ours: diffusers' schedulers, and PLMS as published."""
 
 import dataclasses
+from pathlib import Path
 
 import diffusers
 import jax
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from reground_jax.config import NoiseSchedule
+from reground_jax.sampling import solvers
 from reground_jax.sampling.solvers import SOLVERS, Plan
 from reground_jax.sampling.solvers.adams_bashforth import ADAMS_BASHFORTH
+from reground_jax.settings import NOISY_SOLVERS, SOLVER_NAMES
+from tests.schedulers import FILES, SD14, SILENT, scheduler_of
 
 # diffusers calls np.array on torch tensors, which NumPy 2 comments on. Not ours to change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -20,61 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 # alone is worth some 2e-6. A wrong coefficient changes the result by 1e-3 or more (last tests).
 TOLERANCE = 1e-5
 
-SD14 = {  # the scheduler file of CompVis/stable-diffusion-v1-4
-    "_class_name": "PNDMScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-}
-SILENT = {  # says nothing that a class has a default for, but what PNDM cannot run without
-    "_class_name": "PNDMScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "skip_prk_steps": True,
-}
-FILES = {
-    "sd14": SD14,
-    "sd14_v": {**SD14, "prediction_type": "v_prediction"},
-    # as in stabilityai/stable-diffusion-2
-    "sd2": {**SD14, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
-    "trailing": {**SD14, "timestep_spacing": "trailing", "steps_offset": 0},
-    "trailing_v": {**SD14, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
-    "linspace": {**SD14, "timestep_spacing": "linspace"},
-    "linspace_v": {**SD14, "timestep_spacing": "linspace", "prediction_type": "v_prediction"},
-    "leading": {**SD14, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
-    "silent": SILENT,
-    "silent_v_ddim": {**SILENT, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
-    "final_alpha_one": {**SD14, "set_alpha_to_one": True},
-    "clipped": {
-        **SILENT,
-        "_class_name": "DDIMScheduler",
-        "clip_sample": True,
-        "clip_sample_range": 2.0,  # not DDIM's default of 1
-        "steps_offset": 1,
-    },
-    "linear_betas": {
-        "_class_name": "DDIMScheduler",
-        "beta_schedule": "linear",
-        "beta_start": 0.0001,
-        "beta_end": 0.02,
-        "skip_prk_steps": True,
-        "clip_sample": False,
-    },
-}
-DIFFUSERS = {
-    "pndm": ("PNDMScheduler", {}),
-    "ddim": ("DDIMScheduler", {}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
-    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "euler": ("EulerDiscreteScheduler", {}),
-}
+COMPARED = [name for name in SOLVER_NAMES if name != "plms"]  # which has its own test below
 SHAPE = (2, 3, 5, 4)  # B, H, W, C: small, all different
 
 
@@ -121,7 +71,7 @@ def run_ours(
 
 def theirs_from(file: dict, name: str):
     """diffusers' scheduler for a solver name, from a file, by way of the class that it names."""
-    kind, options = DIFFUSERS[name]
+    kind, options = scheduler_of(name)
     of_file = getattr(diffusers, file["_class_name"]).from_config(file)
     return getattr(diffusers, kind).from_config(of_file.config, **options)
 
@@ -154,7 +104,7 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("name", DIFFUSERS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_twenty_steps_equal_diffusers_under_every_scheduler_file(name, file):
     x_T = unit_noise(0, *SHAPE)
     theirs = run_theirs(name, FILES[file], 20, x_T)
@@ -165,7 +115,7 @@ def test_twenty_steps_equal_diffusers_under_every_scheduler_file(name, file):
 # 30: a common choice that does not divide 1000.
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 30])
 @pytest.mark.parametrize("file", ["sd14", "sd2", "trailing", "linspace", "silent"])
-@pytest.mark.parametrize("name", DIFFUSERS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_any_number_of_steps_equals_diffusers(name, file, num_steps):
     x_T = unit_noise(1, *SHAPE)
     theirs = run_theirs(name, FILES[file], num_steps, x_T)
@@ -177,7 +127,7 @@ def test_any_number_of_steps_equals_diffusers(name, file, num_steps):
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("name", DIFFUSERS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_the_unet_is_told_the_time_steps_that_diffusers_tells_it(name, file):
     scheduler = theirs_from(FILES[file], name)
     for num_steps in (1, 4, 20, 30):
@@ -259,8 +209,9 @@ def test_the_state_stays_where_the_plan_says_it_is_while_epsilon_is_constant():
     """A constant epsilon makes every order exact, so x_0 is recovered whatever the history."""
     schedule = NoiseSchedule(set_alpha_to_one=True)
     x0, epsilon = unit_noise(6, *SHAPE), unit_noise(7, *SHAPE)
-    for name in ("plms", "dpmpp_2m", "dpmpp_2m_karras", "euler", "ddim"):
-        solver = SOLVERS[name]
+    for name, solver in SOLVERS.items():
+        if name == "pndm":  # whose steps end at t - 1000 // n, not where the next one begins
+            continue
         plan = solver.plan(dataclasses.replace(schedule, clip_sample=False), 10)
         x_T = plan.alpha[0] * x0 + plan.sigma[0] * epsilon
         state = solver.init(jnp.asarray(x_T / plan.initial_scale), plan)
@@ -275,14 +226,22 @@ def test_the_state_stays_where_the_plan_says_it_is_while_epsilon_is_constant():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_a_plan_has_one_row_per_evaluation_and_the_first_step_of_plms_has_two(name):
+def test_a_plan_has_one_row_per_evaluation_in_the_order_of_the_steps(name):
     plan = SOLVERS[name].plan(schedule_of(SD14), 5)
-    twice = name in ("plms", "pndm")
-    assert plan.step.tolist() == ([0] if twice else []) + [0, 1, 2, 3, 4]
-    assert plan.first.tolist() == [True] + ([False] if twice else []) + [True] * 4
-    assert [int(plan.evaluations_before(s)) for s in (0, 1, 5)] == [0, 1 + twice, 5 + twice]
+    steps = plan.step.tolist()
+    assert steps == sorted(steps) and set(steps) == {0, 1, 2, 3, 4}
+    assert plan.first.tolist() == [step not in steps[:row] for row, step in enumerate(steps)]
+    for step in range(6):
+        assert plan.evaluations_before(step) == sum(other < step for other in steps)
+    rows = {np.shape(leaf)[0] for leaf in jax.tree.leaves(plan) if np.ndim(leaf)}
+    assert rows == {len(steps)}
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(plan)}
     assert dtypes == {"float32", "int32", "bool"}
+
+
+@pytest.mark.parametrize("name", ["plms", "pndm"])
+def test_plms_and_pndm_evaluate_twice_in_the_first_step(name):
+    assert SOLVERS[name].plan(schedule_of(SD14), 5).step.tolist() == [0, 0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -320,14 +279,20 @@ def test_the_state_stays_float32_and_batch_first_under_a_bfloat16_network(name):
     assert jax.tree.structure(state) == jax.tree.structure(after)  # or no loop could carry it
 
 
-def test_only_ddim_with_eta_takes_noise():
-    assert {n: s.stochastic(0.5) for n, s in SOLVERS.items()} == {n: n == "ddim" for n in SOLVERS}
+def test_the_settings_know_which_solvers_add_noise_and_none_does_at_eta_0():
+    assert tuple(n for n, s in SOLVERS.items() if s.stochastic(0.5)) == NOISY_SOLVERS
     assert not any(s.stochastic(0.0) for s in SOLVERS.values())
 
 
-@pytest.mark.parametrize("name", [n for n in SOLVERS if n != "ddim"])
+def test_every_file_with_a_solver_is_named_in_the_settings():
+    folder = Path(solvers.__file__).parent
+    found = {path.stem for path in folder.glob("*.py") if "\nSOLVER = " in path.read_text()}
+    assert found == set(SOLVER_NAMES)
+
+
+@pytest.mark.parametrize("name", [n for n in SOLVERS if n not in NOISY_SOLVERS])
 def test_eta_is_refused_by_deterministic_solvers(name):
-    with pytest.raises(ValueError, match="eta is 0.5, but .* adds no noise: .*solver='ddim'"):
+    with pytest.raises(ValueError, match="eta is 0.5, but this solver adds no noise: .* 'ddim'"):
         SOLVERS[name].plan(schedule_of(SD14), 10, eta=0.5)
 
 

@@ -5,7 +5,6 @@ TPU, where the hosts of a slice must start together, or where a coordinator is n
 """
 
 import importlib.util
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -34,10 +33,10 @@ ENVIRONMENTS = (
 SLICE_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 
 
-def find_share(
-    index: int | None, count: int | None, environment: Mapping[str, str] = os.environ
-) -> Share:
-    """The share of this process. Raises ValueError if half of it is missing or out of range.
+def find_share(index: int | None, count: int | None, environment: Mapping[str, str]) -> Share:
+    """The share of this process, from options or its environment (`os.environ`).
+
+    Raises ValueError if half of it is missing or out of range.
 
     Kubernetes gives an indexed Job's pods their index, but not the number of completions: set
     JOB_COMPLETIONS in the pod's template, or give --host-count. On a TPU slice of several hosts

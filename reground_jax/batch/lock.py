@@ -6,7 +6,6 @@ that look at the same instant may both take it, and then do the same work twice,
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
@@ -25,7 +24,15 @@ LAPSE = 120.0  # seconds without one after which a lease counts for nothing
 
 @contextlib.contextmanager
 def file_lock(path: Path, holder: str) -> Iterator[None]:
-    """Holds a lock that ends with this process. Raises ValueError that names who has it."""
+    """Holds a lock that ends with this process.
+
+    Raises ValueError that names who has it, or where the system has no such locks (Windows).
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise ValueError("this system has no file locks: run `batch` on Linux or macOS") from error
+
     with open(path, "a+", encoding="utf-8", errors="replace") as file:
         for tries_left in reversed(range(TRIES)):
             try:

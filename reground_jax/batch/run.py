@@ -14,8 +14,8 @@ from reground_jax.batch.manifest import SHARD_FORMATS
 from reground_jax.batch.store import Store
 from reground_jax.json_text import parse_json
 from reground_jax.readers import Rejected, attempt
-from reground_jax.readers.lines import MAX_SEED, Line
-from reground_jax.settings import Settings, check_name
+from reground_jax.readers.lines import Line
+from reground_jax.settings import MAX_SEED, Settings, check_name
 from reground_jax.wording import shown
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")

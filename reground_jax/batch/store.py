@@ -1,7 +1,7 @@
 """Where a run writes: a folder (`LocalStore`) or an object store (`ObjectStore`, by fsspec).
 
-Names are relative, with "/" between parts. Whatever has a name is whole: files are written aside,
-flushed to disk and renamed; an object store shows an object once it is complete.
+Names are relative, with "/" between parts. Whatever has a name is whole: in a folder by atomic.py,
+and an object store shows an object only once it is complete.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
+from reground_jax import atomic
 from reground_jax.batch.lock import file_lock, lease
 from reground_jax.home import expand_home
 
@@ -118,49 +119,28 @@ class LocalStore:
             return sum(file.stat().st_size for file in path.iterdir())
         return path.stat().st_size if path.exists() else None
 
-    @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
-        with self._aside(name) as (part, path):
-            with open(part, "wb") as file:
-                yield file
-                _sync(file)
-            os.replace(part, path)
+    def writing(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        return atomic.writing(self.root / name, self._part(name))
 
     @contextlib.contextmanager
     def writing_folder(self, name: str) -> Iterator[Put]:
-        with self._aside(name) as (part, path):
-            part.mkdir()
+        with atomic.writing_folder(self.root / name, self._part(name)) as folder:
 
             def put(file_name: str, content: bytes) -> None:
-                with named_errors(part / file_name), open(part / file_name, "wb") as file:
-                    file.write(content)
-                    _sync(file)
+                (folder / file_name).write_bytes(content)
 
             yield put
-            _sync_folder(part)
-            shutil.rmtree(path, ignore_errors=True)  # of an earlier run, damaged
-            os.replace(part, path)
 
     def create(self, name: str, content: bytes) -> bool:
-        with self._aside(name) as (part, path):
-            with open(part, "wb") as file:
-                file.write(content)
-                _sync(file)
-            try:
-                os.link(part, path)  # unlike a rename, it fails if there is one
-            except FileExistsError:
-                return False
-        return True
+        return atomic.create(self.root / name, content, self._part(name))
 
     def remove(self, name: str) -> None:
-        with named_errors(self.root / name):
-            _remove(self.root / name)
+        atomic.remove(self.root / name)
 
     @contextlib.contextmanager
     def lock(self, holder: str) -> Iterator[None]:
         path = self.root / LOCKS / self.owner
-        with named_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path, holder):
             yield
 
@@ -168,25 +148,16 @@ class LocalStore:
         for part in self.root.rglob(".*.part"):
             owner = part.name.split(".")[-2]
             if owner == self.owner:
-                _remove(part)
+                atomic.remove(part)
                 continue
             # Whoever has the lock of another owner is at work, and its part too.
             with contextlib.suppress(ValueError), file_lock(self.root / LOCKS / owner, self.owner):
-                _remove(part)
+                atomic.remove(part)
 
-    @contextlib.contextmanager
-    def _aside(self, name: str) -> Iterator[tuple[Path, Path]]:
-        """(Where to write, the final place); cleans up, and has errors name the final place."""
+    def _part(self, name: str) -> Path:
+        """Where a file or folder is written: a name that says whose it is, for `remove_parts`."""
         path = self.root / name
-        part = path.with_name(f".{path.name}.{self.owner}.part")
-        with named_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove(part)
-            try:
-                yield part, path
-                _sync_folder(path.parent)
-            finally:
-                _remove(part)
+        return path.with_name(f".{path.name}.{self.owner}.part")
 
 
 class ObjectStore:
@@ -249,35 +220,3 @@ class ObjectStore:
 def write(store: Store, name: str, content: bytes | memoryview) -> None:
     with store.writing(name) as file:
         file.write(content)
-
-
-@contextlib.contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """OSErrors of flushing and closing name no file: a full disk is to be named too."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.strerror:
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """The names in a folder reach the disk too."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

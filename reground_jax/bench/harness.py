@@ -4,7 +4,6 @@ Times are wall-clock seconds from a call to `jax.block_until_ready` of its resul
 counter.py: what the algorithm needs, so a program that does less than it gets a higher share.
 """
 
-import json
 import os
 import platform
 import statistics
@@ -221,9 +220,3 @@ def report(results: Sequence[Result], shares: dict[str, float | None]) -> str:
         row += [f"{100 * r.flops / peak:.1f}" if r.macs else "" for peak in known.values()]
         rows.append(row)
     return table(rows)
-
-
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")

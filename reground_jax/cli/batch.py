@@ -154,7 +154,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = Settings(**request.given_settings(arguments))
-    share = find_share(arguments.host_index, arguments.host_count)
+    share = find_share(arguments.host_index, arguments.host_count, os.environ)
     with open_source(arguments.layouts, arguments.form, arguments.captions) as source:
         share = start_distributed(share, arguments.coordinator)
         directory, checksum = find_checkpoint(arguments.model, arguments.cache)

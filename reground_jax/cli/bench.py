@@ -2,6 +2,7 @@
 
 import argparse
 
+from reground_jax.atomic import write_json
 from reground_jax.cli.sampling import add_cache_option, load, locate
 from reground_jax.settings import DTYPES, Settings, check_name
 
@@ -70,7 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
     model = None if arguments.model is None else locate(arguments.model, arguments.cache)
 
     from reground_jax.bench.cases import Work
-    from reground_jax.bench.harness import write_json
     from reground_jax.bench.presets import random_model
     from reground_jax.bench.run import run as measure
     from reground_jax.pipeline import Pipeline
@@ -82,5 +82,5 @@ def run(arguments: argparse.Namespace) -> int:
     work = Work(settings, arguments.batch or len(pipe.devices))
     record = measure(arguments.name, pipe, work, repeats=arguments.repeats)
     if arguments.out is not None:
-        write_json(arguments.out, record)
+        write_json(arguments.out, record, indent=2)
     return 0

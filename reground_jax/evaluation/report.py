@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from reground_jax.atomic import write_json
 from reground_jax.draw import comparison_grid
 from reground_jax.evaluation.plot import Curve, Interval, Panel, Point, tradeoff_svg
 from reground_jax.evaluation.scorers import Record
@@ -21,7 +22,7 @@ from reground_jax.evaluation.statistics import (
     frechet_distance,
     interval,
 )
-from reground_jax.evaluation.study import Condition, Study, write_json
+from reground_jax.evaluation.study import Condition, Study
 from reground_jax.images import save_png
 
 GRID_ROWS = 8

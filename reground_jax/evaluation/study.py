@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from reground_jax.atomic import write_json
 from reground_jax.checkpoint import flatten, unflatten
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.scorers import Record, Scorer
@@ -246,10 +246,3 @@ def read_sheet(path: Path, count: int) -> UInt8[np.ndarray, "B S S 3"]:
     with Image.open(path) as picture:
         pixels = np.asarray(picture)
     return pixels.reshape(count, -1, *pixels.shape[1:])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value) + "\n")
-    os.replace(part, path)

@@ -1,22 +1,34 @@
 """The forms of files of layouts: a file's form is seen from what is in it."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, read_json
 from reground_jax.readers.coco import coco_layouts, is_coco
-from reground_jax.readers.instancediffusion import (
-    instancediffusion_layouts,
-    is_instancediffusion,
-)
+from reground_jax.readers.instancediffusion import instancediffusion_layouts, is_instancediffusion
 from reground_jax.readers.lmd import is_lmd, lmd_layouts
 from reground_jax.readers.nsr1k import is_nsr1k, nsr1k_layouts
 from reground_jax.settings import check_name
 from reground_jax.wording import shown
 
-FORMS = ("jsonl", "coco", "nsr1k", "lmd", "instancediffusion")
+
+class Form(NamedTuple):
+    """A form of JSON files. layouts: of (content, path), and for COCO of its captions file too."""
+
+    title: str
+    fits: Callable[[Any], bool]  # whether a file's content is of this form
+    layouts: Callable[..., Iterator[Layout | Rejected]]
+
+
+JSON_FORMS = {
+    "coco": Form("COCO", is_coco, coco_layouts),
+    "nsr1k": Form("NSR-1K", is_nsr1k, nsr1k_layouts),
+    "lmd": Form("LMD", is_lmd, lmd_layouts),
+    "instancediffusion": Form("layout", is_instancediffusion, instancediffusion_layouts),
+}
+FORMS = ("jsonl", *JSON_FORMS)
 FIRST_LINE = 1 << 20  # bytes of a file that may be its first line
 
 
@@ -38,31 +50,19 @@ def read_layouts(
         _check_captions(form, captions)
     if form == "jsonl":
         return None
-    content = read_json(path, _known_as(form))
+    content = read_json(path, "layout" if form is None else JSON_FORMS[form].title)
     if form is None:
         form = form_of(content, path)
         _check_captions(form, captions)
-    if captions is not None:
-        return coco_layouts(content, path, captions)
-    readers = {
-        "nsr1k": nsr1k_layouts,
-        "lmd": lmd_layouts,
-        "instancediffusion": instancediffusion_layouts,
-    }
-    return readers[form](content, path)
+    more = () if captions is None else (captions,)
+    return JSON_FORMS[form].layouts(content, path, *more)
 
 
 def form_of(content: Any, path: str) -> str:
     """The form of a JSON file's content. Raises ValueError that names those that are read."""
-    tests = {
-        "coco": is_coco,
-        "nsr1k": is_nsr1k,
-        "lmd": is_lmd,
-        "instancediffusion": is_instancediffusion,
-    }
-    for form, test in tests.items():
-        if test(content):
-            return form
+    for name, form in JSON_FORMS.items():
+        if form.fits(content):
+            return name
     if isinstance(content, dict):
         keys = ", ".join(map(shown, list(content)[:4]))
         holds = f"an object with {keys}" if keys else "an empty object"
@@ -80,11 +80,6 @@ def _check_captions(form: str, captions: str | None) -> None:
         raise ValueError(
             f"the form is {form}: COCO's instances need a captions file, the other forms have none"
         )
-
-
-def _known_as(form: str | None) -> str:
-    names = {"coco": "COCO", "nsr1k": "NSR-1K", "lmd": "LMD"}
-    return names.get(form or "", "layout")
 
 
 def _is_jsonl(path: str) -> bool:

@@ -20,6 +20,7 @@ def interleave(
 def branch_text(
     text: Float[ArrayLike, "B S E"], null_text: Float[ArrayLike, "B S E"]
 ) -> Float[Array, "K S E"]:
+    """Both branches' text, K = 2 B."""
     return interleave(text, null_text)
 
 

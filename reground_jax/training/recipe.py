@@ -6,8 +6,7 @@ from typing import Any, no_type_check
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from reground_jax.sampling.noise import MAX_SEED
-from reground_jax.settings import check_name
+from reground_jax.settings import MAX_SEED, check_name
 from reground_jax.training.fields import FRACTION, POSITIVE, at_least, between, check_number
 from reground_jax.training.state import Leaves
 

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from reground_jax.atomic import publish
 from reground_jax.checkpoint import CheckpointError, load_arrays, save_arrays, unflatten
 from reground_jax.json_text import parse_json
 from reground_jax.model import Params
@@ -78,7 +79,7 @@ def save_state(directory: Path, state: TrainState, record: Mapping[str, Any]) ->
     groups = save_arrays(partial / "arrays", _named(state))
     content = {"format": FORMAT, "groups": groups, **record}
     (partial / "state.json").write_text(json.dumps(content, indent=1) + "\n")
-    partial.rename(final)
+    publish(partial, final)
     for old in sorted(directory.glob("[0-9]*"))[:-KEPT]:
         shutil.rmtree(old)
     return final

@@ -1,19 +1,15 @@
-"""Solvers by name, one short file each. `plan.py` says what a solver is."""
+"""Solvers by name: those of `settings.SOLVER_NAMES`, each the `SOLVER` of the file of its name.
 
-from reground_jax.sampling.solvers.ddim import DDIM
-from reground_jax.sampling.solvers.dpmpp_2m import DPMPP_2M, DPMPP_2M_KARRAS
-from reground_jax.sampling.solvers.euler import EULER
+`plan.py` says what a solver is.
+"""
+
+import importlib
+
 from reground_jax.sampling.solvers.plan import Plan, Solver, State
-from reground_jax.sampling.solvers.plms import PLMS
-from reground_jax.sampling.solvers.pndm import PNDM
+from reground_jax.settings import SOLVER_NAMES
 
 SOLVERS: dict[str, Solver] = {
-    "plms": PLMS,
-    "pndm": PNDM,
-    "ddim": DDIM,
-    "dpmpp_2m": DPMPP_2M,
-    "dpmpp_2m_karras": DPMPP_2M_KARRAS,
-    "euler": EULER,
+    name: importlib.import_module(f"{__name__}.{name}").SOLVER for name in SOLVER_NAMES
 }
 
 __all__ = ["SOLVERS", "Plan", "Solver", "State"]

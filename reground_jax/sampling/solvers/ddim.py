@@ -17,7 +17,7 @@ from reground_jax.sampling.solvers.plan import (
 )
 
 
-def plan(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
+def rows(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
     """num_steps rows. eta from 0 (deterministic) to 1 (as random as DDPM), else ValueError.
 
     Where the schedule is silent: leading, offset 0, final alpha 1, x_0 clipped to -1..1.
@@ -73,8 +73,4 @@ def update(
     return State(x=x if noise is None else x + c["of_noise"] * noise)
 
 
-def stochastic(eta: float) -> bool:
-    return eta > 0
-
-
-DDIM = Solver(plan=plan, init=init, update=update, stochastic=stochastic)
+SOLVER = Solver(rows=rows, init=init, update=update, adds_noise=True)

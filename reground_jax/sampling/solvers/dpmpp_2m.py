@@ -5,7 +5,6 @@ past) and in the last (which ends at noise 0). `dpmpp_2m_karras` spaces the nois
 et al. 2022 (arXiv 2206.00364, formula 5) and tells the U-Net the nearest time steps.
 """
 
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,26 +13,16 @@ from jaxtyping import Array, Float, Float64
 
 from reground_jax.config import NoiseSchedule
 from reground_jax.sampling.schedule import alphas_cumprod, given, spaced_timesteps
-from reground_jax.sampling.solvers.plan import (
-    Plan,
-    Solver,
-    State,
-    make_plan,
-    refuse_eta,
-    x0_weights,
-)
+from reground_jax.sampling.solvers.plan import Plan, Solver, State, make_plan, x0_weights
 
 RHO = 7.0  # Karras et al.'s choice
 
 
-def plan(
-    schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0, karras: bool = False
-) -> Plan:
+def rows(schedule: NoiseSchedule, num_steps: int, *, karras: bool = False) -> Plan:
     """num_steps rows. ValueError for num_steps = num_train_steps, except with trailing spacing.
 
     Where the schedule is silent: linspace, offset 0. clip_sample and final alpha are not used.
     """
-    refuse_eta("dpmpp_2m_karras" if karras else "dpmpp_2m", eta)
     left = alphas_cumprod(schedule)
     all_ratios = np.sqrt((1 - left) / left)  # noise over image, increasing with time
     spacing = given(schedule.timestep_spacing, "linspace")
@@ -98,5 +87,4 @@ def update(state: State, output: Float[Array, "B H W C"], row: Plan, noise: Any 
     return State(x=c["of_x"] * state.x + c["of_x0"] * x0 + c["of_past"] * past, history=(x0,))
 
 
-DPMPP_2M = Solver(plan=plan, init=init, update=update)
-DPMPP_2M_KARRAS = Solver(plan=partial(plan, karras=True), init=init, update=update)
+SOLVER = Solver(rows=rows, init=init, update=update)

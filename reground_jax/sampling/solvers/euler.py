@@ -11,23 +11,14 @@ from jaxtyping import Array, Float
 
 from reground_jax.config import NoiseSchedule
 from reground_jax.sampling.schedule import alphas_cumprod, given, spaced_timesteps
-from reground_jax.sampling.solvers.plan import (
-    Plan,
-    Solver,
-    State,
-    epsilon_weights,
-    init,
-    make_plan,
-    refuse_eta,
-)
+from reground_jax.sampling.solvers.plan import Plan, Solver, State, epsilon_weights, init, make_plan
 
 
-def plan(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
+def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
     """num_steps rows; time steps may be fractions.
 
     Where the schedule is silent: linspace, offset 0. clip_sample and final alpha are not used.
     """
-    refuse_eta("euler", eta)
     spacing = given(schedule.timestep_spacing, "linspace")
     timesteps = spaced_timesteps(
         num_steps,
@@ -61,4 +52,4 @@ def update(state: State, output: Float[Array, "B H W C"], row: Plan, noise: Any 
     return State(x=state.x + c["of_epsilon"] * epsilon)
 
 
-EULER = Solver(plan=plan, init=init, update=update)
+SOLVER = Solver(rows=rows, init=init, update=update)

@@ -7,7 +7,7 @@ Every state is float32 and lives on the forward process x = alpha * x_0 + sigma 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int32
 
 from reground_jax.config import NoiseSchedule
+from reground_jax.settings import NOISY_SOLVERS
 from reground_jax.short_repr import short_repr
 
 
 class Plan(NamedTuple):
     """One row per evaluation of the U-Net (M rows), or one such row (`Plan.row`: scalars).
 
-    A PLMS or PNDM plan has num_steps + 1 rows, because its first step evaluates twice (a PNDM plan
-    of one step has one, as in diffusers); all others have num_steps.
+    A step has one row, or several that stand together, as the first step of PLMS has two.
     """
 
     timesteps: Float32[Array | np.ndarray, "*M"]  # what the U-Net is told; Euler's may be fractions
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     alpha: Float32[Array | np.ndarray, "*M"]  # the state here is alpha * x_0 + sigma * noise
     sigma: Float32[Array | np.ndarray, "*M"]
     initial_scale: Float32[Array | np.ndarray, ""]  # x_T is initial_scale times unit normal noise
-    coefficients: dict[str, Any]  # float32 columns that only the solver's update reads
+    coefficients: dict[str, Float32[Array, "..."]]  # columns that only the solver's update reads
 
     __repr__ = short_repr
 
@@ -56,29 +56,35 @@ class State(NamedTuple):
     __repr__ = short_repr
 
 
-@runtime_checkable
-class PlanFunction(Protocol):
-    def __call__(self, schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan: ...
-
-
-def never_stochastic(eta: float) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Solver:
-    """Four functions. Hashable, so a solver can be a static argument of a jitted function.
+    """Three functions. Hashable, so a solver can be a static argument of a jitted function.
 
-    plan(schedule, num_steps, *, eta=0.0) -> Plan    on the host; ValueError for what it cannot do
-    init(x_T, plan) -> State                         x_T: [B,H,W,C] float32, unit normal
-    update(state, output, row, noise=None) -> State  output: [B,H,W,C] guided epsilon or v
-    stochastic(eta) -> bool                          whether `update` needs unit normal `noise`
+    rows(schedule, num_steps) -> Plan               on the host; ValueError for what it cannot do
+    init(x_T, plan) -> State                        x_T: [B,H,W,C] float32, unit normal
+    update(state, output, row, noise=None) -> State output: [B,H,W,C] guided epsilon or v
+    adds_noise    `rows` takes a keyword `eta`, and `update` unit normal `noise` if eta is above 0
     """
 
-    plan: PlanFunction
+    rows: Callable[..., Plan]
     init: Callable[[Any, Plan], State]
     update: Callable[..., State]
-    stochastic: Callable[[float], bool] = never_stochastic
+    adds_noise: bool = False
+
+    def plan(self, schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
+        """One row per evaluation. Raises ValueError for what the solver cannot do."""
+        if self.adds_noise:
+            return self.rows(schedule, num_steps, eta=eta)
+        if eta != 0:
+            noisy = " or ".join(map(repr, NOISY_SOLVERS))
+            raise ValueError(
+                f"eta is {eta}, but this solver adds no noise: set eta=0 or use {noisy}"
+            )
+        return self.rows(schedule, num_steps)
+
+    def stochastic(self, eta: float) -> bool:
+        """Whether `update` needs noise."""
+        return self.adds_noise and eta > 0
 
 
 def init(x_T: Float[Array, "B H W C"], plan: Plan) -> State:
@@ -108,7 +114,7 @@ def make_plan(
         alpha=np.asarray(alpha, np.float32),
         sigma=np.asarray(sigma, np.float32),
         initial_scale=np.asarray(initial_scale, np.float32),
-        coefficients={name: np.asarray(c, np.float32) for name, c in coefficients.items()},
+        coefficients={name: np.asarray(c, np.float32) for name, c in coefficients.items()},  # type: ignore[arg-type]
     )
 
 
@@ -139,9 +145,3 @@ def ddim_transfer(
     """(a, b) of the DDIM step x' = a * x + b * epsilon between two values of alphas_cumprod."""
     a = np.sqrt(after / now)
     return a, np.sqrt(1 - after) - a * np.sqrt(1 - now)
-
-
-def refuse_eta(solver: str, eta: float) -> None:
-    """Raises ValueError if a deterministic solver is asked for noise."""
-    if eta != 0:
-        raise ValueError(f"eta is {eta}, but {solver} adds no noise: set eta=0 or solver='ddim'")

@@ -20,16 +20,14 @@ from reground_jax.sampling.solvers.plan import (
     ddim_transfer,
     epsilon_weights,
     make_plan,
-    refuse_eta,
 )
 
 
-def plan(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
+def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
     """num_steps + 1 rows.
 
     Where the schedule is silent: leading, offset 1, final alpha alphas_cumprod[0], as the original.
     """
-    refuse_eta("plms", eta)
     left = alphas_cumprod(schedule)
     timesteps = spaced_timesteps(
         num_steps,
@@ -59,4 +57,4 @@ def plan(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
     )
 
 
-PLMS = Solver(plan=plan, init=init, update=update)
+SOLVER = Solver(rows=rows, init=init, update=update)

@@ -21,16 +21,14 @@ from reground_jax.sampling.solvers.plan import (
     ddim_transfer,
     epsilon_weights,
     make_plan,
-    refuse_eta,
 )
 
 
-def plan(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
+def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
     """num_steps + 1 rows (1 for 1). ValueError unless the schedule says skip_prk_steps=True.
 
     Where the schedule is silent: leading, offset 0, final alpha alphas_cumprod[0].
     """
-    refuse_eta("pndm", eta)
     if not given(schedule.skip_prk_steps, False):
         raise ValueError(
             "the checkpoint's scheduler asks for Runge-Kutta warm-up steps (skip_prk_steps is not "
@@ -71,4 +69,4 @@ def plan(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
     )
 
 
-PNDM = Solver(plan=plan, init=init, update=update)
+SOLVER = Solver(rows=rows, init=init, update=update)
