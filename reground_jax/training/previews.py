@@ -1,0 +1,91 @@
+"""What a stage draws of its progress: OUT/samples/STEP.png, what came beside what was to come."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+
+from reground_jax.devices import WHOLE, over_devices
+from reground_jax.images import from_uint8, to_uint8
+from reground_jax.layout import Layout
+from reground_jax.model import Model, Params, network
+from reground_jax.pipeline import Pipeline
+from reground_jax.settings import Wiring
+from reground_jax.training.opening import Stage
+from reground_jax.training.samples import sample_grid, save_grid
+from reground_jax.training.state import Leaves, nested
+
+Preview = Callable[[int, Leaves], None]  # (step, averaged parameters by flat name)
+
+
+def reconstructions(stage: Stage, frozen: Leaves) -> Preview:
+    """Held-out images after the autoencoder."""
+    examples = stage.layouts()
+    layouts = [example.layout for example in examples]
+    images = np.stack([example.image for example in examples])
+    reconstruct = _reconstruction(stage)
+
+    def draw(step: int, average: Leaves) -> None:
+        decoded = to_uint8(np.asarray(reconstruct(nested(average, frozen)["vae"], images)))
+        save_grid(sample_grid(layouts, [images, decoded], boxes=False), _path(stage, step))
+
+    return draw
+
+
+def generations(stage: Stage, wiring: Wiring, frozen: Leaves) -> Preview:
+    """Images of held-out layouts under `wiring`."""
+    examples = stage.layouts()
+    layouts = [example.layout for example in examples]
+    truth = np.stack([example.image for example in examples])
+    generate = _generation(stage)
+
+    def draw(step: int, average: Leaves) -> None:
+        made = generate(nested(average, frozen), layouts, wiring)
+        sheet = sample_grid(layouts, [truth, made], boxes=wiring != "no_grounding")
+        save_grid(sheet, _path(stage, step))
+
+    return draw
+
+
+def _path(stage: Stage, step: int) -> Path:
+    return stage.out / "samples" / f"{step:07}.png"
+
+
+def _reconstruction(stage: Stage) -> Callable[..., jax.Array]:
+    graph, _ = network(stage.model, "vae")
+
+    def reconstruct(params, images):
+        vae = nnx.merge(graph, params)
+        latents = vae.encode(from_uint8(images), attend=stage.attend())
+        return vae.decode(latents, attend=stage.attend())
+
+    return over_devices(reconstruct, (WHOLE, WHOLE), WHOLE, devices=stage.devices)
+
+
+def _generation(
+    stage: Stage,
+) -> Callable[[Params, Sequence[Layout], Wiring], UInt8[np.ndarray, "B S S 3"]]:
+    """(parameters of all networks, layouts, wiring) -> images.
+
+    A pipeline whose parameters are the trainer's own at each call, and no second copy of them.
+    """
+    empty = Model(stage.model, {}, stage.tokenizer_json, {})
+    pipeline = Pipeline.from_model(empty, devices=stage.devices)
+
+    def generate(
+        params: Params, layouts: Sequence[Layout], wiring: Wiring
+    ) -> UInt8[np.ndarray, "B S S 3"]:
+        pipeline.params.update(params)
+        try:
+            images = pipeline(
+                layouts, wiring=wiring, num_steps=20, guidance_scale=4.0, solver="dpmpp_2m",
+                output="numpy",
+            )  # fmt: skip
+        finally:
+            pipeline.params.clear()  # the next step takes over their memory
+        return to_uint8(images, value_range="0..1")
+
+    return generate
