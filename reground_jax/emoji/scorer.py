@@ -1,7 +1,7 @@
-"""The scorer of the emoji world: what was asked for, and how much of it the probes see.
+"""The scorer of the emoji world: how much of what was asked for the probes see.
 
-Under most names a record has [shown, asked for]; besides, what average precision and the Frechet
-distance need.
+Most fields of a record are [shown, asked for]; the others are for average precision and the Frechet
+distance.
 """
 
 import gzip
@@ -64,7 +64,7 @@ TRADE_OFF = TradeOff(
 
 
 def emoji_scorer(probes: Probes) -> Scorer:
-    """The shipped scorer of 64x64 pictures, with what is known of it."""
+    """The scorer of these probes, with the reference records and accuracy that are shipped."""
     known, features = reference()
     accuracy = known["accuracy"]
     return Scorer(
@@ -100,7 +100,7 @@ def reference() -> tuple[dict[str, Any], Gaussian]:
 
 
 def feature_distance(features: Gaussian) -> Callable[[Sequence[Record]], float | None]:
-    """The Frechet distance of records' features to these; of one image alone there is none."""
+    """The Frechet distance of the records' features to these; undefined for a single image."""
 
     def measure(records: Sequence[Record]) -> float | None:
         if len(records) < 2:
@@ -125,7 +125,7 @@ def accuracy_table(accuracy: Mapping[str, Mapping[str, float]]) -> str:
 def probe_score(
     probes: Probes,
 ) -> Callable[[UInt8[np.ndarray, "B S S 3"], Sequence[Case]], list[Record]]:
-    """What makes records: images and their cases -> one record per image."""
+    """The function that makes records: (images, their cases) -> one record per image."""
 
     def score(images: UInt8[np.ndarray, "B S S 3"], cases: Sequence[Case]) -> list[Record]:
         scenes = probes.scenes(images)

@@ -18,9 +18,9 @@ DROP_SEED = 0  # of which boxes `with_half_the_boxes` takes away
 class Case:
     """One layout and what a picture of it must show.
 
-    facts  plain JSON that the scorers read. "objects" has a dict for each thing in the picture:
-           its "category", its "box", and whether the layout has that box ("boxed"); those that are
-           boxed stand in the order of the layout's boxes. More is up to the scorers
+    facts  plain JSON that the scorers read. "objects" holds a dict for each object in the picture:
+           its "category", its "box", and whether the layout contains that box ("boxed"). Boxed
+           objects are in the order of the layout's boxes. Scorers may ask for more
     """
 
     layout: Layout
@@ -33,11 +33,11 @@ class Case:
 
     @property
     def unboxed(self) -> Counter[str]:
-        """Those of `counts` that the layout has no box for."""
+        """How many of them the layout has no box for."""
         return Counter(thing["category"] for thing in self.facts["objects"] if not thing["boxed"])
 
     def without_boxes(self, categories: Sequence[str]) -> "Case":
-        """The boxes of these categories taken from the layout, and marked in the facts."""
+        """Without the boxes of these categories, in the layout and in the facts."""
         objects = self.facts["objects"]
         names = [thing["category"] for thing in objects if thing["boxed"]]
         layout = self.layout

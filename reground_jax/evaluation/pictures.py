@@ -41,9 +41,9 @@ def generate(
     gammas: Sequence[float],
     batch_size: int | None,
 ) -> list[UInt8[np.ndarray, "B S S 3"]]:
-    """Images by gamma, whose first steps all gammas share.
+    """The images at each gamma, in order; the steps that gammas have in common are run once.
 
-    settings: those of every image; its own wiring, gamma and dtype are not read.
+    settings: of every image; its wiring, gamma and dtype are not read.
     """
     keywords = settings.to_json()
     for name in ("dtype", "gamma"):

@@ -1,8 +1,8 @@
-"""What scores pictures: `Scorer`, a value that says all that a study and its report need of it.
+"""What scores images: a `Scorer` is a value with all that a study and its report need to know.
 
-A new scorer (CLIP's, a detector's) is one of these values and touches nothing else: a study keeps
-the records of every scorer apart, so that a new one, or a new version of one, scores the images
-that are there.
+A new scorer (CLIP score, a detector) is one more of these values, and nothing else changes. A study
+keeps each scorer's records apart, so a new scorer, or a new version of one, scores the images that
+are already there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +18,12 @@ from reground_jax.evaluation.statistics import Record, Statistic
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a condition that is estimated with an interval.
+    """A number of a condition, estimated with a confidence interval.
 
-    name       what results and columns call it; no two metrics of a study have the same
-    meaning    one sentence of the report
-    statistic  records, and weights of resamples -> the number in each resample
-    main       whether it stands in the report's first table, or in the one of details
+    name       its name in results and table headers, unique within a study
+    meaning    one line of the report
+    statistic  (records, weights of the resamples) -> its value in each resample; see statistics.py
+    main       whether it belongs in the report's first table or in the second, of details
     """
 
     name: str
@@ -34,7 +34,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Distance:
-    """A number of a condition as a whole, without an interval; None where there is none."""
+    """A number of a whole set of images, without an interval; `measure` gives None if undefined."""
 
     name: str
     meaning: str
@@ -43,18 +43,18 @@ class Distance:
 
 @dataclass(frozen=True)
 class Scorer:
-    """From pictures and their cases to records, and from records to numbers.
+    """From images and their cases to records, and from records to numbers.
 
-    name        what its records are kept under
-    version     of all that its records depend on: a checksum of weights, a number of the rules. The
+    name        names the folder of its records
+    version     changes with whatever its records depend on, such as a checksum of its weights;
                 records of another version are not read
-    score       images [B, S, S, 3] and their B cases -> one record per image. A record is plain
-                JSON with the fields that the metrics read
+    score       (images [B, S, S, 3], their B cases) -> one record per image: plain JSON with the
+                fields that the metrics and distances read
     metrics     in the order of the report's columns
-    references  by set of cases, and then by name: records of pictures that are right, in the order
-                of the cases. They stand in the report's tables as a limit
-    facts       what else is known of the scorer, as plain JSON, for the results
-    about       a section of the report (Markdown) on how far the scorer is to be trusted
+    references  by set of cases, then by name: records of real images of these cases, in order. The
+                report shows them as what can be reached
+    facts       anything else known about the scorer, as plain JSON; goes into the results
+    about       a Markdown section of the report: how reliable the scorer is
     """
 
     name: str
@@ -69,10 +69,10 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Axis:
-    """A metric as an axis of the trade-off figure, and in the sentences about it.
+    """A metric as an axis of the trade-off figure and in the report's sentences.
 
-    noun   what the metric is a share of: "the boxes" are "3.1 points more of the boxes"
-    fewer  what less of them is called
+    noun   what it is a share of: "boxes" makes "3.1 points more of the boxes"
+    fewer  the opposite of "more" for that noun
     """
 
     metric: str
@@ -83,7 +83,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """The two metrics that a study weighs against each other, on the axes of its figure."""
+    """The two metrics that a study weighs against each other: the axes of its figure."""
 
     x: Axis
     y: Axis
@@ -98,7 +98,7 @@ def distances_of(scorers: Sequence[Scorer]) -> tuple[Distance, ...]:
 
 
 def check_scorers(scorers: Sequence[Scorer], trade_off: TradeOff) -> None:
-    """Raises ValueError for a name that two have, and for an axis that no metric is."""
+    """Raises ValueError if a name is used twice, or an axis is not a metric of any scorer."""
     metrics = [metric.name for metric in metrics_of(scorers)]
     columns = metrics + [distance.name for distance in distances_of(scorers)]
     for kind, names in (("scorers", [s.name for s in scorers]), ("metrics", columns)):

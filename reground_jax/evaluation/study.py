@@ -1,10 +1,10 @@
 """ReGround's main experiment: what gamma and the wiring do to boxes and text, as a resumable run.
 
-A folder holds the run: study.json (what the images depend on), images in
-parts/CONDITION/FIRST-LAST.png, one below the other, and what a scorer says of them in
-scores/SCORER-VERSION/CONDITION/FIRST-LAST.json. What is there is not made again, so a killed run
-goes on, a larger one takes over what a smaller one has made, and another scorer, or another version
-of one, scores the images that are there. `report.py` makes tables of it.
+A folder holds the run: study.json (what the images depend on), the images themselves, one below the
+other, in parts/CONDITION/FIRST-LAST.png, and the records of each scorer in
+scores/SCORER-VERSION/CONDITION/FIRST-LAST.json. Nothing that exists is made again: a killed run
+continues, a larger one reuses what a smaller one has made, and another scorer, or a new version of
+one, scores the images that are there. `report.py` makes tables of it.
 """
 
 import functools
@@ -36,7 +36,7 @@ Records = Mapping[Condition, Mapping[str, Sequence[Record]]]  # by condition, by
 
 @dataclass(frozen=True)
 class Chunk:
-    """Cases whose images, under one condition, share a file."""
+    """Cases whose images share a file, in each condition."""
 
     start: int  # place of the first one among all cases
     cases: Sequence[Case]
@@ -52,13 +52,14 @@ class Study:
 
     models     name -> what loads its generator; called only if images are missing
     cases      name -> cases, the main set first; "dropped" has the ids, and so the seeds, of these
-    titles     name -> what the report calls a set of cases
+    titles     name of a set of cases -> its heading in the report
     settings   steps, solver and guidance of every image; its wiring and gamma are not read
     identity   what else the images depend on, such as checksums of models
-    scorers    what is said of the images; their versions are no part of the identity
-    trade_off  the metrics that are weighed against each other
+    scorers    what measures the images; the identity does not depend on them
+    trade_off  the two metrics that are weighed against each other
 
-    Raises ValueError for scorers or metrics of one name, and a trade-off of unknown metrics.
+    Raises ValueError if two scorers or metrics have the same name, or the trade-off is over a
+    metric that no scorer has.
     """
 
     out: Path
@@ -113,8 +114,8 @@ class Study:
             raise ValueError(f"{path} is not JSON: {error}; choose another --out") from error
         if not isinstance(theirs, dict):
             raise ValueError(f"{path} is not the record of a study: choose another --out")
-        # Once, the version of the scorer stood here, too, and its records lay beside the images.
-        # They are made again, which takes a hundredth of the images' time.
+        # Older folders list the one scorer's version here and have its records beside the images.
+        # The images are scored again, which takes a small part of the time that making them took.
         for scorer in self.scorers:
             theirs.pop(scorer.name, None)
         if found := differences(theirs, mine):
@@ -143,7 +144,7 @@ class Study:
     def _make_missing(
         self, series: Series, chunk: Chunk, generator: Callable[[], Generator]
     ) -> None:
-        """The sheets of one chunk at every gamma, but for those that are there."""
+        """Makes the sheets of one chunk at those gammas at which they do not exist yet."""
         sheets = {c: self._sheet(c, chunk) for c in series.conditions()}
         missing = [condition for condition, sheet in sheets.items() if not sheet.exists()]
         if missing:
@@ -155,7 +156,7 @@ class Study:
                 save_sheet(sheets[condition], images)
 
     def _scored(self, condition: Condition, chunk: Chunk) -> dict[str, list[Record]]:
-        """What every scorer says of one sheet, by its name; scores it where that is missing."""
+        """Records of one sheet by scorer; scores the sheet if they do not exist yet."""
         sheet, count = self._sheet(condition, chunk), len(chunk.cases)
         images = functools.cache(lambda: read_sheet(sheet, count))
         records = {}
@@ -171,7 +172,7 @@ class Study:
 
 
 def folder_of(scorer: Scorer) -> str:
-    """Where records of this version of a scorer are kept."""
+    """The folder of the records of this version of a scorer."""
     return f"{scorer.name}-{hashlib.sha256(scorer.version.encode()).hexdigest()[:12]}"
 
 

@@ -1,4 +1,4 @@
-"""All numbers of a study: of every condition, of the differences between wirings, of references."""
+"""All numbers of a study: conditions, differences between wirings, references."""
 
 import functools
 import math
@@ -62,7 +62,7 @@ def _count(found: Mapping[str, Sequence[Record]]) -> int:
 def _values(
     found: Mapping[str, Sequence[Record]], scorers: Sequence[Scorer], weights: Weights
 ) -> dict[str, np.ndarray]:
-    """Every metric of the scorers that have records here."""
+    """Every metric of the scorers that have records in `found`, in each resample."""
     return {
         metric.name: metric.statistic(found[scorer.name], weights)
         for scorer in scorers
@@ -74,7 +74,10 @@ def _values(
 def _references(
     records: Records, scorers: Sequence[Scorer]
 ) -> list[tuple[Row, dict[str, Sequence[Record]]]]:
-    """What they are of, and their records: of as many cases as were measured, as distances ask."""
+    """(what it is of, records by scorer) of each, for as many cases as were measured.
+
+    As many, because distances are biased by the number of images.
+    """
     counts = {condition.cases: _count(found) for condition, found in records.items()}
     names = {
         (cases, name): None  # in order, each once

@@ -1,4 +1,4 @@
-"""What batches are made of: images as latents and phrases as embeddings, by compiled networks."""
+"""Images to latents and phrases to embeddings, for the batches of the diffusion stages."""
 
 from collections.abc import Callable
 

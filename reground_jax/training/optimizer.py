@@ -11,7 +11,7 @@ from reground_jax.training.state import Leaves
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """Clipping, then AdamW or Muon, then the gates' own rate. Parameters are keyed by flat name."""
+    """Clips, then applies AdamW or Muon, then the gates' own rate. Parameters by flat name."""
     rates = learning_rates(recipe)
     if recipe.optimizer == "muon":
         step = muon(

@@ -1,4 +1,4 @@
-"""What a stage draws of its progress: OUT/samples/STEP.png, what came beside what was to come."""
+"""Sample images during training, in OUT/samples/STEP.png: the model's beside the originals."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +70,7 @@ def _generation(
 ) -> Callable[[Params, Sequence[Layout], Wiring], UInt8[np.ndarray, "B S S 3"]]:
     """(parameters of all networks, layouts, wiring) -> images.
 
-    A pipeline whose parameters are the trainer's own at each call, and no second copy of them.
+    The pipeline has no parameters of its own: each call lends it those of the trainer.
     """
     empty = Model(stage.model, {}, stage.tokenizer_json, {})
     pipeline = Pipeline.from_model(empty, devices=stage.devices)
@@ -85,7 +85,7 @@ def _generation(
                 output="numpy",
             )  # fmt: skip
         finally:
-            pipeline.params.clear()  # the next step takes over their memory
+            pipeline.params.clear()  # the next step donates them
         return to_uint8(images, value_range="0..1")
 
     return generate

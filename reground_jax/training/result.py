@@ -1,4 +1,4 @@
-"""What a stage ends in: OUT/model, with a record of how it was trained."""
+"""The result of a stage: OUT/model, with a record of how it was trained."""
 
 import dataclasses
 import time

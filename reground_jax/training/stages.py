@@ -92,9 +92,9 @@ def _diffusion(stage: Stage, wiring: Wiring, *, minutes: float | None) -> bool:
 
 
 def _split(stage: Stage, prefix: str = "") -> tuple[Leaves, Leaves]:
-    """(trained, frozen) of the leaves whose name begins so.
+    """(trained, frozen) leaves, of those whose name starts with `prefix`.
 
-    The frozen ones are on the devices, once: batches, steps and previews all read them there.
+    The frozen ones are placed on the devices once, for batches, steps and previews alike.
     """
     leaves = {name: leaf for name, leaf in stage.leaves.items() if name.startswith(prefix)}
     trained, frozen = split_leaves(leaves, TRAINED[stage.kind])
