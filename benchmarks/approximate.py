@@ -7,21 +7,12 @@ counted in forward passes of the U-Net for one image.
 
 from typing import Any
 
-import numpy as np
-
 from reground_jax.bench.harness import table
-from reground_jax.evaluation.cases import heldout_cases
-from reground_jax.evaluation.probes import Probes
-from reground_jax.evaluation.report import reference
-from reground_jax.evaluation.scorers import Record, probe_scorer
-from reground_jax.evaluation.statistics import (
-    STATISTICS,
-    Gaussian,
-    bootstrap_weights,
-    frechet_distance,
-    interval,
-)
-from reground_jax.evaluation.study import seed_of
+from reground_jax.emoji.cases import heldout_cases
+from reground_jax.emoji.probes import Probes
+from reground_jax.emoji.scorer import emoji_scorer
+from reground_jax.evaluation.cases import seed_of
+from reground_jax.evaluation.statistics import Record, bootstrap_weights, interval
 from reground_jax.images import to_uint8
 from reground_jax.pipeline import Pipeline
 from reground_jax.settings import Settings, guided_steps
@@ -41,7 +32,9 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 def measure(gamma: float, *, layouts: int = LAYOUTS) -> dict[str, Any]:
     """A row per option; intervals are of 95 %, differences paired."""
     pipe, cases = Pipeline.load(MODEL), heldout_cases(layouts)
-    scorer, (_, features) = probe_scorer(Probes.load()), reference()
+    scorer = emoji_scorer(Probes.load())
+    statistics = {m.name: m.statistic for m in scorer.metrics if m.name in MEASURED}
+    (frechet,) = scorer.distances
     weights = bootstrap_weights(layouts)
     rows, first = [], {}
     for option in OPTIONS:
@@ -50,17 +43,16 @@ def measure(gamma: float, *, layouts: int = LAYOUTS) -> dict[str, Any]:
             [case.layout for case in cases], settings, seeds=[seed_of(case) for case in cases],
             batch_size=BATCH, output="numpy",
         )  # fmt: skip
-        records: list[Record] = scorer(to_uint8(images, value_range="0..1"), cases)
-        values = {name: STATISTICS[name](records, weights) for name in MEASURED}
+        records: list[Record] = scorer.score(to_uint8(images, value_range="0..1"), cases)
+        values = {name: statistics[name](records, weights) for name in MEASURED}
         first = first or values
-        own = Gaussian.of(np.array([record["features"] for record in records]))
         rows.append(
             {
                 **option,
                 "forwards": forwards(pipe, settings),
                 **{name: interval(values[name]) for name in MEASURED},
                 "differences": {n: interval(values[n] - first[n]) for n in MEASURED},
-                "frechet": frechet_distance(own, features),
+                "frechet": frechet.measure(records),
             }
         )
     return {"model": MODEL, "layouts": layouts, "gamma": gamma, "rows": rows}

@@ -1,7 +1,7 @@
 """From layouts to what the networks read: token ids, and one typed value of arrays."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,8 +113,21 @@ def assemble(
 ) -> Conditioning:
     """Conditioning of `layouts` from the encodings of their distinct texts.
 
-    hidden: [S, E] float32 by text. pooled: [E] float32 by text. Slots past a layout's boxes have
-    mask 0.
+    hidden: [S, E] float32 by text. pooled: as in `pack_boxes`.
+    """
+    return Conditioning(
+        text=np.stack([hidden[layout.prompt] for layout in layouts]),
+        null_text=np.stack([hidden[layout.negative_prompt] for layout in layouts]),
+        grounding=pack_boxes(layouts, pooled, max_boxes=max_boxes),
+    )
+
+
+def pack_boxes(
+    layouts: Sequence[Layout], pooled: Mapping[str, np.ndarray], *, max_boxes: int
+) -> Grounding:
+    """The layouts' boxes and phrases in `max_boxes` slots each; those past a layout's have mask 0.
+
+    pooled: [E] float32 by text; of at least one, for its width. No layout has more boxes than that.
     """
     width = next(iter(pooled.values())).shape[-1]
     boxes = np.zeros((len(layouts), max_boxes, 4), np.float32)
@@ -123,8 +136,4 @@ def assemble(
     for row, layout in enumerate(layouts):
         for slot, (phrase, box) in enumerate(zip(layout.phrases, layout.boxes, strict=True)):
             boxes[row, slot], phrases[row, slot], mask[row, slot] = box, pooled[phrase], 1
-    return Conditioning(
-        text=np.stack([hidden[layout.prompt] for layout in layouts]),
-        null_text=np.stack([hidden[layout.negative_prompt] for layout in layouts]),
-        grounding=Grounding(boxes, phrases, mask),  # type: ignore[arg-type]
-    )
+    return Grounding(boxes, phrases, mask)  # type: ignore[arg-type]

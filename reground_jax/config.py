@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from reground_jax.fields import as_object, check_fields, check_range, typed
+from reground_jax.settings import MAX_SIDE
 
 T = TypeVar("T")
 
@@ -18,7 +19,6 @@ MAX_LEVELS = 8  # resolutions of a U-Net or autoencoder
 CHANNELS, LAYERS, WIDTH = (1, 2**14), (1, 32), (1, 2**16)
 TOKENS, LENGTH = 2**20, 2**12  # of a vocabulary; of a text
 MAX_TRAIN_STEPS = 10_000
-MAX_SIDE = 8192  # of a model's own image in pixels, as of any other
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from reground_jax.boxes import area, overlap
 from reground_jax.layout import Layout
 
 Picture = UInt8[np.ndarray, "H W 3"] | Image.Image
@@ -121,7 +122,7 @@ def _paint(picture: Image.Image, layout: Layout, *, tint: int) -> None:
         (phrase, _pixels(box, picture.size))
         for phrase, box in zip(layout.phrases, layout.boxes, strict=True)
     ]
-    boxes.sort(key=lambda item: -_area(item[1]))
+    boxes.sort(key=lambda item: -area(item[1]))
     pen = ImageDraw.Draw(picture, "RGBA")
     line = max(2, min(picture.size) // 170)
     for phrase, (x0, y0, x1, y1) in boxes:
@@ -168,23 +169,13 @@ def _tag_place(
         return left, top, left + width, top + height
 
     candidates = [placed(corner) for corner in places]
-    return min(candidates, key=lambda tag: sum(_overlap(tag, other) for other in taken))
+    return min(candidates, key=lambda tag: sum(overlap(tag, other) for other in taken))
 
 
 def _pixels(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
     width, height = size[0] - 1, size[1] - 1
     x0, y0, x1, y1 = box
     return round(x0 * width), round(y0 * height), round(x1 * width), round(y1 * height)
-
-
-def _area(box: Rectangle) -> int:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> int:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(0, width) * max(0, height)
 
 
 # ---- the parts of a figure

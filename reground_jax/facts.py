@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 NETWORKS = ("text_encoder", "unet", "vae")
+GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")  # how the names of fusers' gates end
 
 
 class Facts:
@@ -30,7 +31,7 @@ class Facts:
         self.parameters[name.split("/")[0]] += array.size
         if "/fuser/" in name or "/position_net/" in name:
             self.parameters["grounding"] += array.size
-        if name.endswith(("/fuser/alpha_attn", "/fuser/alpha_dense")):
+        if name.endswith(GATES):
             block = name.removeprefix("unet/").split("/block/")[0]
             self.gates.setdefault(block, []).append(math.tanh(float(array)))
         if not np.isfinite(array).all():

@@ -1,19 +1,44 @@
-"""The fields of a frozen config: of the type that their annotation says, and within bounds.
+"""Values as checked fields: known by name, of the type that is asked for, and within bounds.
 
-Values come from files that people edit. A wrong one must end here, with a sentence, not in an
-allocation or a loop that its size asks for.
+They come from files that people edit and from arguments. A wrong one must end here, with a
+sentence, not in an allocation or a loop that its size asks for.
 """
 
 import dataclasses
+import difflib
 import functools
 import math
 import operator
 import types
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from reground_jax.wording import shown
 
+T = TypeVar("T")
 Range = tuple[int, int]  # both ends belong to it
+
+
+def parse(kind: type[T], value: Any, name: str, *, known: Iterable[str] | None = None) -> T:
+    """The dataclass `kind` from the JSON object that a config file has as `name`.
+
+    known: the fields that may be given; None for all. Lists become tuples. Raises ValueError.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = tuple(fields) if known is None else tuple(known)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}: it must be a JSON object of {', '.join(known)}")
+    for field in value:
+        check_name(f"{name} field", field, known)
+    missing = dataclasses.MISSING
+    for field in known:
+        needed = fields[field].default is missing and fields[field].default_factory is missing
+        if needed and field not in value:
+            raise ValueError(f"{name} has no {field!r}: add it")
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+    except TypeError as error:  # of a value of another type, where the class checks none
+        raise ValueError(f"{name}: {error}") from error
 
 
 def typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -43,19 +68,76 @@ def check_range(name: str, number: int, low: int, high: int) -> None:
         raise ValueError(f"{name} is {shown(number)}: it must be from {low} to {high}")
 
 
-def as_int(name: str, value: Any) -> int:
+def check_name(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raise ValueError unless `name` is in `known`: it names the nearest one and lists them all."""
+    known = tuple(known)
+    if isinstance(name, str) and name in known:
+        return
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    hint = f"did you mean {near[0]!r}? It" if near else "it"
+    raise ValueError(f"{kind} {name!r} is unknown: {hint} must be one of {', '.join(known)}")
+
+
+def as_int(name: str, value: Any, rule: str | None = None) -> int:
+    """An int from a Python, NumPy or JSON integer; booleans are mistakes. Raises ValueError.
+
+    rule: what to give instead, for the message.
+    """
     try:
         if isinstance(value, bool):
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} is {shown(value)}: it must be a whole number") from None
+        raise ValueError(_wrong(name, value, "a whole number", rule)) from None
+
+
+def as_float(name: str, value: Any, rule: str | None = None) -> float:
+    """A finite float from a Python, NumPy or JSON number; text and booleans are mistakes.
+
+    rule: as above. Raises ValueError.
+    """
+    try:
+        if isinstance(value, (str, bytes, bool)):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(_wrong(name, value, "a number", rule)) from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}: {rule or 'it must be finite'}")
+    return number
+
+
+def _wrong(name: str, value: Any, kind: str, rule: str | None) -> str:
+    way_out = f": it must be {kind}" if rule is None else f", which is not {kind}: {rule}"
+    return f"{name} is {shown(value)}{way_out}"
 
 
 def as_object(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {shown(value)}: it must be a JSON object")
     return value
+
+
+def check_number(
+    name: str, value: object, words: str, allowed: Callable[[Any], bool], *, whole: bool = False
+) -> None:
+    """Raises ValueError unless `value` is a finite number that is `allowed`; `words` say which."""
+    rule = f"give a {'whole ' if whole else ''}number {words}"
+    if not allowed((as_int if whole else as_float)(name, value, rule)):
+        raise ValueError(f"{name} is {value}: {rule}")
+
+
+def at_least(low: float) -> tuple[str, Callable[[Any], bool]]:
+    """The middle arguments of `check_number`."""
+    return f"of at least {low}", lambda value: value >= low
+
+
+def between(low: float, high: float) -> tuple[str, Callable[[Any], bool]]:
+    return f"from {low} to {high}", lambda value: low <= value <= high
+
+
+POSITIVE = ("above 0", lambda value: value > 0)
+FRACTION = ("of at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
 @functools.cache
@@ -93,15 +175,3 @@ def _typed_tuple(value: Any, parts: tuple[Any, ...], name: str) -> tuple[Any, ..
         raise ValueError(f"{name} is {shown(value)}: it must be a list of {len(parts)}")
     pairs = zip(value, parts, strict=True)
     return tuple(_typed(entry, part, f"an entry of {name}") for entry, part in pairs)
-
-
-def as_float(name: str, value: Any) -> float:
-    try:
-        if isinstance(value, (str, bytes, bool)):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} is {shown(value)}: it must be a number") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}: it must be finite")
-    return number

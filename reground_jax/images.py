@@ -104,6 +104,11 @@ def to_uint8(
     return (np.clip(values, 0, 1) * np.float32(255)).round().astype(np.uint8)
 
 
+def from_uint8(pixels: UInt8[Any, "*B H W 3"]) -> Float[Any, "*B H W 3"]:
+    """0..255 -> -1..1, float32, as networks take images; of NumPy arrays or JAX arrays."""
+    return pixels.astype(np.float32) / 127.5 - 1
+
+
 def save_png(
     path: str | Path, image: UInt8[np.ndarray, "H W 3"] | Image.Image, recipe: Recipe | None = None
 ) -> None:

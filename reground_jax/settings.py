@@ -5,13 +5,10 @@ a command line can check its arguments before it loads anything.
 """
 
 import dataclasses
-import difflib
-import math
-import operator
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, no_type_check
 
+from reground_jax.fields import as_float, as_int, check_name
 from reground_jax.wording import shown
 
 # How a transformer block joins gated self-attention and cross-attention (networks/transformer.py).
@@ -138,42 +135,9 @@ def dtype_name(value: object) -> str:
     return str(name)
 
 
-def check_name(kind: str, name: object, known: Iterable[str]) -> None:
-    """Raise ValueError unless `name` is in `known`: it names the nearest one and lists them all."""
-    known = tuple(known)
-    if isinstance(name, str) and name in known:
-        return
-    near = difflib.get_close_matches(str(name).lower(), known, n=1)
-    hint = f"did you mean {near[0]!r}? It" if near else "it"
-    raise ValueError(f"{kind} {name!r} is unknown: {hint} must be one of {', '.join(known)}")
-
-
-def number(name: str, value: object, rule: str) -> float:
-    """A finite float from a Python, numpy or JSON number; text and booleans are mistakes."""
-    try:
-        if isinstance(value, (str, bytes, bool)):
-            raise TypeError
-        given = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} is {shown(value)}, which is not a number: {rule}") from None
-    if not math.isfinite(given):
-        raise ValueError(f"{name} is {given}: {rule}")
-    return given
-
-
-def whole_number(name: str, value: object, rule: str) -> int:
-    """An int from a Python, numpy or JSON integer; booleans are mistakes."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"{name} is {shown(value)}, which is not a whole number: {rule}") from None
-
-
 def _count(name: str, value: object, limit: int) -> int:
     rule = f"give a whole number from 1 to {limit}"
-    count = whole_number(name, value, rule)
+    count = as_int(name, value, rule)
     if not 1 <= count <= limit:
         raise ValueError(f"{name} is {count}: {rule}")
     return count
@@ -181,7 +145,7 @@ def _count(name: str, value: object, limit: int) -> int:
 
 def _size(name: str, value: object) -> int:
     rule = f"image sides are multiples of {SIZE_MULTIPLE} pixels"
-    pixels = whole_number(name, value, rule)
+    pixels = as_int(name, value, rule)
     if pixels > MAX_SIDE:
         raise ValueError(f"{name} is {pixels}: image sides are at most {MAX_SIDE} pixels")
     if pixels < SIZE_MULTIPLE or pixels % SIZE_MULTIPLE:
@@ -200,7 +164,7 @@ def _parts(value: object) -> object:
 
 def _guidance_scale(value: object) -> float:
     rule = "give a finite number, at least 0 (1 turns guidance off)"
-    scale = number("guidance_scale", value, rule)
+    scale = as_float("guidance_scale", value, rule)
     if scale < 0:
         raise ValueError(f"guidance_scale is {scale}: {rule}")
     return scale
@@ -211,7 +175,7 @@ def _interval(value: object) -> tuple[float, float]:
     value = _parts(value)
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"guidance_interval is {shown(value)}: {rule}")
-    start, stop = (number(f"an end of guidance_interval {value}", end, rule) for end in value)
+    start, stop = (as_float(f"an end of guidance_interval {value}", end, rule) for end in value)
     if not 0 <= start < stop <= 1:
         raise ValueError(f"guidance_interval is {value}: {rule}")
     return start, stop
@@ -219,7 +183,7 @@ def _interval(value: object) -> tuple[float, float]:
 
 def _eta(value: object, solver: str) -> float:
     rule = "give a number in 0..1 (0 is deterministic, 1 adds as much noise as DDPM)"
-    eta = number("eta", value, rule)
+    eta = as_float("eta", value, rule)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}: {rule}")
     if eta and solver not in NOISY_SOLVERS:
@@ -234,13 +198,13 @@ def checked_gamma(value: object) -> float | tuple[float, float, float]:
     rule = "give a fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1"
     value = _parts(value)
     if not isinstance(value, list):
-        gamma = number("gamma", value, rule)
+        gamma = as_float("gamma", value, rule)
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma is {gamma}: {rule}")
         return gamma
     if len(value) != 3:
         raise ValueError(f"gamma is {shown(value)}, which has {len(value)} parts: {rule}")
-    on, decay, off = (number(f"a part of gamma {value}", part, rule) for part in value)
+    on, decay, off = (as_float(f"a part of gamma {value}", part, rule) for part in value)
     if min(on, decay, off) < 0:
         raise ValueError(f"gamma is {value}, which has a negative part: {rule}")
     if abs(on + decay + off - 1) > GAMMA_TOLERANCE:

@@ -1,4 +1,4 @@
-"""Tiny PyTorch models that no one here wrote, with every leaf random; and the formula of ReGround.
+"""Tiny PyTorch models that no one here wrote, with every leaf random.
 
 At diffusers' own initialisation gates and null features are 0 and norm scales 1, which would prove
 nothing about fusers.
@@ -12,7 +12,6 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionGLIGENPipeline, UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -128,41 +127,6 @@ def vae(name: str, **changes) -> AutoencoderKL:
 
 def text_encoder(name: str, **changes) -> CLIPTextModel:
     return randomise(CLIPTextModel(CLIPTextConfig(**(TEXTS[name] | changes))), seed=2)
-
-
-def rewire(model: UNet2DConditionModel, wiring: str) -> None:
-    """Replaces the forward of every block of `model` by the formulas of the papers."""
-
-    def forward(self, x, attention_mask=None, encoder_hidden_states=None, timestep=None,
-                cross_attention_kwargs=None, **_):  # fmt: skip
-        tokens = (cross_attention_kwargs or {}).get("gligen", {}).get("objs")
-
-        def gsa(h):
-            return self.fuser(h, tokens) - h
-
-        def ca(h):
-            return self.attn2(self.norm2(h), encoder_hidden_states=encoder_hidden_states)
-
-        x = x + self.attn1(self.norm1(x))
-        if wiring == "parallel":
-            x = x + gsa(x) + ca(x)
-        elif wiring == "text_first":
-            x = x + ca(x)
-            x = x + gsa(x)
-        elif wiring == "no_text":
-            x = x + gsa(x)
-        elif wiring == "no_grounding":
-            x = x + ca(x)
-        elif wiring == "sequential":
-            x = x + gsa(x)
-            x = x + ca(x)
-        else:
-            raise ValueError(f"wiring {wiring!r} has no formula here")
-        return x + self.ff(self.norm3(x))
-
-    for module in model.modules():
-        if isinstance(module, BasicTransformerBlock):
-            module.forward = forward.__get__(module)
 
 
 def relative_error(ours, theirs) -> float:

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from reground_jax.emoji.artwork import load_artwork
+from reground_jax.emoji.cases import heldout_cases
 from reground_jax.emoji.world import World, WorldConfig
-from reground_jax.evaluation.cases import Case, heldout_cases
-from reground_jax.evaluation.study import read_sheet, save_sheet
+from reground_jax.evaluation.cases import Case
+from reground_jax.evaluation.pictures import read_sheet, save_sheet
 
 COUNT = 32
 SHEET = Path(__file__).parent / "data" / "emoji" / "renders.png"

@@ -10,12 +10,8 @@ import pytest
 from reground_jax.devices import WHOLE, over_devices
 from reground_jax.networks.attention import plain
 from reground_jax.networks.unet import Grounding
-from reground_jax.training.box_attention import (
-    Watch,
-    box_attention_loss,
-    inside_boxes,
-    level_size,
-)
+from reground_jax.regions import inside_boxes, level_size
+from reground_jax.training.box_attention import Watch, box_attention_loss
 
 
 def grounding(boxes) -> Grounding:
@@ -37,7 +33,7 @@ def on_one_device(function, *arguments):
 def test_cells_are_inside_by_their_middle_and_rows_come_first():
     # 2 rows, 4 columns; the middles of the columns are at 1/8, 3/8, 5/8, 7/8.
     tokens = grounding([(0.2, 0.0, 0.7, 0.5), (0.0, 0.5, 1.0, 1.0), None])
-    inside = np.asarray(inside_boxes(tokens, 2, 4))[0]
+    inside = np.asarray(inside_boxes(tokens.boxes, tokens.mask, 2, 4))[0]
     assert inside[:, 0].tolist() == [False, True, True, False] + [False] * 4
     assert inside[:, 1].tolist() == [False] * 4 + [True] * 4
     assert not inside[:, 2].any()  # an empty slot covers nothing, whatever stands in it
@@ -45,7 +41,7 @@ def test_cells_are_inside_by_their_middle_and_rows_come_first():
 
 def test_the_loss_is_what_its_words_say():
     tokens = grounding([(0, 0, 0.5, 1), (0.5, 0, 1, 1), None])
-    inside, mask = inside_boxes(tokens, 1, 2), jnp.asarray(tokens.mask)
+    inside, mask = inside_boxes(tokens.boxes, tokens.mask, 1, 2), jnp.asarray(tokens.mask)
     right = jnp.array([[[0.3, 0.0, 0.7], [0.0, 0.5, 0.1]]])
     assert float(on_one_device(box_attention_loss, right, inside, mask)) == pytest.approx(
         0, abs=1e-5

@@ -7,9 +7,10 @@ import pytest
 from jaxtyping import UInt8
 
 from reground_jax.convert.locate import BUILT_IN, MODELS, model_directory
-from reground_jax.evaluation.cases import Case, heldout_cases
-from reground_jax.evaluation.probes import Probes
-from reground_jax.evaluation.scorers import probe_scorer
+from reground_jax.emoji.cases import heldout_cases
+from reground_jax.emoji.probes import Probes
+from reground_jax.emoji.scorer import probe_score
+from reground_jax.evaluation.cases import Case
 from reground_jax.images import to_uint8
 from reground_jax.model import read_description
 from reground_jax.pipeline import Pipeline
@@ -70,7 +71,7 @@ def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring, pipe):
 
 def test_boxes_hold_what_they_ask_for_by_the_probe(pipe):
     """Over 90 % on 1,000 layouts (benchmarks/records); few layouts here, so a wider limit."""
-    cases, score = heldout_cases(50), probe_scorer(Probes.load())
+    cases, score = heldout_cases(50), probe_score(Probes.load())
     shares = {}
     wirings: tuple[Wiring, ...] = ("sequential", "no_grounding")
     for wiring in wirings:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reground_jax.config import ModelConfig, UNetConfig
+from reground_jax.convert.rewire import rewire
 from reground_jax.model import network
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.position_net import fourier_features
@@ -76,7 +77,7 @@ def test_the_unet_equals_diffusers_own(name):
 def test_every_wiring_equals_its_formula_in_torch(name, wiring):
     model, theirs, _ = converted(name)
     rewired = copy.deepcopy(theirs.unet)
-    reference.rewire(rewired, wiring)
+    rewire(rewired, wiring)
     call = Call(theirs.unet)
     ours = call.ours(module(model, "unet"), wiring)
     assert relative_error(ours, call.theirs(rewired)) < TOLERANCE

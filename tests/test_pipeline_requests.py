@@ -7,6 +7,7 @@ import json
 import pickle
 import warnings
 import weakref
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ def test_one_layout_takes_one_seed(pipe):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.dtype("float32"), np.float32, "bfloat16"])
 def test_dtypes_of_jax_and_numpy_are_read_by_their_names(dtype):
     name = Settings(dtype=dtype).dtype
-    assert name in str(dtype)
+    assert name is not None and name in str(dtype)
     made = Pipeline.from_model(tiny_model(), dtype=dtype)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(made.params)} == {name}
     for wrong in (jnp.float16, int, np.dtype("int32"), 3):
@@ -215,7 +216,7 @@ def test_an_empty_list_gives_empty_results_of_the_documented_shapes(pipe):
 
 def test_overflow_is_never_handed_on_in_silence(pipe):
     # Near float32's largest number (3.4e38): the first step of DDIM multiplies it by more than 1.
-    run = dict(num_steps=2, solver="ddim", latents=np.full((1, 8, 8, 4), 3.3e38, np.float32))
+    run: Any = dict(num_steps=2, solver="ddim", latents=np.full((1, 8, 8, 4), 3.3e38, np.float32))
     for output in ("numpy", "latents"):
         with pytest.warns(UserWarning, match="image 1 holds NaN or infinity: .*lower guidance_sc"):
             made = pipe([CAT], output=output, **run)

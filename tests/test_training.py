@@ -21,6 +21,7 @@ from reground_jax.pipeline import Pipeline
 from reground_jax.training.batches import ImageBatches, LatentBatches
 from reground_jax.training.config import StageConfig
 from reground_jax.training.data import prefetch
+from reground_jax.training.encoding import latent_deviation
 from reground_jax.training.initial import is_grounding
 from reground_jax.training.losses import (
     DiffusionLoss,
@@ -31,7 +32,7 @@ from reground_jax.training.losses import (
 from reground_jax.training.opening import Stage, open_stage
 from reground_jax.training.recipe import Recipe
 from reground_jax.training.sources import Data
-from reground_jax.training.stages import STAGES, latent_deviation
+from reground_jax.training.stages import STAGES
 from reground_jax.training.state import nested, read_record, split_leaves
 from reground_jax.training.trainer import Trainer
 from tests.training import TINY, TOKENIZER, Squares, tiny_recipe

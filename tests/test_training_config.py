@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,13 @@ from PIL import Image
 from reground_jax.checkpoint import flatten
 from reground_jax.identity import differences
 from reground_jax.model import read_model
-from reground_jax.training.config import StageConfig
+from reground_jax.training.config import STAGE_NAMES, StageConfig
 from reground_jax.training.initial import changed, check_kept
 from reground_jax.training.losses import AutoencoderTerms, DiffusionTerms
-from reground_jax.training.opening import TRAINED, experiment, open_stage
+from reground_jax.training.opening import TERMS, TRAINED, experiment, open_stage
 from reground_jax.training.recipe import Recipe
 from reground_jax.training.sources import Data, open_data
+from reground_jax.training.stages import STAGES
 from tests.training import SIZE, TINY, Squares, tiny_recipe
 
 CONFIGS = Path(__file__).parents[1] / "reground_jax/training/configs"
@@ -120,6 +123,21 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
     path.write_bytes(b'\xef\xbb\xbf{"source": {}, "recipe": {"num_steps": 3, "batch_size": 4}}')
     config = StageConfig.load(path)
     assert config.recipe == Recipe(num_steps=3, batch_size=4) and config.folder == tmp_path
+
+
+def test_a_config_is_read_without_jax():
+    """So a mistake in it is told at once, and `--help` stays quick."""
+    program = f"""
+import sys
+from reground_jax.training.config import StageConfig
+StageConfig.load({str(CONFIGS / "emoji64" / "autoencoder.json")!r})
+assert "jax" not in sys.modules and "optax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_stages_that_can_be_asked_for_are_those_that_there_are():
+    assert STAGE_NAMES == tuple(STAGES) == tuple(TRAINED) == tuple(TERMS)
 
 
 def test_the_shipped_configs_are_read_and_their_losses_too():

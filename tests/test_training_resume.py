@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from reground_jax.checkpoint import CheckpointError
+from reground_jax.devices import place_whole
 from reground_jax.identity import differences
 from reground_jax.training.recipe import Recipe
 from reground_jax.training.state import latest_state, read_record
@@ -145,6 +146,17 @@ def test_differences_have_the_names_of_all_parts():
     assert told[0] == "b.c [1, 2] -> [1, 3]" and told[2] == "gone true -> null"
     assert told[1].startswith('b.d "x" -> "xxx') and len(told[1]) < 80
     assert differences(old, json.loads(json.dumps(old))) == []
+
+
+def test_frozen_weights_that_are_on_the_devices_are_not_copied(tmp_path):
+    devices = tuple(jax.devices()[:1])
+    placed = place_whole(np.ones((2, 2), np.float32), devices)
+    trained = {"line/kernel": np.zeros((1, 1), np.float32)}
+    trainer = Trainer(
+        line_loss, tiny_recipe(), trained, {"line/bias": placed}, points, tmp_path, devices
+    )
+    kept = trainer.frozen["line/bias"]
+    assert kept.unsafe_buffer_pointer() == placed.unsafe_buffer_pointer()
 
 
 # ---- every end

@@ -102,10 +102,13 @@ def gamma_of(text: str) -> float:
 
 def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[float]) -> "Study":
     """The study of these arguments. Finds models and files, and loads no model."""
-    from reground_jax.evaluation.cases import heldout_cases, nsr1k_cases, with_half_the_boxes
-    from reground_jax.evaluation.probes import Probes
-    from reground_jax.evaluation.scorers import probe_scorer
-    from reground_jax.evaluation.study import Study, wiring_series, with_scaled_gates
+    from reground_jax.emoji.cases import TITLES, heldout_cases, nsr1k_cases, with_rich_phrases
+    from reground_jax.emoji.probes import Probes
+    from reground_jax.emoji.scorer import TRADE_OFF, emoji_scorer
+    from reground_jax.evaluation.cases import with_half_the_boxes
+    from reground_jax.evaluation.conditions import wiring_series
+    from reground_jax.evaluation.pictures import with_scaled_gates
+    from reground_jax.evaluation.study import Study
     from reground_jax.model import read_description
 
     places = {"gligen": locate(arguments.model, arguments.cache)}
@@ -120,9 +123,7 @@ def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[
     if arguments.nsr1k is not None:
         cases["nsr1k"] = nsr1k_cases(arguments.nsr1k, probes.names.categories[:-1])
     if arguments.rich_phrases:
-        cases = {
-            name: [case.with_rich_phrases() for case in found] for name, found in cases.items()
-        }
+        cases = {name: [with_rich_phrases(case) for case in found] for name, found in cases.items()}
 
     def loader(place: Path):
         def get() -> "Pipeline":
@@ -141,11 +142,12 @@ def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[
         settings=settings,
         identity={
             "checksums": {n: read_description(p).checksum for n, p in places.items()},
-            "probes": probes.checksum,
             "gate_scale": arguments.gate_scale,
             "rich_phrases": arguments.rich_phrases,
         },
-        scorer=probe_scorer(probes),
+        scorers=[emoji_scorer(probes)],
+        trade_off=TRADE_OFF,
+        titles=TITLES,
         batch_size=arguments.batch_size,
     )
 

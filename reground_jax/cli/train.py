@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from reground_jax.cli.progress import say
+from reground_jax.training.config import STAGE_NAMES
 
 STOPPED = 3  # exit code: there are steps left
 ON_AGAIN = "stopped before the end; the same command goes on from {out}/state"
@@ -35,7 +36,7 @@ def add(commands) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("stage", choices=("autoencoder", "text_to_image", "grounding", "decoder"))
+    parser.add_argument("stage", choices=STAGE_NAMES)
     parser.add_argument("--config", required=True, metavar="FILE", help="JSON file of the stage")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR",

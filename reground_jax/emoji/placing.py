@@ -7,21 +7,20 @@ from importlib.resources import files
 
 import numpy as np
 
+from reground_jax.boxes import area, iou, overlap
 from reground_jax.layout import Box
 
 # Share of the smaller box that another may cover: objects must stay recognisable.
 MAX_COVER = 0.12
 MAX_COVER_REAL = 0.2
+BACKGROUND = 0.3  # largest IoU of a box on no object with any object
 TRIES = 40
 
 
 def cover(a: Box, b: Box) -> float:
     """Area that two boxes share, as a fraction of the smaller one's area."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    shared = overlap(a, b)
+    return shared / min(area(a), area(b)) if shared else 0.0
 
 
 @cache
@@ -65,3 +64,14 @@ def random_boxes(aspects: Sequence[float], rng: np.random.Generator, *, least: f
                 boxes.append(box)
                 break
     return boxes
+
+
+def background_box(boxes: Sequence[Box], rng: np.random.Generator, tries: int = 10) -> Box | None:
+    """A box on no object, or on parts of some; None if `tries` found none."""
+    for _ in range(tries):
+        width, height = rng.uniform(0.25, 0.6, 2)
+        x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+        box = (float(x), float(y), float(x + width), float(y + height))
+        if iou(np.array(box), np.array(boxes)).max() <= BACKGROUND:
+            return box
+    return None

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from reground_jax.evaluation.statistics import Interval
+
 WIDTH, HEIGHT = 520, 460  # of a panel, pixels
 LEFT, RIGHT, TOP, BOTTOM = 70, 18, 40, 64  # margins of its frame
 LABEL_WIDTH, LABEL_HEIGHT = 40, 15  # of the longest gamma
 INK, MUTED, RULE = "#1f2328", "#656d76", "#e5e3dc"
 
-Interval = tuple[float, float, float]  # estimate, low, high
 Place = Callable[[float, float], tuple[float, float]]  # of a point, on the page
 
 

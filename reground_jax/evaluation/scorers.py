@@ -1,131 +1,112 @@
-"""From a picture and its case to one record: what was asked for, and how much of it is there.
+"""What scores images: a `Scorer` is a value with all that a study and its report need to know.
 
-A record is plain JSON. Under each name of SHARES it has [shown, asked for]; besides, what average
-precision and the Frechet distance need. `statistics.py` makes numbers of many records.
+A new scorer (CLIP score, a detector) is one more of these values, and nothing else changes. A study
+keeps each scorer's records apart, so a new scorer, or a new version of one, scores the images that
+are already there.
 """
 
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from reground_jax.evaluation.boxes import area, hits
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.probes import Probes, Scene
-from reground_jax.layout import Box
-
-Record = dict[str, Any]
-# (images, their cases) -> one record per image. A scorer of another kind, such as CLIP's, is one
-# more of these.
-Scorer = Callable[[UInt8[np.ndarray, "B S S 3"], Sequence[Case]], list[Record]]
-
-SMALLEST = 16  # pixels, geometric mean of a box's sides: below, the probe was not tested
-PLAIN_STYLE = "color"  # what captions do not tell
-SHARES = ("box", "setting", "night", "style", "attribute", "unboxed", "count")
-TEXT = ("setting", "night", "style", "attribute", "unboxed")  # what only the caption says
+from reground_jax.evaluation.statistics import Record, Statistic
 
 
-def probe_scorer(probes: Probes) -> Scorer:
-    """The scorer of the emoji world.
+@dataclass(frozen=True)
+class Metric:
+    """A number of a condition, estimated with a confidence interval.
 
-    box        boxes of at least SMALLEST pixels whose crop shows their category
-    setting    told and shown; likewise night, and style unless it is PLAIN_STYLE
-    attribute  objects told to have a tint or to stand upside down, that are found so, anywhere
-    unboxed    objects that the caption names and that have no box, found anywhere
-    count      categories of which exactly as many are found as the picture is to show
+    name       its name in results and table headers, unique within a study
+    meaning    one line of the report
+    statistic  (records, weights of the resamples) -> its value in each resample; see statistics.py
+    main       whether it belongs in the report's first table or in the second, of details
     """
 
-    def score(images: UInt8[np.ndarray, "B S S 3"], cases: Sequence[Case]) -> list[Record]:
-        scenes = probes.scenes(images)
-        boxes = [large_boxes(case, images.shape[1]) for case in cases]
-        found = [present(scene, probes.threshold) for scene in scenes]
-        # All crops at once: those of the layouts' boxes, then those of the detections.
-        places = [(i, box) for group in (boxes, found) for i in range(len(cases))
-                  for _, box in group[i]]  # fmt: skip
-        seen = iter(probes.objects(images, [i for i, _ in places], [box for _, box in places]))
-        in_boxes = [[next(seen)[0] for _ in group] for group in boxes]
-        attributes = [[next(seen)[1] for _ in group] for group in found]
-        return [
-            record(case, scene, boxes[i], in_boxes[i], found[i], attributes[i])
-            for i, (case, scene) in enumerate(zip(cases, scenes, strict=True))
-        ]
-
-    return score
+    name: str
+    meaning: str
+    statistic: Statistic
+    main: bool = False
 
 
-def large_boxes(case: Case, size: int) -> list[tuple[str, Box]]:
-    """Category and box of each object that has a box which is not too small."""
-    return [
-        (thing["category"], thing["box"])
-        for thing in case.facts["objects"]
-        if thing["boxed"] and size * math.sqrt(area(thing["box"])) >= SMALLEST
-    ]
+@dataclass(frozen=True)
+class Distance:
+    """A number of a whole set of images, without an interval; `measure` gives None if undefined."""
+
+    name: str
+    meaning: str
+    measure: Callable[[Sequence[Record]], float | None]
 
 
-def present(scene: Scene, threshold: float) -> list[tuple[str, Box]]:
-    """Category and place of what is in the image beyond doubt."""
-    return [(d.category, d.box) for d in scene.detections if d.score >= threshold]
+@dataclass(frozen=True)
+class Scorer:
+    """From images and their cases to records, and from records to numbers.
 
-
-def record(
-    case: Case,
-    scene: Scene,
-    boxes: Sequence[tuple[str, Box]],
-    in_boxes: Sequence[str],
-    found: Sequence[tuple[str, Box]],
-    attributes: Sequence[str | None],
-) -> Record:
-    """Of one image. in_boxes: categories seen in `boxes`; attributes: those of `found`."""
-    facts = case.facts
-    night = facts["time"] == "night"
-    styled = facts["style"] not in (None, PLAIN_STYLE)
-    right = sum(category == seen for (category, _), seen in zip(boxes, in_boxes, strict=True))
-    things = Counter(category for category, _ in found)
-    looks = Counter(
-        (category, attribute) for (category, _), attribute in zip(found, attributes, strict=True)
-    )
-    asked_looks = Counter(
-        (thing["category"], thing["attribute"])
-        for thing in facts["objects"]
-        if thing["attribute"] is not None
-    )
-    unboxed = Counter(t["category"] for t in facts["objects"] if not t["boxed"])
-    exact = sum(things[category] == count for category, count in case.counts.items())
-    return {
-        "id": case.layout.id,
-        "box": [right, len(boxes)],
-        "setting": shown(facts["setting_told"], scene.setting == facts["setting"]),
-        "night": shown(night, scene.time == "night"),
-        "style": shown(styled, scene.style == facts["style"]),
-        "attribute": [(looks & asked_looks).total(), asked_looks.total()],
-        "unboxed": [(things & unboxed).total(), unboxed.total()],
-        "count": [exact, len(case.counts)],
-        **detection_record(case, scene, set(unboxed)),
-        "features": [round(float(value), 4) for value in scene.features],
-    }
-
-
-def shown(asked: bool, there: bool) -> list[int]:
-    return [int(asked and there), int(asked)]
-
-
-def detection_record(case: Case, scene: Scene, unboxed: set[str]) -> Record:
-    """detections: [category, score, hit]; objects: boxes by category.
-
-    Categories of which a thing has no box are left out, with their boxes: that thing may be
-    anywhere, so finding it is no mistake, and which detection is which cannot be told.
+    name        names the folder of its records
+    version     changes with whatever its records depend on, such as a checksum of its weights;
+                records of another version are not read
+    score       (images [B, S, S, 3], their B cases) -> one record per image: plain JSON with the
+                fields that the metrics and distances read
+    metrics     in the order of the report's columns
+    references  by set of cases, then by name: records of real images of these cases, in order. The
+                report shows them as what can be reached
+    facts       anything else known about the scorer, as plain JSON; goes into the results
+    about       a Markdown section of the report: how reliable the scorer is
     """
-    wanted = [
-        (t["category"], t["box"])
-        for t in case.facts["objects"]
-        if t["boxed"] and t["category"] not in unboxed
-    ]
-    found = [d for d in scene.detections if d.category not in unboxed]
-    detections = [
-        [d.category, round(d.score, 4), int(hit)]
-        for d, hit in zip(found, hits(found, wanted), strict=True)
-    ]
-    return {"detections": detections, "objects": dict(Counter(name for name, _ in wanted))}
+
+    name: str
+    version: str
+    score: Callable[[UInt8[np.ndarray, "B S S 3"], Sequence[Case]], list[Record]]
+    metrics: tuple[Metric, ...]
+    distances: tuple[Distance, ...] = ()
+    references: Mapping[str, Mapping[str, Sequence[Record]]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A metric as an axis of the trade-off figure and in the report's sentences.
+
+    noun   what it is a share of: "boxes" makes "3.1 points more of the boxes"
+    fewer  the opposite of "more" for that noun
+    """
+
+    metric: str
+    title: str
+    noun: str
+    fewer: str = "less"
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """The two metrics that a study weighs against each other: the axes of its figure."""
+
+    x: Axis
+    y: Axis
+
+
+def metrics_of(scorers: Sequence[Scorer]) -> tuple[Metric, ...]:
+    return tuple(metric for scorer in scorers for metric in scorer.metrics)
+
+
+def distances_of(scorers: Sequence[Scorer]) -> tuple[Distance, ...]:
+    return tuple(distance for scorer in scorers for distance in scorer.distances)
+
+
+def check_scorers(scorers: Sequence[Scorer], trade_off: TradeOff) -> None:
+    """Raises ValueError if a name is used twice, or an axis is not a metric of any scorer."""
+    metrics = [metric.name for metric in metrics_of(scorers)]
+    columns = metrics + [distance.name for distance in distances_of(scorers)]
+    for kind, names in (("scorers", [s.name for s in scorers]), ("metrics", columns)):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two {kind} are called {twice[0]!r}: rename one of them")
+    for axis in (trade_off.x, trade_off.y):
+        if axis.metric not in metrics:
+            raise ValueError(
+                f"the trade-off is over {axis.metric!r}, which no scorer measures: choose one of "
+                f"{', '.join(metrics)}"
+            )

@@ -7,13 +7,14 @@ bootstrap paired: the interval of a difference is that of the resamples' differe
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from reground_jax.evaluation.scorers import SHARES, TEXT, Record
-
+Record = dict[str, Any]  # what a scorer says of one image, as plain JSON
 Weights = Float[np.ndarray, "R N"]
+Interval = tuple[float, float, float]  # estimate, low, high
 Statistic = Callable[[Sequence[Record], Weights], Float[np.ndarray, "R"]]
 
 RESAMPLES = 2000
@@ -27,7 +28,7 @@ def bootstrap_weights(count: int, *, resamples: int = RESAMPLES, seed: int = 0) 
     return np.concatenate([np.ones((1, count)), drawn]).astype(np.float64)
 
 
-def interval(values: Float[np.ndarray, "R"], level: float = LEVEL) -> tuple[float, float, float]:
+def interval(values: Float[np.ndarray, "R"], level: float = LEVEL) -> Interval:
     """(estimate, low, high) of a statistic's values, by the percentiles of its resamples.
 
     NaN where nothing was asked for.
@@ -59,7 +60,10 @@ def above_curve(
 
 
 def share(*names: str) -> Statistic:
-    """Of all that was asked for under these names, how much is shown."""
+    """Of all that was asked for under these names, how much is shown.
+
+    Each is a field of a record, [shown, asked for].
+    """
 
     def statistic(records: Sequence[Record], weights: Weights) -> Float[np.ndarray, "R"]:
         pairs = np.array([[record[name] for name in names] for record in records], np.float64)
@@ -72,7 +76,8 @@ def share(*names: str) -> Statistic:
 def average_precision(records: Sequence[Record], weights: Weights) -> Float[np.ndarray, "R"]:
     """AP50: per category the area under the precision envelope (PASCAL VOC 2010), their mean.
 
-    Categories without an object in a resample do not count in it.
+    Records are those of `detections.detection_record`. Categories without an object in a resample
+    do not count in it.
     """
     images: dict[str, list[tuple[float, int, int]]] = defaultdict(list)  # score, hit, image
     counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(records)))
@@ -105,13 +110,6 @@ def _average_precision(
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     area = (envelope * counted * hit).sum(1)
     return np.divide(area, objects, out=np.zeros_like(area), where=objects > 0)
-
-
-STATISTICS: dict[str, Statistic] = {
-    **{name: share(name) for name in SHARES},
-    "text": share(*TEXT),
-    "ap50": average_precision,
-}
 
 
 class Gaussian:

@@ -1,117 +1,65 @@
 """ReGround's main experiment: what gamma and the wiring do to boxes and text, as a resumable run.
 
-A folder holds the run: study.json (what is measured), parts/SERIES/FIRST-LAST.png (images, one
-below the other) and .json (their records). What is there is not made again, so a killed run goes
-on, and a larger one takes over what a smaller one has made. `report.py` makes tables of it.
+A folder holds the run: study.json (what the images depend on), the images themselves, one below the
+other, in parts/CONDITION/FIRST-LAST.png, and the records of each scorer in
+scores/SCORER-VERSION/CONDITION/FIRST-LAST.json. Nothing that exists is made again: a killed run
+continues, a larger one reuses what a smaller one has made, and another scorer, or a new version of
+one, scores the images that are there. `report.py` makes tables of it.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from reground_jax.atomic import write_json
-from reground_jax.checkpoint import flatten, unflatten
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.scorers import Record, Scorer
+from reground_jax.evaluation.conditions import Condition, Series
+from reground_jax.evaluation.pictures import Generator, generate, read_sheet, save_sheet
+from reground_jax.evaluation.scorers import Scorer, TradeOff, check_scorers
+from reground_jax.evaluation.statistics import Record
 from reground_jax.identity import differences, listed
-from reground_jax.images import save_png, to_uint8
 from reground_jax.json_text import parse_json
-from reground_jax.layout import Layout
-from reground_jax.pipeline import Pipeline
-from reground_jax.settings import Settings, Wiring
+from reground_jax.settings import Settings
 
 CHUNK = 50  # images of one file
-GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")
 
 Progress = Callable[[int, int], None]  # (images done, of all)
-
-
-@runtime_checkable
-class Generator(Protocol):
-    """What makes images: `Pipeline`, or anything else that sweeps over gamma as it does."""
-
-    def sweep(
-        self,
-        layouts: Sequence[Layout],
-        settings: Settings,
-        *,
-        gammas: Sequence[float],
-        output: Literal["numpy"],
-        seeds: Sequence[int],
-        batch_size: int | None,
-    ) -> dict[Any, Any]:
-        """gamma -> images [B, S, S, 3], float32 in 0..1; one per layout."""
-        ...
+Records = Mapping[Condition, Mapping[str, Sequence[Record]]]  # by condition, by scorer's name
 
 
 @dataclass(frozen=True)
-class Series:
-    """The images of one set of cases, by one model under one wiring, at some gammas."""
+class Chunk:
+    """Cases whose images share a file, in each condition."""
 
-    model: str  # a key of the study's models
-    cases: str  # a key of the study's cases
-    wiring: Wiring
-    gammas: tuple[float, ...]
-
-    def conditions(self) -> "list[Condition]":
-        return [Condition(self.model, self.cases, self.wiring, gamma) for gamma in self.gammas]
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One point of the study."""
-
-    model: str
-    cases: str
-    wiring: Wiring
-    gamma: float
+    start: int  # place of the first one among all cases
+    cases: Sequence[Case]
 
     @property
-    def folder(self) -> str:
-        return f"{self.model}-{self.cases}-{self.wiring}-{self.gamma:g}".replace(" ", "-")
-
-
-def wiring_series(
-    models: Sequence[str], cases: Sequence[str], gammas: Sequence[float]
-) -> list[Series]:
-    """The conditions of ReGround's figure, and those around it.
-
-    models: the first is GLIGEN's, under every wiring and on every set of cases; the others are
-    measured under the parallel wiring that they were trained for. cases: "heldout" at all gammas,
-    "dropped" at all but 0, where nothing is grounded anyway, others at the largest gamma.
-    """
-    main, *others = models
-    gammas, most = tuple(gammas), (max(gammas),)
-    both: tuple[Wiring, ...] = ("sequential", "parallel")
-    single: tuple[Wiring, ...] = ("no_grounding", "no_text", "text_first")
-    reach = {"heldout": gammas, "dropped": tuple(gamma for gamma in gammas if gamma > 0)}
-    return [
-        *(Series(main, name, wiring, reach.get(name, most)) for name in cases for wiring in both),
-        *(Series(main, "heldout", wiring, most) for wiring in single),
-        *(Series(other, "heldout", "parallel", gammas) for other in others),
-    ]
+    def name(self) -> str:
+        return f"{self.start:05}-{self.start + len(self.cases) - 1:05}"
 
 
 @dataclass(frozen=True)
 class Study:
     """What is measured, in the folder `out`.
 
-    models    name -> what loads its generator; called only if images are missing
-    cases     name -> cases; those of "dropped" have the ids, and so the seeds, of "heldout"
-    settings  steps, solver and guidance of every image; its wiring and gamma are not read
-    identity  what else the images and records depend on: checksums of models and probes
+    models     name -> what loads its generator; called only if images are missing
+    cases      name -> cases, the main set first; "dropped" has the ids, and so the seeds, of these
+    titles     name of a set of cases -> its heading in the report
+    settings   steps, solver and guidance of every image; its wiring and gamma are not read
+    identity   what else the images depend on, such as checksums of models
+    scorers    what measures the images; the identity does not depend on them
+    trade_off  the two metrics that are weighed against each other
+
+    Raises ValueError if two scorers or metrics have the same name, or the trade-off is over a
+    metric that no scorer has.
     """
 
     out: Path
@@ -120,25 +68,35 @@ class Study:
     series: Sequence[Series]
     settings: Settings
     identity: Mapping[str, Any]
-    scorer: Scorer
+    scorers: Sequence[Scorer]
+    trade_off: TradeOff
+    titles: Mapping[str, str] = field(default_factory=dict)
     batch_size: int | None = None
 
-    def run(self, progress: Progress = lambda done, total: None) -> dict[Condition, list[Record]]:
-        """The records of every condition, in the order of its cases.
+    def __post_init__(self) -> None:
+        check_scorers(self.scorers, self.trade_off)
+
+    def run(self, progress: Progress = lambda done, total: None) -> Records:
+        """The records of every condition by every scorer, in the order of its cases.
 
         Raises ValueError if `out` holds the run of another study.
         """
         self.claim()
         total = sum(len(s.gammas) * len(self.cases[s.cases]) for s in self.series)
         done = 0
-        records: dict[Condition, list[Record]] = {}
+        records: dict[Condition, dict[str, list[Record]]] = {
+            condition: {scorer.name: [] for scorer in self.scorers}
+            for series in self.series
+            for condition in series.conditions()
+        }
         generators = {name: functools.cache(load) for name, load in self.models.items()}
         for series in self.series:
-            for start, cases in self._chunks(series):
-                found = self._chunk(series, start, cases, generators[series.model])
-                for condition, chunk in found.items():
-                    records.setdefault(condition, []).extend(chunk)
-                    done += len(chunk)
+            for chunk in self._chunks(series.cases):
+                self._make_missing(series, chunk, generators[series.model])
+                for condition in series.conditions():
+                    for name, found in self._scored(condition, chunk).items():
+                        records[condition][name] += found
+                    done += len(chunk.cases)
                 progress(done, total)
         return records
 
@@ -156,6 +114,10 @@ class Study:
             raise ValueError(f"{path} is not JSON: {error}; choose another --out") from error
         if not isinstance(theirs, dict):
             raise ValueError(f"{path} is not the record of a study: choose another --out")
+        # Older folders list the one scorer's version here and have its records beside the images.
+        # The images are scored again, which takes a small part of the time that making them took.
+        for scorer in self.scorers:
+            theirs.pop(scorer.name, None)
         if found := differences(theirs, mine):
             raise ValueError(
                 f"{self.out} holds another study: {listed(found)}. Give the old ones to go on, or "
@@ -165,84 +127,50 @@ class Study:
     def images(self, condition: Condition, count: int) -> UInt8[np.ndarray, "B S S 3"]:
         """The first `count` images of a condition that has been run."""
         parts: list[np.ndarray] = []
-        series = Series(condition.model, condition.cases, condition.wiring, (condition.gamma,))
-        for start, cases in self._chunks(series):
-            parts.extend(read_sheet(self._file(condition, start, len(cases), ".png"), len(cases)))
+        for chunk in self._chunks(condition.cases):
+            parts.extend(read_sheet(self._sheet(condition, chunk), len(chunk.cases)))
             if len(parts) >= count:
                 break
         return np.stack(parts[:count])
 
-    def _chunks(self, series: Series) -> Iterator[tuple[int, Sequence[Case]]]:
-        cases = self.cases[series.cases]
+    def _chunks(self, name: str) -> Iterator[Chunk]:
+        cases = self.cases[name]
         for start in range(0, len(cases), CHUNK):
-            yield start, cases[start : start + CHUNK]
+            yield Chunk(start, cases[start : start + CHUNK])
 
-    def _file(self, condition: Condition, start: int, count: int, suffix: str) -> Path:
-        name = f"{start:05}-{start + count - 1:05}{suffix}"
-        return self.out / "parts" / condition.folder / name
+    def _sheet(self, condition: Condition, chunk: Chunk) -> Path:
+        return self.out / "parts" / condition.folder / f"{chunk.name}.png"
 
-    def _chunk(
-        self, series: Series, start: int, cases: Sequence[Case], generator: Callable[[], Generator]
-    ) -> dict[Condition, list[Record]]:
-        """The records of one chunk at every gamma; makes what is missing."""
-        sheets = {c: self._file(c, start, len(cases), ".png") for c in series.conditions()}
+    def _make_missing(
+        self, series: Series, chunk: Chunk, generator: Callable[[], Generator]
+    ) -> None:
+        """Makes the sheets of one chunk at those gammas at which they do not exist yet."""
+        sheets = {c: self._sheet(c, chunk) for c in series.conditions()}
         missing = [condition for condition, sheet in sheets.items() if not sheet.exists()]
         if missing:
-            made = self._generate(generator(), series, [c.gamma for c in missing], cases)
+            made = generate(
+                generator(), chunk.cases, self.settings, wiring=series.wiring,
+                gammas=[c.gamma for c in missing], batch_size=self.batch_size,
+            )  # fmt: skip
             for condition, images in zip(missing, made, strict=True):
                 save_sheet(sheets[condition], images)
+
+    def _scored(self, condition: Condition, chunk: Chunk) -> dict[str, list[Record]]:
+        """Records of one sheet by scorer; scores the sheet if they do not exist yet."""
+        sheet, count = self._sheet(condition, chunk), len(chunk.cases)
+        images = functools.cache(lambda: read_sheet(sheet, count))
         records = {}
-        for condition, sheet in sheets.items():
-            path = sheet.with_suffix(".json")
+        for scorer in self.scorers:
+            path = self.out / "scores" / folder_of(scorer) / condition.folder / f"{chunk.name}.json"
             if not path.exists():
-                write_json(path, self.scorer(read_sheet(sheet, len(cases)), cases))
-            records[condition] = json.loads(path.read_text())
+                found = scorer.score(images(), chunk.cases)
+                assert len(found) == count, f"{scorer.name} does not score every image"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, found)
+            records[scorer.name] = json.loads(path.read_text())
         return records
 
-    def _generate(
-        self, generator: Generator, series: Series, gammas: Sequence[float], cases: Sequence[Case]
-    ) -> list[UInt8[np.ndarray, "B S S 3"]]:
-        """Images by gamma. The fusers are on in the first steps, which all gammas share."""
-        settings = dataclasses.replace(self.settings, wiring=series.wiring)
-        with warnings.catch_warnings():
-            # Real captions have words that a small model does not know; that is what is measured.
-            warnings.filterwarnings("ignore", message="this model does not know")
-            images = generator.sweep(
-                [case.layout for case in cases],
-                settings,
-                gammas=gammas,
-                seeds=[seed_of(case) for case in cases],
-                batch_size=self.batch_size,
-                output="numpy",
-            )
-        return [to_uint8(images[gamma], value_range="0..1") for gamma in gammas]
 
-
-def seed_of(case: Case) -> int:
-    """The image's seed, from the layout's name: the same under every condition."""
-    digest = hashlib.sha256(str(case.layout.id).encode()).digest()
-    return int.from_bytes(digest[:4], "big")
-
-
-def with_scaled_gates(pipe: Pipeline, scale: float) -> Pipeline:
-    """The pipeline with tanh of every fuser's gates times `scale`, at most 0.999 in size."""
-
-    def scaled(name: str, leaf: jax.Array) -> jax.Array:
-        if not name.endswith(GATES):
-            return leaf
-        gate = jnp.clip(scale * jnp.tanh(leaf.astype(jnp.float32)), -0.999, 0.999)
-        return jax.device_put(jnp.arctanh(gate).astype(leaf.dtype), leaf.sharding)
-
-    leaves = ((name, scaled(name, leaf)) for name, leaf in flatten(pipe.params))
-    return dataclasses.replace(pipe, params=unflatten(leaves))
-
-
-def save_sheet(path: Path, images: UInt8[np.ndarray, "B S S 3"]) -> None:
-    """Images one below the other, as one PNG that appears whole or not at all."""
-    save_png(path, images.reshape(-1, *images.shape[2:]))
-
-
-def read_sheet(path: Path, count: int) -> UInt8[np.ndarray, "B S S 3"]:
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture)
-    return pixels.reshape(count, -1, *pixels.shape[1:])
+def folder_of(scorer: Scorer) -> str:
+    """The folder of the records of this version of a scorer."""
+    return f"{scorer.name}-{hashlib.sha256(scorer.version.encode()).hexdigest()[:12]}"

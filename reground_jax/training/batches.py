@@ -3,13 +3,13 @@
 Callables of a step's number, run in the prefetch thread. They depend on the number alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from reground_jax.conditioning import Texts
-from reground_jax.layout import check_max_boxes
+from reground_jax.conditioning import Texts, pack_boxes
+from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.networks.unet import Grounding
 from reground_jax.training.config import check_cache
 from reground_jax.training.data import Source
@@ -70,21 +70,18 @@ class LatentBatches:
             latents=np.asarray(self.encode(np.stack([e.image for e in examples]))),
             ids=ids,
             null_ids=np.broadcast_to(self.null_ids, ids.shape),
-            grounding=None if self.pooled is None else self._grounding(examples),
+            grounding=None
+            if self.pooled is None
+            else self._grounding([e.layout for e in examples]),
             position=_positions(index, self.batch_size),
         )
 
-    def _grounding(self, examples) -> Grounding:
-        rows = [[self._phrase(phrase) for phrase in e.layout.phrases] for e in examples]
-        width = self._phrase("").shape[-1]
-        boxes = np.zeros((len(rows), self.max_boxes, 4), np.float32)
-        phrases = np.zeros((len(rows), self.max_boxes, width), np.float32)
-        mask = np.zeros((len(rows), self.max_boxes), np.float32)
-        for i, (row, example) in enumerate(zip(rows, examples, strict=True)):
-            check_max_boxes(example.layout, self.max_boxes)
-            for slot, (embedding, box) in enumerate(zip(row, example.layout.boxes, strict=True)):
-                boxes[i, slot], phrases[i, slot], mask[i, slot] = box, embedding, 1
-        return Grounding(boxes, phrases, mask)  # type: ignore[arg-type]
+    def _grounding(self, layouts: Sequence[Layout]) -> Grounding:
+        for layout in layouts:
+            check_max_boxes(layout, self.max_boxes)
+        texts = dict.fromkeys(["", *(phrase for layout in layouts for phrase in layout.phrases)])
+        pooled = {text: self._phrase(text) for text in texts}
+        return pack_boxes(layouts, pooled, max_boxes=self.max_boxes)
 
     def _phrase(self, text: str) -> np.ndarray:
         if text not in self._phrases:

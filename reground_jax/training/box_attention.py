@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.unet import Grounding
+from reground_jax.regions import inside_boxes, level_size
 from reground_jax.training.means import ratio
 
 ENOUGH = 0.3  # share of a cell's attention from which more is not asked for
@@ -35,33 +36,16 @@ class Watch:
     ) -> Float[Array, "B T N D"]:
         cells, tokens = q.shape[1], self.grounding.mask.shape[1]
         if k.shape[1] == cells + tokens:
-            inside = inside_boxes(self.grounding, *level_size(*self.size, cells))
-            attention = grounding_attention(q, k, tokens)
             mask = jnp.asarray(self.grounding.mask)
+            size = level_size(*self.size, cells)
+            inside = inside_boxes(self.grounding.boxes, mask, *size)
+            attention = grounding_attention(q, k, tokens)
             self.losses.append(box_attention_loss(attention, inside, mask))
         return self.attend(q, k, v)
 
     def mean_loss(self) -> Float[Array, ""]:
         """Over all fusers that have called."""
         return jnp.stack(self.losses).mean()
-
-
-def level_size(height: int, width: int, cells: int) -> tuple[int, int]:
-    """Rows and columns of the U-Net's level that has so many cells."""
-    while height * width > cells:
-        height, width = math.ceil(height / 2), math.ceil(width / 2)
-    assert height * width == cells
-    return height, width
-
-
-def inside_boxes(grounding: Grounding, height: int, width: int) -> Bool[Array, "B T G"]:
-    """Whether the middle of a cell is in a token's box; null tokens have none."""
-    y, x = ((jnp.arange(n) + 0.5) / n for n in (height, width))
-    x0, y0, x1, y1 = jnp.moveaxis(jnp.asarray(grounding.boxes), -1, 0)[..., None, None, :]
-    rows = (y[:, None, None] >= y0) & (y[:, None, None] < y1)
-    columns = (x[None, :, None] >= x0) & (x[None, :, None] < x1)
-    real = jnp.asarray(grounding.mask)[:, None, None] > 0
-    return (rows & columns & real).reshape(-1, height * width, real.shape[-1])
 
 
 def grounding_attention(

@@ -3,18 +3,19 @@
     {"source": {"kind": "emoji", ...}, "model": {"vae": {...}, ...}, "loss": {...}, "recipe": {...}}
 
 Every part but "source" and "recipe" may be absent. `configs/` holds the files that made the
-shipped model.
+shipped model. Nothing here imports JAX.
 """
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, no_type_check
 
+from reground_jax.fields import at_least, check_name, check_number, parse
 from reground_jax.json_text import parse_json
-from reground_jax.settings import DTYPES, WIRINGS, check_name, wiring_name
-from reground_jax.training.fields import at_least, check_number, parse
+from reground_jax.settings import DTYPES, WIRINGS, wiring_name
 from reground_jax.training.recipe import Recipe
 
+STAGE_NAMES = ("autoencoder", "text_to_image", "grounding", "decoder")
 GROUNDED_WIRINGS = tuple(wiring for wiring in WIRINGS if wiring != "no_grounding")
 FUSER_STARTS = ("gates", "outputs")
 SAVE_DTYPES = (*DTYPES, "float16")

@@ -11,13 +11,12 @@ from flax import nnx
 
 from reground_jax.checkpoint import flatten
 from reground_jax.config import ModelConfig
+from reground_jax.facts import GATES
+from reground_jax.fields import check_name, parse
 from reground_jax.model import NETWORKS, Model, leaf_shapes
 from reground_jax.networks.clip import CLIPTextModel
 from reground_jax.networks.unet import UNet
 from reground_jax.networks.vae import AutoencoderKL
-from reground_jax.settings import check_name
-from reground_jax.training.fields import parse
-from reground_jax.training.recipe import GATES
 from reground_jax.training.state import Leaves, nested
 
 

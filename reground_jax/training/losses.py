@@ -19,13 +19,14 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt8
 
 from reground_jax.config import ModelConfig, NoiseSchedule
+from reground_jax.fields import POSITIVE, at_least, between, check_number
+from reground_jax.images import from_uint8
 from reground_jax.model import Params, network
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.unet import Grounding
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.settings import Wiring
 from reground_jax.training.box_attention import Watch
-from reground_jax.training.fields import POSITIVE, at_least, between, check_number
 from reground_jax.training.means import average, ratio
 
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
@@ -177,11 +178,6 @@ class DiffusionLoss:
         )
         output = unet(noisy, prepared, gate=gate, wiring=self.wiring, attend=watch or self.attend)
         return output, None if watch is None else watch.mean_loss()
-
-
-def from_uint8(images: UInt8[ArrayLike, "B H W 3"]) -> Float[Array, "B H W 3"]:
-    """0..255 -> -1..1, float32: the inverse of `images.to_uint8`."""
-    return jnp.asarray(images, jnp.float32) / 127.5 - 1
 
 
 def edge_loss(error: Float[Array, "B H W C"], scales: int) -> Float[Array, ""]:

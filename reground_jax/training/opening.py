@@ -13,11 +13,10 @@ import numpy as np
 from reground_jax.checkpoint import flatten
 from reground_jax.config import ModelConfig
 from reground_jax.devices import Device
+from reground_jax.fields import check_name, parse
 from reground_jax.model import read_model
 from reground_jax.networks.attention import attention_for
-from reground_jax.settings import check_name
 from reground_jax.training.config import StageConfig
-from reground_jax.training.fields import parse
 from reground_jax.training.initial import (
     changed,
     check_kept,

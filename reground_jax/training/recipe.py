@@ -1,16 +1,15 @@
-"""The recipe: how a stage is optimised, as its config file says it, and the optimiser of it."""
+"""The recipe: how a stage is optimized, as its config file says it.
+
+Nothing here imports JAX, so a config is checked before anything is loaded; `optimizer.py` is what
+it stands for.
+"""
 
 from dataclasses import dataclass
-from typing import Any, no_type_check
+from typing import no_type_check
 
-import optax
-from optax.contrib import MuonDimensionNumbers, muon
+from reground_jax.fields import FRACTION, POSITIVE, at_least, between, check_name, check_number
+from reground_jax.settings import MAX_SEED
 
-from reground_jax.settings import MAX_SEED, check_name
-from reground_jax.training.fields import FRACTION, POSITIVE, at_least, between, check_number
-from reground_jax.training.state import Leaves
-
-GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")
 RULES = (  # (field, what it may be, whether it is a whole number)
     ("num_steps", at_least(1), True),
     ("batch_size", at_least(1), True),
@@ -73,51 +72,3 @@ class Recipe:
     @property
     def end(self) -> int:
         return self.num_steps if self.last_step is None else self.last_step
-
-    def learning_rates(self) -> optax.Schedule:
-        warm = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
-        after = optax.constant_schedule(self.learning_rate)
-        if self.decay == "cosine":
-            left = max(self.num_steps - self.warmup_steps, 1)
-            after = optax.cosine_decay_schedule(self.learning_rate, left)
-        return optax.join_schedules([warm, after], [self.warmup_steps])
-
-    def transform(self) -> optax.GradientTransformation:
-        """The optimiser over flat parameters."""
-
-        def kernels(params: Leaves) -> dict[str, bool]:
-            return {name: name.endswith("kernel") for name in params}
-
-        def matrices(params: Leaves) -> dict[str, MuonDimensionNumbers | None]:
-            """Kernels as matrices: the last axis is the output, a convolution's rest the input."""
-            return {
-                name: MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
-                if name.endswith("kernel")
-                else None
-                for name, leaf in params.items()
-            }
-
-        rates = self.learning_rates()
-        if self.optimizer == "muon":
-            step = muon(
-                rates,
-                weight_decay=self.weight_decay,
-                adam_b2=self.beta2,
-                muon_weight_dimension_numbers=matrices,  # type: ignore[arg-type]
-                consistent_rms=0.2,
-            )
-        else:
-            step = optax.adamw(rates, b2=self.beta2, weight_decay=self.weight_decay, mask=kernels)
-
-        def hurry_gates(updates: Leaves, _: Any) -> Leaves:
-            """A gate is one number that moves by a learning rate per step: short runs need more."""
-            return {
-                name: update * (self.gate_rate if name.endswith(GATES) else 1)
-                for name, update in updates.items()
-            }
-
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            step,
-            optax.stateless(hurry_gates),  # type: ignore[arg-type]
-        )

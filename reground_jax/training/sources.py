@@ -11,17 +11,16 @@ from typing import Any, no_type_check
 from reground_jax.emoji.artwork import Artwork, load_artwork
 from reground_jax.emoji.tokenizer import emoji_tokenizer
 from reground_jax.emoji.world import LARGE, World, WorldConfig
+from reground_jax.fields import at_least, between, check_name, check_number, parse
 from reground_jax.readers import Rejected
 from reground_jax.readers.annotated import Annotated
 from reground_jax.readers.coco import read_coco
 from reground_jax.readers.jsonl import read_jsonl
-from reground_jax.settings import check_name
+from reground_jax.settings import MAX_SIDE
 from reground_jax.training.data import NAMED, Files, Source
-from reground_jax.training.fields import at_least, between, check_number, parse
 
 WORLDS = {"small": WorldConfig(), "large": LARGE}
 PLACES = {"artwork", "instances", "images", "captions", "path"}
-MAX_SIDE = 8192  # pixels, as of generated images
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from reground_jax.devices import SPLIT, WHOLE, Device, over_devices, place_whole
 from reground_jax.training.data import prefetch
 from reground_jax.training.experiment import Changes, changes_since, identity_of
 from reground_jax.training.losses import Loss
+from reground_jax.training.optimizer import optimizer
 from reground_jax.training.recipe import Recipe
 from reground_jax.training.signals import asked_to_stop
 from reground_jax.training.state import (
@@ -45,7 +46,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step on this device's share of the batch; runs inside `over_devices`."""
     gradients, metrics = averaged_gradients(loss, state.params, frozen, batch)
-    updates, moments = recipe.transform().update(gradients, state.moments, state.params)
+    updates, moments = optimizer(recipe).update(gradients, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
     average = moving_average(state.average, params, state.step, recipe.average_decay)  # type: ignore[arg-type]
     metrics["gradient_norm"] = optax.tree.norm(gradients)
@@ -101,12 +102,12 @@ class Trainer:
             self.changes = changes_since(
                 read_record(path), self.experiment, checkpoint=path, accept=self.accept_changes
             )
-        state = initial_state(self.trained, self.recipe.transform())
+        state = initial_state(self.trained, optimizer(self.recipe))
         if path is not None:
             state = load_state(path, state)
         self._saved = int(state.step)
         self.state = jax.tree.map(self._place, state)
-        self.frozen = {name: self._place(leaf) for name, leaf in self.frozen.items()}
+        self.frozen = {n: place_whole(leaf, self.devices) for n, leaf in self.frozen.items()}
         self._step = over_devices(
             lambda state, frozen, batch: train_step(self.loss, self.recipe, state, frozen, batch),
             (WHOLE, WHOLE, SPLIT),

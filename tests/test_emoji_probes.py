@@ -7,22 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reground_jax.emoji.world import Example, World, WorldConfig
-from reground_jax.evaluation.cases import heldout_cases
-from reground_jax.evaluation.probes import (
-    CROP,
-    NOTHING,
-    Probes,
-    Vocabulary,
-    build,
-    cell_boxes,
-    cell_centers,
-    crop,
-)
-from reground_jax.evaluation.report import reference
-from reground_jax.evaluation.scorers import TEXT, probe_scorer
-from reground_jax.evaluation.statistics import Gaussian, bootstrap_weights, frechet_distance, share
-from reground_jax.evaluation.train_probes import (
+from reground_jax.emoji.cases import heldout_cases
+from reground_jax.emoji.probe_networks import NOTHING, Vocabulary, build, cell_boxes, cell_centers
+from reground_jax.emoji.probes import CROP, Probes, crop
+from reground_jax.emoji.scorer import TEXT, probe_score, reference
+from reground_jax.emoji.train_probes import (
     cell_targets,
     focal,
     object_batch,
@@ -30,6 +19,8 @@ from reground_jax.evaluation.train_probes import (
     scene_batch,
     train,
 )
+from reground_jax.emoji.world import Example, World, WorldConfig
+from reground_jax.evaluation.statistics import Gaussian, bootstrap_weights, frechet_distance, share
 from reground_jax.training.recipe import Recipe
 from tests.renders import COUNT, renders
 from tests.test_emoji_world import shapes
@@ -47,13 +38,13 @@ def world() -> World:
 
 def test_the_shipped_probes_know_the_default_world_and_weigh_little(probes):
     assert probes.names == Vocabulary.of_world(WorldConfig())
-    data = files("reground_jax.evaluation").joinpath("data")
+    data = files("reground_jax.emoji").joinpath("data")
     assert data.joinpath("probes.npz").stat().st_size < 5e6
 
 
 def test_the_probes_see_what_held_out_renders_show(probes):
     images, cases = renders()
-    records = probe_scorer(probes)(images, cases)
+    records = probe_score(probes)(images, cases)
     once = bootstrap_weights(COUNT)[:1]
     # 97 % on 1,000 of them; one error of these 32 images is 2 to 6 %.
     assert share("box")(records, once) > 0.9

@@ -1,6 +1,6 @@
 """Package data from artwork, so that measuring needs none:
 
-    python -m reground_jax.evaluation.heldout --artwork artwork.npz --model emoji --out DIR
+    python -m reground_jax.emoji.heldout --artwork artwork.npz --model emoji --out DIR
 
 writes DIR/heldout.json.gz (1,000 held-out layouts and their facts), DIR/reference.json.gz (what the
 probes say of their renders, before and after the model's autoencoder) and DIR/reference.npz (mean
@@ -20,14 +20,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
+from reground_jax.boxes import area
 from reground_jax.emoji.artwork import load_artwork
+from reground_jax.emoji.cases import HELDOUT, grounded, pack
+from reground_jax.emoji.placing import background_box
+from reground_jax.emoji.probe_networks import NOTHING
+from reground_jax.emoji.probes import Probes
+from reground_jax.emoji.scorer import SMALLEST, probe_score
 from reground_jax.emoji.world import Example, World, WorldConfig
-from reground_jax.evaluation.boxes import area, background_box
-from reground_jax.evaluation.cases import HELDOUT, Case, grounded, pack
-from reground_jax.evaluation.probes import NOTHING, Probes, unit
-from reground_jax.evaluation.scorers import SMALLEST, probe_scorer
+from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.statistics import Gaussian
-from reground_jax.images import to_uint8
+from reground_jax.images import from_uint8, to_uint8
 from reground_jax.model import network
 from reground_jax.pipeline import Pipeline
 
@@ -48,7 +51,7 @@ def decoded(pipe: Pipeline, images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.nd
 
     @jax.jit
     def encode(pixels: jax.Array) -> jax.Array:
-        return vae.encode(unit(pixels), attend=pipe.programs.hardware.attend)
+        return vae.encode(from_uint8(pixels), attend=pipe.programs.hardware.attend)
 
     parts = [
         pipe.decode(encode(jnp.asarray(images[start : start + 50])))
@@ -108,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = np.stack([example.image for example in examples])
     own, others = images[:CASES], images[CASES:]
     versions = {"renders": own, "decoded": decoded(Pipeline.load(given.model), own)}
-    scorer = probe_scorer(probes)
-    facts: dict[str, Any] = {name: scorer(pixels, cases) for name, pixels in versions.items()}
+    score = probe_score(probes)
+    facts: dict[str, Any] = {name: score(pixels, cases) for name, pixels in versions.items()}
     facts["accuracy"] = {name: accuracy(probes, p, cases) for name, p in versions.items()}
     features = Gaussian.of(np.stack([scene.features for scene in probes.scenes(others)]))
 

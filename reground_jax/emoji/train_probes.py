@@ -1,6 +1,6 @@
 """Train the probes on renders of the emoji world:
 
-    python -m reground_jax.evaluation.train_probes --artwork artwork.npz --out DIR
+    python -m reground_jax.emoji.train_probes --artwork artwork.npz --out DIR
 
 writes DIR/probes.npz, and checkpoints beside it: killed, it goes on. Needs optax
 (`pip install "reground-jax[train]"`). `heldout.py` measures what comes out.
@@ -20,22 +20,22 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 
+from reground_jax.boxes import area
 from reground_jax.checkpoint import flatten, unflatten
 from reground_jax.emoji.artwork import load_artwork
-from reground_jax.emoji.world import Example, World, WorldConfig
-from reground_jax.evaluation.boxes import area, background_box
-from reground_jax.evaluation.probes import (
+from reground_jax.emoji.placing import background_box
+from reground_jax.emoji.probe_networks import (
     CELL,
     NOTHING,
     ObjectLogits,
-    Probes,
     SceneLogits,
     Vocabulary,
     build,
     cell_centers,
-    crop,
-    unit,
 )
+from reground_jax.emoji.probes import Probes, crop
+from reground_jax.emoji.world import Example, World, WorldConfig
+from reground_jax.images import from_uint8
 from reground_jax.layout import Box
 from reground_jax.model import Params
 from reground_jax.training.recipe import Recipe
@@ -64,7 +64,7 @@ class SceneBatch(NamedTuple):
 def object_loss(
     graph: nnx.GraphDef, params: Params, batch: ObjectBatch
 ) -> tuple[Array, dict[str, Array]]:
-    logits: ObjectLogits = nnx.merge(graph, params["object"])(unit(batch.crops))
+    logits: ObjectLogits = nnx.merge(graph, params["object"])(from_uint8(batch.crops))
     seen = batch.attribute >= 0
     category = cross_entropy(logits.category, batch.category).mean()
     attribute = cross_entropy(logits.attribute, jnp.maximum(batch.attribute, 0))
@@ -76,7 +76,7 @@ def object_loss(
 def scene_loss(
     graph: nnx.GraphDef, params: Params, batch: SceneBatch
 ) -> tuple[Array, dict[str, Array]]:
-    logits: SceneLogits = nnx.merge(graph, params["scene"])(unit(batch.images))
+    logits: SceneLogits = nnx.merge(graph, params["scene"])(from_uint8(batch.images))
     setting = cross_entropy(logits.setting, batch.setting).mean()
     time = cross_entropy(logits.time, batch.time).mean()
     style = cross_entropy(logits.style, batch.style).mean()

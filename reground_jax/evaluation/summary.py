@@ -1,0 +1,156 @@
+"""All numbers of a study: conditions, differences between wirings, references."""
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from reground_jax.evaluation.conditions import Condition
+from reground_jax.evaluation.scorers import Scorer
+from reground_jax.evaluation.statistics import (
+    Interval,
+    Record,
+    Weights,
+    above_curve,
+    bootstrap_weights,
+    interval,
+)
+from reground_jax.evaluation.study import Records
+
+Row = dict[str, Any]  # what was measured, and its numbers by the names of the metrics
+Values = Mapping[str, np.ndarray]  # by metric, in every resample
+
+
+def summarise(records: Records, scorers: Sequence[Scorer], along: str) -> dict[str, list[Row]]:
+    """The numbers as JSON: of conditions, of their differences, and of the scorers' references.
+
+    "differences" are from the sequential wiring at the same gamma, "equal_boxes" from it at the
+    gamma, interpolated, at which the metric `along` (the share of boxes that are filled) is the
+    same. Every metric is (estimate, low, high), null where nothing was asked for; distances are
+    single numbers, and have no differences.
+    """
+    # By the number of images alone, so conditions of the same cases are paired.
+    weights = functools.cache(bootstrap_weights)
+    values = {c: _values(found, scorers, weights(_count(found))) for c, found in records.items()}
+    return {
+        "conditions": [
+            _row(vars(condition), found, values[condition], scorers)
+            for condition, found in records.items()
+        ],
+        "differences": [
+            _differences(condition, {n: v - values[twin][n] for n, v in values[condition].items()})
+            for condition, twin in _pairs(records)
+        ],
+        "equal_boxes": [
+            _differences(condition, _above(values[condition], [values[c] for c in curve], along))
+            for condition, curve in _curves(records)
+        ],
+        "references": [
+            _row(what, found, _values(found, scorers, weights(_count(found))), scorers)
+            for what, found in _references(records, scorers)
+        ],
+    }
+
+
+def _count(found: Mapping[str, Sequence[Record]]) -> int:
+    """How many images a condition has."""
+    return len(next(iter(found.values())))
+
+
+def _values(
+    found: Mapping[str, Sequence[Record]], scorers: Sequence[Scorer], weights: Weights
+) -> dict[str, np.ndarray]:
+    """Every metric of the scorers that have records in `found`, in each resample."""
+    return {
+        metric.name: metric.statistic(found[scorer.name], weights)
+        for scorer in scorers
+        if scorer.name in found
+        for metric in scorer.metrics
+    }
+
+
+def _references(
+    records: Records, scorers: Sequence[Scorer]
+) -> list[tuple[Row, dict[str, Sequence[Record]]]]:
+    """(what it is of, records by scorer) of each, for as many cases as were measured.
+
+    As many, because distances are biased by the number of images.
+    """
+    counts = {condition.cases: _count(found) for condition, found in records.items()}
+    names = {
+        (cases, name): None  # in order, each once
+        for scorer in scorers
+        for cases, known in scorer.references.items()
+        for name in known
+        if cases in counts
+    }
+    return [
+        (
+            {"cases": cases, "wiring": name},
+            {
+                scorer.name: scorer.references[cases][name][: counts[cases]]
+                for scorer in scorers
+                if name in scorer.references.get(cases, ())
+            },
+        )
+        for cases, name in names
+    ]
+
+
+def _pairs(records: Iterable[Condition]) -> list[tuple[Condition, Condition]]:
+    """Each parallel condition with its sequential twin, where both were measured."""
+    return [
+        (condition, twin)
+        for condition, curve in _curves(records)
+        for twin in curve
+        if twin.gamma == condition.gamma
+    ]
+
+
+def _curves(records: Iterable[Condition]) -> list[tuple[Condition, list[Condition]]]:
+    """Each parallel condition with the sequential ones of the same cases (of the first model)."""
+    known = list(records)
+    return [
+        (c, [s for s in known if s.wiring == "sequential" and s.cases == c.cases])
+        for c in known
+        if c.wiring == "parallel"
+    ]
+
+
+def _above(values: Values, curve: Sequence[Values], along: str) -> dict[str, np.ndarray]:
+    """By how much every metric lies above a curve over the metric `along`."""
+    x = np.array([point[along] for point in curve])
+    return {
+        name: above_curve(values[along], value, x, np.array([point[name] for point in curve]))
+        for name, value in values.items()
+        if name != along
+    }
+
+
+def _differences(condition: Condition, values: Values) -> Row:
+    return {**vars(condition), **{name: _interval(value) for name, value in values.items()}}
+
+
+def _row(
+    what: Mapping[str, Any],
+    found: Mapping[str, Sequence[Record]],
+    values: Values,
+    scorers: Sequence[Scorer],
+) -> Row:
+    numbers = {name: _interval(value) for name, value in values.items()}
+    distances = {}
+    for scorer in scorers:
+        for distance in scorer.distances if scorer.name in found else ():
+            measured = distance.measure(found[scorer.name])
+            distances[distance.name] = None if measured is None else round(measured, 3)
+    return {**what, "images": _count(found), **numbers, **distances}
+
+
+def _interval(values: np.ndarray) -> Interval | None:
+    numbers = interval(values)
+    if math.isnan(numbers[0]):
+        return None
+    estimate, low, high = (round(number, 5) for number in numbers)
+    return estimate, low, high

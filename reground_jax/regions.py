@@ -1,0 +1,29 @@
+"""Boxes on the levels of a U-Net: which of its cells lie in which of them."""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+
+def level_size(height: int, width: int, cells: int) -> tuple[int, int]:
+    """Rows and columns of the U-Net's level that has so many cells; height, width of latents."""
+    while height * width > cells:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+    assert height * width == cells
+    return height, width
+
+
+def inside_boxes(
+    boxes: Float[ArrayLike, "B G 4"], mask: Float[ArrayLike, "B G"], height: int, width: int
+) -> Bool[Array, "B T G"]:
+    """Whether the middle of a cell is in a token's box; T cells row by row.
+
+    boxes: xyxy fractions of the image. mask: 0 for null tokens, which have no box.
+    """
+    y, x = ((jnp.arange(n) + 0.5) / n for n in (height, width))
+    x0, y0, x1, y1 = jnp.moveaxis(jnp.asarray(boxes), -1, 0)[..., None, None, :]
+    rows = (y[:, None, None] >= y0) & (y[:, None, None] < y1)
+    columns = (x[None, :, None] >= x0) & (x[None, :, None] < x1)
+    real = jnp.asarray(mask)[:, None, None] > 0
+    return (rows & columns & real).reshape(-1, height * width, real.shape[-1])

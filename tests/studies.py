@@ -1,0 +1,74 @@
+"""A study of painted squares: a stand-in for models that costs nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reground_jax.emoji.cases import TITLES, heldout_cases
+from reground_jax.emoji.scorer import METRICS, TRADE_OFF
+from reground_jax.evaluation.cases import with_half_the_boxes
+from reground_jax.evaluation.conditions import wiring_series
+from reground_jax.evaluation.scorers import Metric, Scorer
+from reground_jax.evaluation.study import Study
+from reground_jax.settings import WIRINGS, Settings
+
+SETTINGS = Settings(num_steps=20, guidance_scale=4.0, solver="dpmpp_2m")
+
+
+class Painter:
+    """In the place of a pipeline: the colour of an image says how it was asked for."""
+
+    def __init__(self):
+        self.asked: list[tuple[str, list[float], list[int]]] = []
+
+    def sweep(self, layouts, settings, *, gammas, seeds, **keywords):
+        assert settings.num_steps == 20 and keywords["output"] == "numpy"
+        assert len(layouts) == len(seeds)
+        self.asked.append((settings.wiring, list(gammas), list(seeds)))
+        red = WIRINGS.index(settings.wiring) / 255
+        return {
+            gamma: np.stack(
+                [np.full((8, 8, 3), (red, gamma * 100 / 255, seed % 256 / 255)) for seed in seeds]
+            ).astype(np.float32)
+            for gamma in gammas
+        }
+
+
+def pixels(images, cases):
+    """Records that say which images they are of."""
+    return [
+        {"id": case.layout.id, "pixel": image[0, 0].tolist()}
+        for image, case in zip(images, cases, strict=True)
+    ]
+
+
+def scorer(name: str = "probes", score=pixels, version: str = "1", **fields: Any) -> Scorer:
+    """The emoji world's metrics, of records that `score` makes."""
+    return Scorer(name, version, score, **({"metrics": METRICS} | fields))
+
+
+def brightness(name: str = "brightness") -> Metric:
+    """A metric of the records of `pixels`."""
+
+    def statistic(records, weights):
+        return weights @ np.array([sum(record["pixel"]) for record in records]) / len(records)
+
+    return Metric(name, "how bright an image is", statistic)
+
+
+def study(out: Path, painter: Painter, count: int = 8, **changes: Any) -> Study:
+    heldout = heldout_cases(count)
+    cases = {"heldout": heldout, "dropped": with_half_the_boxes(heldout)}
+    fields = dict(
+        out=out,
+        models={"gligen": lambda: painter, "trained-parallel": lambda: painter},
+        cases=cases,
+        titles=TITLES,
+        series=wiring_series(["gligen", "trained-parallel"], list(cases), [0.0, 0.3, 1.0]),
+        settings=SETTINGS,
+        identity={"rich_phrases": False},
+        scorers=[scorer()],
+        trade_off=TRADE_OFF,
+    )
+    return Study(**fields | changes)
