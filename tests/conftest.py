@@ -74,15 +74,17 @@ def base(tmp_path_factory) -> Path:
 def stub(monkeypatch):
     """`reground-jax batch` with a sampler that draws; gives the samplers that were made."""
     from reground_jax.cli import batch
+    from reground_jax.cli.sampling import Found
     from tests.batch_stub import CHECKSUM, Stub
 
     made = []
 
-    def load(directory, run, arguments):
+    def load(directory, run, setup):
         made.append(Stub(run.batch_size))
         return made[-1]
 
-    monkeypatch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), CHECKSUM))
+    found = Found(Path("stub"), CHECKSUM, {})
+    monkeypatch.setattr(batch, "find_model", lambda *_: found)
     monkeypatch.setattr(batch, "load_sampler", load)
     return made
 

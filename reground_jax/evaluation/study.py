@@ -30,6 +30,8 @@ from reground_jax.images import save_png, to_uint8
 from reground_jax.json_text import parse_json
 from reground_jax.layout import Layout
 from reground_jax.pipeline import Pipeline
+from reground_jax.sampling.gate import gate_table
+from reground_jax.sampling.sweep import num_steps
 from reground_jax.settings import Settings, Wiring
 
 CHUNK = 50  # images of one file
@@ -124,11 +126,13 @@ class Study:
         self.claim()
         total = sum(len(s.gammas) * len(self.cases[s.cases]) for s in self.series)
         done = 0
+        progress(done, total)
         records: dict[Condition, list[Record]] = {}
         generators = {name: functools.cache(load) for name, load in self.models.items()}
         for series in self.series:
             for start, cases in self._chunks(series):
-                found = self._chunk(series, start, cases, generators[series.model])
+                report = functools.partial(_report, progress, done, total)
+                found = self._chunk(series, start, cases, generators[series.model], report)
                 for condition, chunk in found.items():
                     records.setdefault(condition, []).extend(chunk)
                     done += len(chunk)
@@ -175,13 +179,19 @@ class Study:
         return self.out / "parts" / condition.folder / name
 
     def _chunk(
-        self, series: Series, start: int, cases: Sequence[Case], generator: Callable[[], Generator]
+        self,
+        series: Series,
+        start: int,
+        cases: Sequence[Case],
+        generator: Callable[[], Generator],
+        report: Callable[[float], None],
     ) -> dict[Condition, list[Record]]:
         """The records of one chunk at every gamma; makes what is missing."""
         sheets = {c: self._file(c, start, len(cases), ".png") for c in series.conditions()}
         missing = [condition for condition, sheet in sheets.items() if not sheet.exists()]
         if missing:
-            made = self._generate(generator(), series, [c.gamma for c in missing], cases)
+            gammas = [condition.gamma for condition in missing]
+            made = self._generate(generator(), series, gammas, cases, report)
             for condition, images in zip(missing, made, strict=True):
                 save_sheet(sheets[condition], images)
         records = {}
@@ -193,12 +203,23 @@ class Study:
         return records
 
     def _generate(
-        self, generator: Generator, series: Series, gammas: Sequence[float], cases: Sequence[Case]
+        self,
+        generator: Generator,
+        series: Series,
+        gammas: Sequence[float],
+        cases: Sequence[Case],
+        report: Callable[[float], None],
     ) -> list[UInt8[np.ndarray, "B S S 3"]]:
         """Images by gamma. The fusers are on in the first steps, which all gammas share."""
         keywords = self.settings.to_json()
         for name in ("dtype", "gamma"):
             del keywords[name]
+        tables = np.stack([gate_table(gamma, self.settings.num_steps) for gamma in gammas])
+        steps, count = num_steps(tables), len(gammas) * len(cases)
+
+        def progress(batch: int, batches: int, step: int) -> None:
+            report(count * (batch + step / steps) / batches)
+
         with warnings.catch_warnings():
             # Real captions have words that a small model does not know; that is what is measured.
             warnings.filterwarnings("ignore", message="this model does not know")
@@ -209,8 +230,13 @@ class Study:
                 seeds=[seed_of(case) for case in cases],
                 batch_size=self.batch_size,
                 output="numpy",
+                progress=progress,
             )
         return [to_uint8(images[gamma], value_range="0..1") for gamma in gammas]
+
+
+def _report(progress: Progress, done: int, total: int, more: float) -> None:
+    progress(done + int(more), total)
 
 
 def seed_of(case: Case) -> int:
