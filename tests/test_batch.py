@@ -237,11 +237,11 @@ def test_every_combination_of_wirings_gammas_and_seeds_is_made_once(ten, tmp_pat
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--gammas", "1", "0.3,0,0.7"], "fractions or three parts, not both"),
+        (["--gammas", "1", "0.3/0/0.7"], "fractions or three parts, not both"),
         (["--gammas", "0.5", "0.50"], "gammas are .0.5, 0.5.: give each once"),
         (["--wirings", "sideways"], "wiring 'sideways' is unknown"),
         (["--seeds", "-1"], "run seed is -1"),
-        (["--batch-size", "0"], "batch_size is 0"),
+        (["--batch-size", "0"], "--batch-size is 0"),
         (["--quality", "101"], "quality is 101"),
         (["--host-index", "0"], "--host-index and --host-count go together"),
         (["--captions", "x", "--form", "nsr1k"], "COCO's instances need a captions file"),
@@ -257,7 +257,7 @@ def test_bad_requests_are_refused_before_anything_is_written(
 
 
 def test_metadata_and_png_say_how_an_image_was_made(ten, tmp_path):
-    generate(ten, tmp_path / "out", "--gammas", "0.3,0,0.7", "--steps", "7")
+    generate(ten, tmp_path / "out", "--gammas", "0.3/0/0.7", "--steps", "7")
     row = metadata(tmp_path / "out")[6]
     assert row["file_name"] == "000000006.png"
     assert row["settings"]["num_steps"] == 7 and row["gamma"] == [0.3, 0, 0.7]

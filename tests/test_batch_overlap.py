@@ -221,7 +221,7 @@ def test_room_is_spoken_of_only_where_the_disk_is_full(
     said = capsys.readouterr().err
     assert f"error: {tmp_path}/out/images: said by the system\n" in said
     assert ("when there is room" in said) == room
-    assert "run the same command again to go on" in said
+    assert "run the same command again to resume" in said
 
 
 def test_counts_are_sentences_in_english(tmp_path, capsys, stub):

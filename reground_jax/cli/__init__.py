@@ -34,9 +34,10 @@ from reground_jax.options import options
 from reground_jax.settings import Settings
 from reground_jax.version import __version__
 
-DESCRIPTION = """\
-Images from a prompt and boxes that say where things go: GLIGEN, and ReGround, which follows both
-the boxes and the prompt. In JAX, on CPU, GPU and TPU."""
+DESCRIPTION = (
+    "Images from a prompt and boxes that say where things go: GLIGEN, and ReGround, which follows "
+    "both the boxes and the prompt. In JAX, on CPU, GPU and TPU."
+)
 
 EXAMPLES = """\
 first steps, with the small model that comes with the package and then with GLIGEN's own:

@@ -5,9 +5,12 @@ import argparse
 import difflib
 import re
 import sys
+import textwrap
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, NoReturn
+
+WIDTH = 100  # columns of a description
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,9 +21,12 @@ class Parser(argparse.ArgumentParser):
              would take a prompt that follows for another item
     """
 
-    def __init__(self, **keywords: Any):
+    def __init__(self, *, description: str = "", **keywords: Any):
         super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **keywords
+            description=textwrap.fill(description, WIDTH),
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # examples keep their lines
+            allow_abbrev=False,
+            **keywords,
         )
         self.aliases: dict[str, str] = {}
         self.lists: dict[str, str] = {}
