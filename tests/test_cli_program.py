@@ -60,8 +60,12 @@ def test_a_word_before_a_silence_is_for_terminals(capsys, monkeypatch):
     assert capsys.readouterr().err == "reground-jax: loading emoji ...\n"
 
 
-@pytest.mark.parametrize("arguments", [["batch", "--help"], ["info"]])
-def test_a_reader_that_goes_away_is_no_error(arguments):
+@pytest.mark.parametrize(
+    ("arguments", "codes"),
+    [(["batch", "--help"], {0, 141}), (["info"], {141})],  # argparse may keep it to itself
+    ids=["help", "info"],
+)
+def test_a_reader_that_goes_away_is_no_error(arguments, codes):
     """As in `reground-jax info | head -0`: neither "Broken pipe" nor a traceback."""
     code = "import sys; from reground_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
@@ -71,7 +75,7 @@ def test_a_reader_that_goes_away_is_no_error(arguments):
     process.stdout.close()  # long before anything is written
     errors = process.stderr.read()
     process.stderr.close()
-    assert (process.wait(600), errors) == (141, b"")
+    assert process.wait(600) in codes and errors == b""
 
 
 def test_jax_still_reports_how_long_it_compiles():

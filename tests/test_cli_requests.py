@@ -112,7 +112,7 @@ BAD_REQUESTS = {
     "alias misspelt": (["x", "--num-inference-step", "2"], "did you mean --steps\\? See "),
     "two prompts": (["x", "--prompt", "y"], "two prompts are given, 'x' and 'y': leave one out"),
     "no quotes": (["a", "cat"], "'cat' is one argument too many: put text with spaces in quotes"),
-    "two seeds": (["x", "--seeds", "0,1"], "seed is '0,1': a seed is an integer"),
+    "two seeds": (["x", "--seeds", "0,1"], "seed is '0,1', which is not a whole number: a seed is"),
     "attention": (["x", "--attention", "flash"], "attention 'flash' is unknown: it must be one of"),
     "mapper": (["x", "--mapper", "map"], "mapper 'map' is unknown: did you mean 'pmap'"),
     "advice by option": (["x", "--box", "a@.5,.5,.3,.3"], "or --box-format xywh$"),

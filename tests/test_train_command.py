@@ -136,11 +136,7 @@ def test_a_wrong_config_is_one_sentence(coco, base, capsys):
     ("end", "code", "told"),
     [
         (lambda: True, 0, ""),
-        (
-            lambda: False,
-            3,
-            "stopped before the last step; run the same command again to continue from",
-        ),
+        (lambda: False, 3, "stopped before the last step; run the same command again"),
         (KeyboardInterrupt(), 130, "run the same command again to continue from"),
         (Diverged("the loss is nan"), 1, "error: the loss is nan"),
         (ValueError("another experiment"), 2, "error: another experiment"),

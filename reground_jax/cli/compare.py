@@ -63,12 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
     for name in wirings:
         wiring_name(name)
     layout = request.read_layout(arguments)
+    rows = request.checked_seeds(getattr(arguments, "seeds", SEEDS))
     out = request.output_path(arguments.out, f"compare-{request.slug(layout.prompt)}.png")
 
     model = find_model(setup.model, setup.cache)
-    from reground_jax.sampling.noise import check_seeds
-
-    rows = check_seeds(getattr(arguments, "seeds", SEEDS)).tolist()
     settings = model.settings(fields)
     check_max_boxes(layout, settings.max_boxes)
     check_writable(out)

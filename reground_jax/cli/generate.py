@@ -69,9 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
     out = request.output_path(arguments.out, name)
 
     directory, recipe = choose_model(arguments, recipe)
-    from reground_jax.sampling.noise import check_seeds
-
-    check_seeds([recipe.seed])
     drawn = out.with_suffix(".boxes.png")
     draws_boxes = bool(recipe.layout.boxes) and not arguments.no_boxes_image
     for path in (out, drawn) if draws_boxes else (out,):
@@ -96,6 +93,7 @@ def read_request(arguments: argparse.Namespace) -> Recipe:
     Without --from, the settings are checked, but the model's recommended ones are still missing.
     """
     seed: dict[str, Any] = given(arguments, request.OneSeed)
+    request.checked_seeds(list(seed.values()))
     if arguments.source is None:
         settings = Settings(**request.checked_settings(arguments))
         layout = request.read_layout(arguments)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, no_type_check
@@ -21,7 +22,7 @@ from reground_jax.options import (
     read_number,
     read_numbers,
 )
-from reground_jax.settings import MAX_SEED, WIRINGS, Settings
+from reground_jax.settings import MAX_SEED, WIRINGS, Settings, whole_number
 
 BOX_FORM = "PHRASE@X0,Y0,X1,Y1"
 COMBINATIONS = "variants (an image per layout and combination of)"
@@ -122,6 +123,16 @@ def checked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     fields = given(arguments, Settings)
     Settings(**fields)
     return fields
+
+
+def checked_seeds(seeds: Sequence[Any]) -> list[int]:
+    """Seeds of images. Raises ValueError if one cannot be."""
+    rule = f"a seed is an integer from 0 to {MAX_SEED}, one per image"
+    for number, seed in enumerate(seeds, 1):
+        name = "seed" if len(seeds) == 1 else f"seed {number} of {len(seeds)}"
+        if not 0 <= whole_number(name, seed, rule) <= MAX_SEED:
+            raise ValueError(f"{name} is {seed}: {rule}")
+    return list(seeds)
 
 
 def has_layout(arguments: argparse.Namespace) -> bool:
