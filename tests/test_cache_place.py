@@ -137,7 +137,7 @@ def test_without_a_home_nothing_compiled_is_kept_which_is_said(programs, no_home
     assert not programs.jax_enable_compilation_cache
     with pytest.raises(OSError, match=WAY_OUT):  # but a place that was named must be one
         load(Path("model"), "float32", Setup(cache=f"{UNWRITABLE}/cache"))
-    load(Path("model"), "float32", keep=False)  # no warning
+    load(Path("model"), "float32", Setup(no_cache=True))  # no warning
 
 
 # ---- processes of their own, since environments are read anew there

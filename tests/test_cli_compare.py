@@ -20,7 +20,7 @@ def test_compare_draws_a_row_per_seed_and_a_column_per_wiring(tiny_model_dir, tm
     printed = capsys.readouterr()
     assert printed.out == f"{out}\n"
     assert printed.err.count("compiled in") == 1
-    for column in compare.COLUMNS.split(","):
+    for column in compare.COLUMNS:
         assert f"{column}: 100%" in printed.err
     height, width, _ = pixels(out).shape
     assert width > 4 * 512 and height > 2 * 512  # four panels of 512 pixels across, two down

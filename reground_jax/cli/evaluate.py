@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     from reground_jax.evaluation.report import write_report
 
     study = build_study(arguments, setup, model, model.settings(fields), gammas)
+    hint("compiling ...")
     with Bar("measuring", bar_format=COUNTED) as bar:
         records = study.run(bar.show)
     write_report(study, records, command_of(arguments))
@@ -143,7 +144,6 @@ def build_study(
     def loader(directory: Path):
         def get() -> "Pipeline":
             pipe = load(directory, settings.dtype, setup)
-            hint("compiling ...")
             scale = arguments.gate_scale
             return pipe if scale == 1 else with_scaled_gates(pipe, scale)
 

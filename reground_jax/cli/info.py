@@ -116,7 +116,7 @@ def describe(directory: Path) -> str:
         f"  source        {origin}",
         f"  kind          {kind_of(config)}, images of {side}x{side}",
         *(f"  {name:<13} {count}" for name, count in count_parts(counts).items()),
-        f"  size          {info['bytes'] / 1e9:.2f} GB, {total:,} parameters",
+        f"  size          {size_of(info['bytes'])}, {total:,} parameters",
         f"  dtype         {info['dtype']}",
         f"  checksum      {description.checksum}",
         f"  of its arrays {info['checksum']}",
@@ -147,6 +147,10 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def size_of(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def printable(line: str) -> str:
     """Without what moves a terminal's cursor: texts of `info` may be a stranger's."""
     return "".join(letter if letter.isprintable() else "?" for letter in line)
@@ -172,6 +176,6 @@ def config_lines(config: "ModelConfig") -> Iterator[str]:
     for part in dataclasses.fields(config):
         fields = dataclasses.asdict(getattr(config, part.name))
         text = ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
-        yield textwrap.fill(
+        yield from textwrap.wrap(
             f"{part.name}: {text}", 96, initial_indent=4 * " ", subsequent_indent=8 * " "
         )
