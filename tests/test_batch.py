@@ -20,6 +20,7 @@ from reground_jax.batch.run import Run, read_run, seed_of
 from reground_jax.batch.store import open_store
 from reground_jax.batch.verify import verify
 from reground_jax.cli import batch, main
+from reground_jax.cli.sampling import Found
 from reground_jax.images import read_recipe
 from reground_jax.layout import Layout
 from reground_jax.readers.lines import Line, parse_line
@@ -378,7 +379,7 @@ def test_a_changed_setting_model_or_input_is_refused_by_name(ten, tmp_path, caps
     with ten.open("a") as file:
         file.write(json.dumps(layout(10)) + "\n")
     assert "input_sha256" in refusal(capsys, ten, out)
-    monkeypatch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), "1" * 64))
+    monkeypatch.setattr(batch, "find_model", lambda *_: Found(Path("stub"), "1" * 64, {}))
     assert "checkpoint_sha256" in refusal(capsys, ten, out)
 
 
