@@ -42,7 +42,7 @@ def add(commands) -> Parser:
     )  # fmt: skip
     add_work_options(parser)
     add_options(
-        parser, Setup, only=("model", "cache"), defaults={"model": "none, but random weights"}
+        parser, Setup, only=("model", "cache"), defaults={"model": "none: random weights"}
     )
     parser.group("output").add_argument(
         "--out", metavar="FILE.json", help="write every repetition to this file"

@@ -46,7 +46,7 @@ def add(commands) -> Parser:
         parser, "seeds", "figure", f"one row each (default: {','.join(map(str, SEEDS))})"
     )
     request.add_settings_options(parser, omit=("wiring",))
-    add_options(parser, Setup)
+    add_options(parser, Setup, defaults={"batch_size": "up to 8"})
     parser.group("output").add_argument(
         "--out", metavar="PATH",
         help="PNG file, or folder, to write (default: a name made from the prompt)",

@@ -32,9 +32,9 @@ class Setup:
 
     model: str = option(
         DEFAULT_MODEL,
-        "a directory that `reground-jax convert` made; or a diffusers folder, a checkpoint file or "
-        "a Hugging Face Hub id, which is converted once and kept in the cache. The default is a "
-        "small model that draws pictograms and comes with the package",
+        "a directory that `reground-jax convert` made; emoji, a small model that draws pictograms "
+        "and comes with the package; or a diffusers folder, a checkpoint file or a Hugging Face "
+        "Hub id, which is converted once and kept in the cache",
         "DIR_OR_ID",
         group="model",
         aliases=("-m", "--checkpoint"),
