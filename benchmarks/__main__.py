@@ -13,16 +13,17 @@ from typing import Any
 
 from reground_jax.atomic import write_json
 from reground_jax.bench.harness import environment
-from reground_jax.cli.bench import BENCHMARKS, add_work_options, settings_of
+from reground_jax.cli.bench import BENCHMARKS, add_work_options, settings_of, setup_of, work_of
+from reground_jax.cli.parser import Parser
 from reground_jax.settings import check_name
 
 RECORDS = Path(__file__).parent / "records"
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def parser() -> Parser:
+    parser = Parser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", help=f"one of {', '.join([*BENCHMARKS, *OTHERS])}")
-    add_work_options(parser, preset="emoji")
+    add_work_options(parser)
     parser.add_argument(
         "--parallel", action="store_true", help="peer: measure our parallel wiring as well"
     )
@@ -57,19 +58,18 @@ def flags(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _work(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """A random pipeline, and the work for it."""
-    from reground_jax.bench.cases import Work
     from reground_jax.bench.presets import random_model
     from reground_jax.pipeline import Pipeline
 
     settings = settings_of(arguments)
     pipe = Pipeline.from_model(random_model(arguments.preset), dtype=settings.dtype)
-    return pipe, Work(settings, arguments.batch or len(pipe.devices))
+    return pipe, work_of(pipe, settings, setup_of(arguments))
 
 
 def startup(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import startup
 
-    record = startup.measure(arguments.preset, arguments.dtype, arguments.repeats)
+    record = startup.measure(arguments.preset, settings_of(arguments).dtype, arguments.repeats)
     print(startup.show(record))
     return record
 
@@ -77,7 +77,10 @@ def startup(arguments: argparse.Namespace) -> dict[str, Any]:
 def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import scaling
 
-    record = scaling.measure(arguments.preset, arguments.dtype, arguments.steps, arguments.repeats)
+    settings = settings_of(arguments)
+    record = scaling.measure(
+        arguments.preset, settings.dtype, settings.num_steps, arguments.repeats
+    )
     print(scaling.show(record))
     return record
 
@@ -109,9 +112,10 @@ def operations(arguments: argparse.Namespace) -> dict[str, Any]:
 def peer(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import peer
 
+    settings = settings_of(arguments)
     options = peer.Options(
-        arguments.preset, arguments.steps, arguments.repeats, arguments.dtype, arguments.parallel,
-        arguments.compile,
+        arguments.preset, settings.num_steps, arguments.repeats, settings.dtype,
+        arguments.parallel, arguments.compile,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         prepared = peer.prepare(Path(folder), options)
@@ -133,7 +137,10 @@ OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def main(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    try:
+        arguments = parser().parse_args(argv)
+    except ValueError as error:
+        sys.exit(f"benchmarks: {error}")
     check_name("benchmark", arguments.name, [*BENCHMARKS, *OTHERS])
     begin = time.perf_counter()
     with contextlib.redirect_stdout(Tee()) as shown:

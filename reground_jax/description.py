@@ -17,6 +17,7 @@ from reground_jax.config import ModelConfig, check_together
 from reground_jax.fields import as_float, as_int, as_object, check_range
 from reground_jax.json_text import parse_json
 from reground_jax.sampling.schedule import alphas_cumprod
+from reground_jax.settings import Settings
 from reground_jax.small_files import read_small
 from reground_jax.wording import shown
 
@@ -37,6 +38,7 @@ class Description(NamedTuple):
     groups: int  # of arrays
     base: str | None  # a model directory relative to this one, which holds the arrays not here
     tokenizer_json: str
+    recommended: dict[str, Any]  # fields of Settings that suit the model, for where none are given
 
     @property
     def checksum(self) -> str:
@@ -81,7 +83,8 @@ def read_description(directory: Path) -> Description:
         groups = as_int("groups", content["groups"])
         check_range("groups", groups, 0, MAX_GROUPS)
         base = _base(content.get("base"))
-        known = ("format", "info", "groups", "base")
+        recommended = check_recommended(content.get("recommended", {}))
+        known = ("format", "info", "groups", "base", "recommended")
         config = ModelConfig.from_json({k: v for k, v in content.items() if k not in known})
         _check_config(config)
         _check_info(info)
@@ -97,7 +100,17 @@ def read_description(directory: Path) -> Description:
                 f"{file} was changed after the model was written (its checksum is another): undo "
                 f"the edit, or, if it is meant, remove {name} from info in {path}"
             )
-    return Description(config, info, groups, base, tokenizer_json)
+    return Description(config, info, groups, base, tokenizer_json, recommended)
+
+
+def check_recommended(fields: Any) -> dict[str, Any]:
+    """Some fields of Settings, as they are. Raises ValueError unless Settings takes them."""
+    recommended = as_object("recommended", fields)
+    try:
+        Settings.from_json(recommended)
+    except ValueError as error:
+        raise ValueError(f"recommended: {error}") from error
+    return recommended
 
 
 def check_tokenizer(text: str, config: ModelConfig) -> None:

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Collection
 
+from reground_jax.options import options
+from reground_jax.settings import Settings
+
 _BOXES = "give Layout(prompt, phrases, boxes), one per image"
 HINTS = {
     "prompt": _BOXES,
@@ -13,22 +16,12 @@ HINTS = {
     "boxes": _BOXES,
     "gligen_images": "only boxes with phrases are built",
     "gligen_inpaint_image": "pipelines do not inpaint yet; see reground_jax.sampling.Inpaint",
-    "gligen_scheduled_sampling_beta": "use gamma",
-    "beta": "use gamma",
-    "tau": "use gamma",
     "alpha_type": "use gamma, which also takes GLIGEN's three parts",
-    "num_inference_steps": "use num_steps",
-    "steps": "use num_steps",
-    "guidance": "use guidance_scale",
-    "cfg": "use guidance_scale",
-    "cfg_scale": "use guidance_scale",
     "generator": "use seeds, one integer per image",
     "seed": "use seeds, one integer per image",
     "num_images_per_prompt": "repeat the layout in the list, with a seed for each",
     "output_type": 'use output: "pil", "numpy" or "latents"',
     "return_dict": "a call returns the images themselves; use output for their form",
-    "scheduler": "use solver",
-    "sampler": "use solver",
     "callback": "use progress",
     "callback_on_step_end": "use progress",
     "callback_steps": "use progress, which is called after every step",
@@ -39,6 +32,12 @@ HINTS = {
     "attention": "it is chosen once, in Pipeline.load(name, attention=...)",
     "mapper": "it is chosen once, in Pipeline.load(name, mapper=...)",
     "cross_attention_kwargs": "there is no counterpart; use gamma to change the grounding",
+    **{
+        name.removeprefix("--").replace("-", "_"): f"use {field}"
+        for field, option in options(Settings).items()
+        for name in (option.name, *option.aliases)
+        if name != "--" + field.replace("_", "-")
+    },
 }
 
 

@@ -1,6 +1,7 @@
 """A model: its configuration, its arrays and its tokenizer; and the directory that holds them.
 
-DIR/config.json      format, network configs, noise schedule, tokenizer settings, facts (`info`)
+DIR/config.json      format, network configs, noise schedule, tokenizer settings, facts (`info`),
+                     and the settings that suit the model (`recommended`), if there are any
 DIR/tokenizer.json   of the `tokenizers` library
 DIR/arrays/NNN/      Orbax checkpoints, the arrays of all networks by name
 
@@ -16,8 +17,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from reground_jax.description import (
     FORMAT,
     WAY_OUT,
     Description,
+    check_recommended,
     check_tokenizer,
     checksums,
     read_description,
@@ -60,6 +62,7 @@ class Model:
     params: Params  # {"unet": ..., "vae": ..., "text_encoder": ...}
     tokenizer_json: str
     info: dict[str, Any]  # source, checksum, dtype, converter version: facts, not settings
+    recommended: dict[str, Any] = field(default_factory=dict)  # fields of Settings that suit it
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
@@ -97,14 +100,17 @@ def write_model(
     info: dict[str, Any],
     *,
     base: str | Path | None = None,
+    recommended: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes a model directory, all or nothing, and returns `info` with checksum and counts added.
 
     base: another model directory; arrays equal to its own are not written, and the two must keep
-    their places relative to each other. Arrays are written as they come. Everything goes to a
-    sibling directory that is renamed at the end, so a process killed at any moment leaves nothing
-    that loads. Raises FileExistsError if `directory` exists, CheckpointError if the arrays or the
-    tokenizer are not those of `config`, OSError that names `directory` if it cannot be written.
+    their places relative to each other. recommended: fields of Settings, for where none are given;
+    no checksum depends on them. Arrays are written as they come. Everything goes to a sibling
+    directory that is renamed at the end, so a process killed at any moment leaves nothing that
+    loads. Raises FileExistsError if `directory` exists, CheckpointError if the arrays or the
+    tokenizer are not those of `config`, ValueError for settings that cannot be, OSError that names
+    `directory` if it cannot be written.
     """
     directory = Path(directory)
     if os.path.lexists(directory):  # a link that leads nowhere is in the way as well
@@ -112,6 +118,7 @@ def write_model(
             f"{directory} exists already: choose another place, or remove it first"
         )
     check_together(config)
+    recommended = check_recommended(dict(recommended or {}))
     try:
         check_tokenizer(tokenizer_json, config)
     except ValueError as error:
@@ -145,6 +152,8 @@ def write_model(
             content = {"format": FORMAT, "groups": groups, "info": info, **config.to_json()}
             if base is not None:
                 content["base"] = os.path.relpath(base, directory)
+            if recommended:
+                content["recommended"] = recommended
             _write(partial / "config.json", json.dumps(content, indent=2) + "\n")
         _publish(partial, directory)
     except BaseException:
@@ -249,7 +258,8 @@ def read_model(
         raise CheckpointError(f"{directory} lacks {len(missing)} arrays, such as {missing[0]}")
     if combined(lines) != info[kind]:
         raise CheckpointError(f"{directory}: its arrays are damaged (checksum): convert it again")
-    return Model(config, unflatten(leaves.items()), description.tokenizer_json, info)
+    params = unflatten(leaves.items())
+    return Model(config, params, description.tokenizer_json, info, description.recommended)
 
 
 def check_model(directory: str | Path) -> list[str]:

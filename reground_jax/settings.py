@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, no_type_check
 
 from reground_jax.fields import as_float, as_int, check_name
+from reground_jax.options import NUMBERS, option, read_gamma, read_number, read_numbers
 from reground_jax.wording import shown
 
 # How a transformer block joins gated self-attention and cross-attention (networks/transformer.py).
@@ -58,17 +59,75 @@ class Settings:
                     take part in attention, so this number changes the image: 30, as trained
     """
 
-    wiring: Wiring = "parallel"
-    gamma: float | tuple[float, float, float] = 1.0
-    num_steps: int = 50
-    guidance_scale: float = 7.5
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    solver: str = "plms"
-    eta: float = 0.0
-    height: int | None = None
-    width: int | None = None
-    dtype: str | None = None
-    max_boxes: int = 30
+    wiring: Wiring = option(
+        "parallel",
+        "how attention to the boxes and to the prompt are combined (ReGround calls it the wiring): "
+        "parallel is ReGround, sequential is GLIGEN; for comparison no_grounding, which is Stable "
+        "Diffusion, no_text and text_first",
+        "NAME",
+    )
+    gamma: float | tuple[float, float, float] = option(
+        1.0,
+        "fraction 0..1 of the steps, counted from the first, in which the boxes are used (called "
+        "gamma by ReGround, tau by GLIGEN); a lower one gives the prompt more room. Or GLIGEN's "
+        "three parts ON/DECAY/OFF, which add up to 1",
+        "G",
+        read=read_gamma,
+        aliases=("--tau", "--beta", "--gligen-scheduled-sampling-beta"),
+    )
+    num_steps: int = option(
+        50,
+        "denoising steps, 1 to 1000",
+        "N",
+        read=read_number,
+        name="--steps",
+        aliases=("--num-steps", "--num-inference-steps"),
+    )
+    guidance_scale: float = option(
+        7.5,
+        "how strongly the image follows the texts (classifier-free guidance); 1 turns guidance "
+        "off, which takes half the time",
+        "S",
+        read=read_number,
+        aliases=("--cfg", "--cfg-scale", "--guidance", "--scale"),
+    )
+    guidance_interval: tuple[float, float] = option(
+        (0.0, 1.0),
+        "approximate: use guidance only in this part of the steps, such as 0,0.5; the other steps "
+        "take half the time",
+        "START,STOP",
+        read=read_numbers,
+        words=NUMBERS,
+    )
+    solver: str = option(
+        "plms",
+        "how the noise is removed step by step: plms (GLIGEN's multistep method), pndm (the form "
+        "of it in diffusers), ddim, dpmpp_2m (DPM-Solver++), dpmpp_2m_karras or euler",
+        "NAME",
+        aliases=("--sampler", "--scheduler"),
+    )
+    eta: float = option(
+        0.0, "0..1: how much noise the solver ddim adds in each step", "E", read=read_number
+    )
+    height: int | None = option(
+        None, "height of the image, a multiple of 8", "PIXELS", read=read_number
+    )
+    width: int | None = option(
+        None, "width of the image, a multiple of 8", "PIXELS", read=read_number
+    )
+    dtype: str | None = option(
+        None,
+        "number format of the arithmetic: float32, or bfloat16, which takes half the memory and is "
+        "faster on GPU and TPU",
+        "NAME",
+        group="hardware",
+    )
+    max_boxes: int = option(
+        30,
+        "room for boxes; models are trained with 30, and a different number changes the image",
+        "N",
+        read=read_number,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "wiring", wiring_name(self.wiring))

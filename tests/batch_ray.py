@@ -13,6 +13,7 @@ from pathlib import Path
 
 from reground_jax.batch import ray_engine
 from reground_jax.cli import batch, main
+from reground_jax.cli.sampling import Found
 from tests.batch_stub import CHECKSUM, Stub
 
 
@@ -33,7 +34,7 @@ def kill_one(folder: Path, out: Path) -> None:
 if __name__ == "__main__":
     folder, arguments = sys.argv[1], sys.argv[2:]
     out = Path(arguments[arguments.index("--out") + 1])
-    batch.find_checkpoint = lambda *_: (Path("stub"), CHECKSUM)
+    batch.find_model = lambda *_: Found(Path("stub"), CHECKSUM, {})
     drawn = functools.partial(drawing, folder)
     ray_engine.Work = functools.partial(ray_engine.Work, sampler=drawn)  # type: ignore[misc]
     threading.Thread(target=kill_one, args=(Path(folder), out), daemon=True).start()

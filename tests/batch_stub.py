@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from reground_jax.cli import batch, main
+from reground_jax.cli.sampling import Found
 from tests.batch_hold import hold_if_asked
 
 SIDE = 8
@@ -60,8 +61,8 @@ class Stub:
 
 def installed(seconds: float):
     """Puts the stub in the place of the model."""
-    batch.find_checkpoint = lambda *_: (Path("stub"), CHECKSUM)
-    batch.load_sampler = lambda directory, run, arguments: Stub(run.batch_size, seconds)
+    batch.find_model = lambda *_: Found(Path("stub"), CHECKSUM, {})
+    batch.load_sampler = lambda directory, run, setup: Stub(run.batch_size, seconds)
 
 
 if __name__ == "__main__":

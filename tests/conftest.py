@@ -1,5 +1,6 @@
 """Every annotation with a shape is checked while the tests run (jaxtyping and beartype)."""
 
+import contextlib
 import gc
 from pathlib import Path
 
@@ -74,15 +75,17 @@ def base(tmp_path_factory) -> Path:
 def stub(monkeypatch):
     """`reground-jax batch` with a sampler that draws; gives the samplers that were made."""
     from reground_jax.cli import batch
+    from reground_jax.cli.sampling import Found
     from tests.batch_stub import CHECKSUM, Stub
 
     made = []
 
-    def load(directory, run, arguments):
+    def load(directory, run, setup):
         made.append(Stub(run.batch_size))
         return made[-1]
 
-    monkeypatch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), CHECKSUM))
+    found = Found(Path("stub"), CHECKSUM, {})
+    monkeypatch.setattr(batch, "find_model", lambda *_: found)
     monkeypatch.setattr(batch, "load_sampler", load)
     return made
 
@@ -108,6 +111,66 @@ def ten(tmp_path) -> Path:
     from tests.batch_cases import layout, write_lines
 
     return write_lines(tmp_path / "ten.jsonl", [layout(i) for i in range(10)])
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """Each `main` makes its own programs: a cache as users have saves compiling them again."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    folder = str(tmp_path_factory.mktemp("xla"))
+
+    @contextlib.contextmanager
+    def kept():
+        before = {name: getattr(jax.config, name) for name in names}
+        jax.config.update(names[0], folder)
+        jax.config.update(names[1], 0.0)
+        compilation_cache.reset_cache()  # JAX looks at the settings once, at its first compilation
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    return kept
+
+
+@pytest.fixture(scope="module")
+def kept_programs(programs):
+    """What is compiled in a file of tests is kept, and found by the next one that asks for this."""
+    with programs():
+        yield
+
+
+@pytest.fixture(scope="session")
+def bear(programs, tiny_model_dir, tmp_path_factory) -> Path:
+    """An image that `generate` made."""
+    from reground_jax.cli import main
+    from tests.command import BEAR, FEW, PROMPT
+
+    out = tmp_path_factory.mktemp("bear") / "bear.png"
+    argv = ["generate", PROMPT, *BEAR, "--model", str(tiny_model_dir), *FEW, "--out", str(out)]
+    argv += ["--seed", "7", "--gamma", "0.5,0,0.5", "--negative-prompt", "blurry"]
+    with programs():
+        assert main(argv) == 0
+    return out
+
+
+@pytest.fixture
+def compiled():
+    """The programs that are compiled during a test."""
+    import jax
+
+    events = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def pytest_make_parametrize_id(config, val) -> str | None:

@@ -17,6 +17,7 @@ from reground_jax.batch.run import Run, read_run, seed_of
 from reground_jax.batch.store import open_store
 from reground_jax.batch.verify import verify
 from reground_jax.cli import batch, main
+from reground_jax.cli.sampling import Found
 from reground_jax.images import read_recipe
 from reground_jax.layout import Layout
 from reground_jax.readers.lines import Line
@@ -54,11 +55,11 @@ def test_every_combination_of_wirings_gammas_and_seeds_is_made_once(ten, tmp_pat
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--gammas", "1", "0.3,0,0.7"], "fractions or three parts, not both"),
+        (["--gammas", "1", "0.3/0/0.7"], "fractions or three parts, not both"),
         (["--gammas", "0.5", "0.50"], "gammas are .0.5, 0.5.: give each once"),
         (["--wirings", "sideways"], "wiring 'sideways' is unknown"),
         (["--seeds", "-1"], "run seed is -1"),
-        (["--batch-size", "0"], "batch_size is 0"),
+        (["--batch-size", "0"], "--batch-size is 0"),
         (["--quality", "101"], "quality is 101"),
         (["--host-index", "0"], "--host-index and --host-count go together"),
         (["--captions", "x", "--form", "nsr1k"], "COCO's instances need a captions file"),
@@ -74,7 +75,7 @@ def test_bad_requests_are_refused_before_anything_is_written(
 
 
 def test_metadata_and_png_say_how_an_image_was_made(ten, tmp_path):
-    generate(ten, tmp_path / "out", "--gammas", "0.3,0,0.7", "--steps", "7")
+    generate(ten, tmp_path / "out", "--gammas", "0.3/0/0.7", "--steps", "7")
     row = metadata(tmp_path / "out")[6]
     assert row["file_name"] == "000000006.png"
     assert row["settings"]["num_steps"] == 7 and row["gamma"] == [0.3, 0, 0.7]
@@ -195,7 +196,7 @@ def test_a_changed_setting_model_or_input_is_refused_by_name(ten, tmp_path, caps
     with ten.open("a") as file:
         file.write(json.dumps(layout(10)) + "\n")
     assert "input_sha256" in refusal(capsys, ten, out)
-    monkeypatch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), "1" * 64))
+    monkeypatch.setattr(batch, "find_model", lambda *_: Found(Path("stub"), "1" * 64, {}))
     assert "checkpoint_sha256" in refusal(capsys, ten, out)
 
 

@@ -85,7 +85,7 @@ def test_sigterm_ends_a_run_cleanly_and_the_same_command_goes_on(start, forty, t
     code, errors = finish(process)
     assert code == 128 + signal.SIGTERM
     assert "SIGTERM: finishing what is on the device" in errors
-    assert "the same command goes on from here" in errors
+    assert "stopped: run the same command again to resume" in errors
     done = len(metadata(out))
     # A unit of 4, and at most the 5 others that were under way.
     assert 4 <= done <= 24 and not list(out.rglob(".*.part"))

@@ -18,6 +18,7 @@ from reground_jax.batch.store import open_store
 from reground_jax.batch.unit import Generator, Meter, UnitError
 from reground_jax.batch.verify import verify
 from reground_jax.cli import batch, main
+from reground_jax.cli.sampling import Found
 from reground_jax.settings import Settings
 from tests.batch_cases import generate, layout, metadata, write_lines
 from tests.batch_stub import Drawn, Stub
@@ -169,7 +170,7 @@ def test_an_image_of_nan_is_an_error_that_names_its_unit_and_layout(ten, tmp_pat
 def test_units_that_cannot_be_made_are_named_and_cost_no_other(ten, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), "0" * 64))
+        patch.setattr(batch, "find_model", lambda *_: Found(Path("stub"), "0" * 64, {}))
         patch.setattr(batch, "load_sampler", lambda *_: Broken(2))
         assert generate(ten, out) == 1
         said = capsys.readouterr().err
@@ -189,7 +190,7 @@ def test_units_that_fail_one_after_the_other_end_the_run(tmp_path, capsys, monke
     monkeypatch.setattr(engine, "FAILURES", 3)
     monkeypatch.setattr(batch, "FAILURES", 3)
     lines = write_lines(tmp_path / "in.jsonl", [layout(i, prompt="cat 9") for i in range(40)])
-    monkeypatch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), "0" * 64))
+    monkeypatch.setattr(batch, "find_model", lambda *_: Found(Path("stub"), "0" * 64, {}))
     monkeypatch.setattr(batch, "load_sampler", lambda *_: Broken(2))
     assert generate(lines, tmp_path / "out") == 1
     said = capsys.readouterr().err
@@ -215,13 +216,13 @@ def test_room_is_spoken_of_only_where_the_disk_is_full(
         def encode(self, layouts):
             raise OSError(number, "said by the system", str(tmp_path / "out/images"))
 
-    monkeypatch.setattr(batch, "find_checkpoint", lambda *_: (Path("stub"), "0" * 64))
+    monkeypatch.setattr(batch, "find_model", lambda *_: Found(Path("stub"), "0" * 64, {}))
     monkeypatch.setattr(batch, "load_sampler", lambda *_: Unwritable(2))
     assert generate(ten, tmp_path / "out") == 1
     said = capsys.readouterr().err
     assert f"error: {tmp_path}/out/images: said by the system\n" in said
     assert ("when there is room" in said) == room
-    assert "run the same command again to go on" in said
+    assert "run the same command again to resume" in said
 
 
 def test_counts_are_sentences_in_english(tmp_path, capsys, stub):

@@ -12,7 +12,8 @@ import torch
 
 from reground_jax import Pipeline
 from reground_jax.cli import build_parser
-from reground_jax.cli.sampling import keep_programs, load
+from reground_jax.cli.options import made
+from reground_jax.cli.sampling import Setup, keep_programs, load
 from reground_jax.convert import locate
 from reground_jax.home import cache_folder, expand_home, writable_cache
 from tests import reference
@@ -112,8 +113,8 @@ def test_every_command_that_loads_a_model_takes_the_option():
     for command in ("generate", "compare", "batch", "evaluate", "compile", "bench"):
         words = [command, "x"] if command in ("generate", "compare", "batch") else [command]
         words += ["--out", "y"] if command == "batch" else []
-        assert build_parser().parse_args([*words, "--cache", "/d"]).cache == "/d"
-        assert build_parser().parse_args(words).cache is None
+        assert made(Setup, build_parser().parse_args([*words, "--cache", "/d"])).cache == "/d"
+        assert made(Setup, build_parser().parse_args(words)).cache is None
 
 
 # ---- compiled programs
@@ -132,11 +133,11 @@ def test_programs_are_kept_in_the_cache_that_is_named(tmp_path, programs, monkey
 def test_without_a_home_nothing_compiled_is_kept_which_is_said(programs, no_home, monkeypatch):
     monkeypatch.setattr(Pipeline, "load", lambda directory, **_: directory)
     with pytest.warns(UserWarning, match=f"programs are not kept: there is no home.*{WAY_OUT}"):
-        assert load(Path("model"), "float32", keep=True) == Path("model")
+        assert load(Path("model"), "float32", Setup()) == Path("model")
     assert not programs.jax_enable_compilation_cache
     with pytest.raises(OSError, match=WAY_OUT):  # but a place that was named must be one
-        load(Path("model"), "float32", keep=True, cache=f"{UNWRITABLE}/cache")
-    load(Path("model"), "float32", keep=False)  # no warning
+        load(Path("model"), "float32", Setup(cache=f"{UNWRITABLE}/cache"))
+    load(Path("model"), "float32", Setup(no_cache=True))  # no warning
 
 
 # ---- processes of their own, since environments are read anew there

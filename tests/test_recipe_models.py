@@ -91,7 +91,7 @@ def test_a_model_directory_is_taken_by_its_checksum_alone(tmp_path, capsys, monk
     line = error(capsys, "--from", str(source))
     assert "of checksum '0123456789ab'" in line and EMOJI.checksum[:12] in line
     source = image(tmp_path, str(directory), None)
-    assert "no model directory of its checksum here" in error(capsys, "--from", str(source))
+    assert "no model directory of its checksum was found" in error(capsys, "--from", str(source))
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -115,7 +115,7 @@ def test_another_model_that_the_user_names_is_taken_with_a_warning(tmp_path):
     source = str(image(tmp_path, "attacker/evil-model", "0" * 64))
     arguments = build_parser().parse_args(["generate", "--from", source, "--model", "emoji"])
     with pytest.warns(UserWarning, match="made with model 'attacker/evil-model' .*will differ"):
-        directory, recipe = generate.find_model(arguments, read_recipe(source))
+        directory, recipe = generate.choose_model(arguments, read_recipe(source))
     assert directory == MODELS / "emoji"
     assert (recipe.checkpoint, recipe.checksum) == ("emoji", EMOJI.checksum)
 

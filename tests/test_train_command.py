@@ -136,8 +136,8 @@ def test_a_wrong_config_is_one_sentence(coco, base, capsys):
     ("end", "code", "told"),
     [
         (lambda: True, 0, ""),
-        (lambda: False, 3, "stopped before the end; the same command goes on from"),
-        (KeyboardInterrupt(), 130, "the same command goes on from"),
+        (lambda: False, 3, "stopped before the last step; run the same command again"),
+        (KeyboardInterrupt(), 130, "run the same command again to continue from"),
         (Diverged("the loss is nan"), 1, "error: the loss is nan"),
         (ValueError("another experiment"), 2, "error: another experiment"),
     ],

@@ -3,19 +3,19 @@
 A command's module has `add(commands)`, which declares its options, and `run(arguments)`, which
 returns the exit code. Requests are parsed and checked before anything imports JAX.
 
-Exit codes: 0 done, 1 the work failed, 2 bad input (one sentence, no traceback), 130 interrupted.
+Exit codes: 0 done, 1 the work failed, 2 bad input (one sentence, no traceback), 130 interrupted,
+141 nobody reads the output any more (as of a program that SIGPIPE ends).
 """
 
-import argparse
 import contextlib
-import difflib
 import functools
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from reground_jax.cli import (
     batch,
@@ -29,14 +29,18 @@ from reground_jax.cli import (
     info,
     train,
 )
+from reground_jax.cli.parser import Parser
+from reground_jax.options import options
+from reground_jax.settings import Settings
 from reground_jax.version import __version__
 
-DESCRIPTION = """\
-Images from a prompt and boxes that say where things go: GLIGEN, and ReGround, which follows both
-the boxes and the prompt. In JAX, on CPU, GPU and TPU."""
+DESCRIPTION = (
+    "Images from a prompt and boxes that say where things go: GLIGEN, and ReGround, which follows "
+    "both the boxes and the prompt. In JAX, on CPU, GPU and TPU."
+)
 
 EXAMPLES = """\
-first steps, with the small model that comes with the package, and with GLIGEN's:
+first steps, with the small model that comes with the package and then with GLIGEN's own:
   reground-jax generate "a cat and a pizza on a beach at night" \\
       --box "a cat@0.1,0.4,0.45,0.9" --box "a pizza@0.55,0.5,0.9,0.85"
   reground-jax convert masterful/gligen-1-4-generation-text-box my-model
@@ -46,67 +50,14 @@ first steps, with the small model that comes with the package, and with GLIGEN's
 `reground-jax COMMAND --help` explains a command, with an example."""
 
 
-# What other programs call our options.
-OTHER_NAMES = {
-    "--num-steps": "--steps",
-    "--num-inference-steps": "--steps",
-    "--cfg": "--guidance-scale",
-    "--cfg-scale": "--guidance-scale",
-    "--scale": "--guidance-scale",
-    "--sampler": "--solver",
-    "--scheduler": "--solver",
-    "--boxes": "--box",
-    "--tau": "--gamma",
-    "--seeds": "--seed",
-    "--seed": "--seeds",
-    "--output": "--out",
-    "--checkpoint": "--model",
-    "-o": "--out",
-    "-m": "--model",
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors that go the way of all other bad input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see `{self.prog} --help`")
-
-    def refuse(self, unknown: str) -> NoReturn:
-        """Raise ValueError for a word that no option of this command takes, with the nearest."""
-        option, _, _ = unknown.partition("=")
-        if not option.startswith("-"):
-            self.error(f"{unknown!r} is one argument too many: put texts with spaces in quotes")
-        options = self._option_string_actions
-        near = [OTHER_NAMES.get(option, ""), *difflib.get_close_matches(option, options)]
-        hints = [f"did you mean {name}? S" for name in near if name in options]
-        if option == "--prompt":
-            hints = ["the prompt stands alone, without an option; s"]
-        raise ValueError(
-            f"{option} is no option of `{self.prog}`: {hints[0] if hints else 's'}ee "
-            f"`{self.prog} --help`"
-        )
-
-
 # Keywords in messages, and the options that they are here.
-_OPTIONS = {
-    name: "--" + name.removeprefix("num_").replace("_", "-")
-    for name in (
-        "box_format", "dtype", "eta", "gamma", "guidance_scale", "height", "max_boxes",
-        "num_steps", "solver", "width", "wiring",
-    )
-}  # fmt: skip
+_OPTIONS = {field: option.name for field, option in options(Settings).items()}
+_OPTIONS["box_format"] = "--box-format"
 _KEYWORD = re.compile(rf"\b({'|'.join(_OPTIONS)})='?([\w.]+)'?")
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="reground-jax",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="reground-jax", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"reground-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in (
@@ -115,13 +66,25 @@ def build_parser() -> Parser:
         added = command.add(commands)
         added.set_defaults(run=command.run, parser=added)
         added.add_argument(
-            "--debug", action="store_true", help="show the whole traceback of an error"
+            "--debug", action="store_true", help="show the full traceback of an error"
         )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. Only --help and --version raise SystemExit."""
+    try:
+        try:
+            return run(argv)
+        finally:
+            sys.stdout.flush()  # a closed pipe is met here, and not when Python ends
+    except BrokenPipeError:
+        silence()
+        return 141
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Runs one command; what it says of bad input and of a full memory is one sentence."""
     debug = False
     try:
         parser = build_parser()
@@ -139,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("reground-jax: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         if debug:
             raise
@@ -147,10 +112,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or "RESOURCE_EXHAUSTED" not in str(error):  # how XLA says out of memory
             raise
         return fail(
-            "the device ran out of memory: take a smaller --height and --width, "
-            "--dtype bfloat16, or fewer images at a time",
+            "the device ran out of memory: use a smaller --height and --width, "
+            "--dtype bfloat16, or a smaller --batch-size",
             1,
         )
+
+
+def silence() -> None:
+    """Lets what is still to be written go nowhere: Python has nothing to report when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # where it is no file, as in tests
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def fail(message: str, code: int) -> int:

@@ -1,10 +1,11 @@
-"""`reground-jax batch-verify`: is an output of `batch` whole?"""
+"""`reground-jax batch-verify`: is an output of `batch` complete and undamaged?"""
 
 import argparse
 import json
 
 from reground_jax.batch.store import Store, open_store
 from reground_jax.batch.verify import Report, repair, verify
+from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import Bar, say
 from reground_jax.wording import plural
 
@@ -13,24 +14,23 @@ examples:
   reground-jax batch-verify images
   reground-jax batch-verify images --repair
       drops what is damaged; the same `batch` command then makes it again"""
-SHOWN = 20  # problems, before the rest is counted only
+SHOWN = 20  # problems; the rest is only counted
 
 
-def add(commands) -> argparse.ArgumentParser:
+def add(commands) -> Parser:
     parser = commands.add_parser(
         "batch-verify",
         help="check an output of `batch`",
         description="Checks an output of `batch`: every id is there once for each setting, every "
-        "image decodes, every checksum matches. Reads all of it. The exit code is 1 unless it is "
-        "whole.",
+        "image decodes, every checksum matches. Reads everything. Exits with code 1 if anything is "
+        "missing or damaged.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("out", metavar="DIR", help="the --out of `batch`")
     parser.add_argument(
         "--repair", action="store_true",
-        help="drop damaged units, so that the next `batch` makes them again",
+        help="drop damaged units (groups of lines that are made together), so that the next "
+        "`batch` makes them again",
     )  # fmt: skip
     parser.add_argument(
         "--json", action="store_true", help="print the report as JSON, with every problem"

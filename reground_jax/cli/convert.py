@@ -1,52 +1,56 @@
-"""`reground-jax convert`: a checkpoint in any form people have, into a model directory."""
+"""`reground-jax convert`: a checkpoint in any form that people have, to a model directory."""
 
 import argparse
 import importlib.util
 from pathlib import Path
 
 from reground_jax.cli.info import describe
-from reground_jax.cli.progress import Bar
+from reground_jax.cli.parser import Parser
+from reground_jax.cli.progress import Bar, hint
 
 VERIFIERS = ("torch", "diffusers", "transformers")
 EXAMPLES = """\
 examples:
   reground-jax convert masterful/gligen-1-4-generation-text-box my-model
-      from the Hugging Face Hub; a diffusers folder on this machine works alike
+      from the Hugging Face Hub; a diffusers folder on this machine works the same way
   reground-jax convert gligen/diffusion_pytorch_model.bin my-model
-      the original GLIGEN file; its code is never run
+      the original GLIGEN file; code inside it is never run
   reground-jax convert sd-v1-4/ my-model --adapter gligen_sd14_textbox_pruned.safetensors
-      Stable Diffusion 1.x with GLIGEN's weights over it"""
+      Stable Diffusion 1.x with GLIGEN's layers added"""
 
 
-def add(commands) -> argparse.ArgumentParser:
+def add(commands) -> Parser:
     parser = commands.add_parser(
         "convert",
-        help="make a model from a GLIGEN checkpoint: do this first",
-        description="Converts a PyTorch checkpoint, which takes no PyTorch, and reports on it.",
+        help="make a model from a GLIGEN checkpoint in PyTorch's formats",
+        description="Converts a PyTorch checkpoint, for which PyTorch is not needed, and shows "
+        "what it made.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SRC", help="a diffusers folder, a file, or a Hub id")
-    parser.add_argument("destination", metavar="DST", help="the directory to make")
     parser.add_argument(
-        "--adapter", metavar="FILE", help="GLIGEN's weights alone, to go over a base without them"
+        "source", metavar="SOURCE", help="a diffusers folder, a checkpoint file, or a Hub id"
     )
+    parser.add_argument("destination", metavar="DIR", help="the model directory to make")
+    parser.add_argument(
+        "--adapter", metavar="FILE",
+        help="a file of GLIGEN's layers alone, to add to a base that has none",
+    )  # fmt: skip
     parser.add_argument(
         "--tokenizer", metavar="FOLDER_OR_ID",
-        help="for files that carry none: a folder, a merges file (bpe_simple_vocab_16e6.txt.gz) or "
+        help="for files that have none: a folder, a merges file (bpe_simple_vocab_16e6.txt.gz) or "
         "a Hub id (default: openai/clip-vit-large-patch14)",
     )  # fmt: skip
     parser.add_argument(
-        "--dtype", metavar="NAME", help="float32, float16 or bfloat16 (default: the source's)"
-    )
+        "--dtype", metavar="NAME",
+        help="number format to store: float32, float16 or bfloat16 (default: the source's)",
+    )  # fmt: skip
     parser.add_argument(
         "--variant", metavar="NAME", help="which files of a diffusers folder, such as fp16"
     )
     parser.add_argument(
         "--verify", action="store_true",
-        help="then compare every network with PyTorch's on random inputs, and exit with 1 if one "
-        "differs by more than rounding (needs PyTorch: pip install 'reground-jax[verify]')",
+        help="afterwards compare every network with PyTorch's on random inputs, and exit with code "
+        "1 if one differs by more than rounding (needs pip install 'reground-jax[verify]')",
     )  # fmt: skip
     return parser
 
@@ -54,6 +58,7 @@ def add(commands) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         check_verifiers()  # before minutes of work
+    hint(f"loading {arguments.source} ...")
 
     from reground_jax.convert.convert import convert
     from reground_jax.home import expand_home

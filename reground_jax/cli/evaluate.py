@@ -2,105 +2,123 @@
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reground_jax.cli import request
-from reground_jax.cli.progress import Bar
-from reground_jax.cli.sampling import DEFAULT_MODEL, add_cache_option, load, locate
+from reground_jax.cli.options import add_options, made
+from reground_jax.cli.parser import Parser
+from reground_jax.cli.progress import COUNTED, Bar, hint
+from reground_jax.cli.sampling import DEFAULT_MODEL, Found, Setup, find_model, load
 from reground_jax.home import expand_home
-from reground_jax.settings import DTYPES, SOLVER_NAMES, Settings
+from reground_jax.options import read_number
+from reground_jax.settings import Settings
 
 if TYPE_CHECKING:
     from reground_jax.evaluation.study import Study
     from reground_jax.pipeline import Pipeline
 
-GAMMAS = "0,0.3,1"
+GAMMAS = (0, 0.3, 1)
+BATCH_SIZE = 25
+# Options of a study's images; the probes were trained on images of the model's own size.
+SETTINGS = ("num_steps", "guidance_scale", "guidance_interval", "solver", "eta", "dtype")
 UNTOLD = ("cache", "no_cache", "out")  # options that leave a study's numbers as they are
 EXAMPLES = """\
 examples:
   reground-jax evaluate --out study
-      the small model that comes with the package: both wirings on 250 layouts; study/report.md has
-      the tables, tradeoff.svg the figure, grid.png pictures. Killed, the same command goes on
+      the model that comes with the package: GLIGEN's and ReGround's wiring on 250 layouts.
+      study/report.md has the tables, tradeoff.svg the figure, grid.png pictures. If it is
+      interrupted, run the same command again to resume
   reground-jax evaluate --layouts 1000 --gammas 0,0.1,0.2,0.3,0.5,0.8,1 --out study
-      the full study, which takes over what the smaller one has made"""
+      the full study, which reuses what the smaller one has made"""
 
 
-def add(commands) -> argparse.ArgumentParser:
+def add(commands) -> Parser:
     parser = commands.add_parser(
         "evaluate",
         help="measure how well a model follows boxes and text, by wiring and gamma",
-        description="Measures, on pictograms, how well a model follows boxes and text.",
+        description="Measures how well a model of pictograms follows boxes and text: small "
+        "classifiers score its images under GLIGEN's and ReGround's wiring.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
+    group = parser.group("study")
 
     def option(name: str, default: Any, text: str, **keywords: Any) -> None:
         shown = "" if default is None else f" (default: {default})"
-        parser.add_argument(name, default=default, help=text + shown, **keywords)
+        group.add_argument(name, default=default, help=text + shown, **keywords)
 
-    option("--out", "evaluation", "folder of the study", metavar="DIR")
-    option("--layouts", 250, "held-out layouts, 8 to 1000", metavar="N", type=request.number)
-    option("--gammas", GAMMAS, "fractions of the steps with boxes on", metavar="G,G,...")
-    option("--model", DEFAULT_MODEL, "the model; of the emoji world", metavar="DIR")
-    option(
-        "--parallel-model", None, "a second model, whose fusers were trained under the parallel "
-        "wiring (default: emoji-parallel beside the default model, else none)", metavar="DIR",
+    option("--layouts", 250, "held-out layouts, 8 to 1000", metavar="N", type=read_number)
+    request.add_variants(
+        parser, "gammas", "study",
+        "fractions 0..1 of the steps, counted from the first, in which the boxes are used (gamma "
+        f"in ReGround's paper) (default: {','.join(map(str, GAMMAS))})",
     )  # fmt: skip
-    option("--nsr1k", None, "LayoutGPT's gpt4.counting.*.json, to measure too", metavar="FILE")
-    option("--steps", 20, "denoising steps", metavar="N", type=request.number)
-    option("--solver", "dpmpp_2m", f"one of {', '.join(SOLVER_NAMES)}", metavar="NAME")
-    option("--guidance-scale", 4.0, "of the text", metavar="S", type=request.number)
-    option("--dtype", "float32", " or ".join(DTYPES), metavar="NAME")
-    option("--batch-size", 25, "images at a time on each device", metavar="N", type=request.number)
+    option("--nsr1k", None, "also measure LayoutGPT's gpt4.counting.*.json", metavar="FILE")
     option(
-        "--gate-scale", 1.0, "to test whether small gates explain a result: multiplies the fusers' "
-        "gates", metavar="S", type=request.number,
+        "--gate-scale", 1.0, "multiplies the gates (the strength) of the layers that read boxes, "
+        "to test whether weak gates explain a result", metavar="S", type=read_number,
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "--rich-phrases", action="store_true",
-        help="to test whether plain phrases explain a result: phrases tell tints and poses, too",
+        help="let phrases name tints and poses as well, to test whether plain phrases explain a "
+        "result",
     )  # fmt: skip
-    add_cache_option(parser)
-    parser.add_argument("--no-cache", action="store_true", help="compile anew, and keep nothing")
+    request.add_settings_options(parser, only=SETTINGS)
+    add_options(parser, Setup, defaults={"batch_size": BATCH_SIZE})
+    parser.group("model").add_argument(
+        "--parallel-model", metavar="DIR",
+        help="a second model, trained under the parallel wiring (default: emoji-parallel with the "
+        "default model, else none)",
+    )  # fmt: skip
+    parser.group("output").add_argument(
+        "--out", default="evaluation", metavar="DIR",
+        help="folder of the study (default: evaluation)",
+    )  # fmt: skip
+    parser.alias("--out", "-o", "--output")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settings = Settings(
-        num_steps=arguments.steps,
-        solver=arguments.solver,
-        guidance_scale=arguments.guidance_scale,
-        dtype=arguments.dtype,
-    )
-    gammas = [gamma_of(text) for text in arguments.gammas.split(",")]
-    for name, least in (("layouts", 8), ("batch_size", 1)):
-        value = getattr(arguments, name)
-        if not isinstance(value, int) or value < least:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} is {value}: give a whole number, at least {least}")
-    if isinstance(arguments.gate_scale, str) or arguments.gate_scale <= 0:
+    setup = made(Setup, arguments, batch_size=BATCH_SIZE)
+    fields = request.checked_settings(arguments)
+    gammas = fractions(getattr(arguments, "gammas", GAMMAS))
+    if not isinstance(arguments.layouts, int) or arguments.layouts < 8:
+        raise ValueError(f"--layouts is {arguments.layouts}: give a whole number, at least 8")
+    if isinstance(arguments.gate_scale, str) or not arguments.gate_scale > 0:
         raise ValueError(f"--gate-scale is {arguments.gate_scale}: give a number above 0")
 
+    model = find_model(setup.model, setup.cache)
     from reground_jax.evaluation.report import write_report
 
-    study = build_study(arguments, settings, sorted(set(gammas)))
-    with Bar("measuring", unit=" images") as bar:
+    study = build_study(arguments, setup, model, model.settings(fields), gammas)
+    hint("compiling ...")
+    with Bar("measuring", bar_format=COUNTED) as bar:
         records = study.run(bar.show)
     write_report(study, records, command_of(arguments))
     print(study.out / "report.md")
     return 0
 
 
-def gamma_of(text: str) -> float:
-    """A gamma of the list, checked by Settings."""
-    gamma = Settings(gamma=request.number(text)).gamma  # type: ignore[arg-type]
-    assert isinstance(gamma, float)
-    return gamma
+def fractions(gammas: Sequence[Any]) -> list[float]:
+    """Each gamma once, in order, checked by Settings."""
+    checked = [Settings(gamma=gamma).gamma for gamma in gammas]
+    if not checked:
+        raise ValueError("--gammas is empty: give at least one fraction")
+    for gamma in checked:
+        if isinstance(gamma, tuple):
+            parts = "/".join(f"{part:g}" for part in gamma)
+            raise ValueError(f"--gammas has {parts}: a study compares plain fractions")
+    return sorted(set(checked))  # type: ignore[arg-type]
 
 
-def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[float]) -> "Study":
+def build_study(
+    arguments: argparse.Namespace,
+    setup: Setup,
+    model: Found,
+    settings: Settings,
+    gammas: list[float],
+) -> "Study":
     """The study of these arguments. Finds models and files, and loads no model."""
     from reground_jax.emoji.cases import TITLES, heldout_cases, nsr1k_cases, with_rich_phrases
     from reground_jax.emoji.probes import Probes
@@ -109,14 +127,13 @@ def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[
     from reground_jax.evaluation.conditions import wiring_series
     from reground_jax.evaluation.pictures import with_scaled_gates
     from reground_jax.evaluation.study import Study
-    from reground_jax.model import read_description
 
-    places = {"gligen": locate(arguments.model, arguments.cache)}
+    models = {"gligen": model}
     second = arguments.parallel_model
-    if second is None and arguments.model == DEFAULT_MODEL:
+    if second is None and setup.model == DEFAULT_MODEL:
         second = "emoji-parallel"
     if second is not None:
-        places["trained-parallel"] = locate(second, arguments.cache)
+        models["trained-parallel"] = find_model(second, setup.cache)
     probes = Probes.load()
     heldout = heldout_cases(arguments.layouts)
     cases = {"heldout": heldout, "dropped": with_half_the_boxes(heldout)}
@@ -125,10 +142,9 @@ def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[
     if arguments.rich_phrases:
         cases = {name: [with_rich_phrases(case) for case in found] for name, found in cases.items()}
 
-    def loader(place: Path):
+    def loader(directory: Path):
         def get() -> "Pipeline":
-            keep = not arguments.no_cache
-            pipe = load(place, settings.dtype, keep=keep, cache=arguments.cache)
+            pipe = load(directory, settings.dtype, setup)
             scale = arguments.gate_scale
             return pipe if scale == 1 else with_scaled_gates(pipe, scale)
 
@@ -136,32 +152,46 @@ def build_study(arguments: argparse.Namespace, settings: Settings, gammas: list[
 
     return Study(
         out=expand_home(arguments.out),
-        models={name: loader(place) for name, place in places.items()},
+        models={name: loader(found.directory) for name, found in models.items()},
         cases=cases,
-        series=wiring_series(list(places), list(cases), gammas),
+        series=wiring_series(list(models), list(cases), gammas),
         settings=settings,
         identity={
-            "checksums": {n: read_description(p).checksum for n, p in places.items()},
+            "checksums": {name: found.checksum for name, found in models.items()},
             "gate_scale": arguments.gate_scale,
             "rich_phrases": arguments.rich_phrases,
         },
         scorers=[emoji_scorer(probes)],
         trade_off=TRADE_OFF,
         titles=TITLES,
-        batch_size=arguments.batch_size,
+        batch_size=setup.batch_size,
     )
 
 
 def command_of(arguments: argparse.Namespace) -> str:
     """The command that makes this study again, without what leaves its numbers as they are."""
     words = ["reground-jax", "evaluate"]
-    defaults = vars(default_arguments())
-    for name, value in vars(arguments).items():
-        if name in defaults and value != defaults[name] and name not in UNTOLD:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    defaults = default_arguments()
+    for action in study_parser()._actions:
+        value = getattr(arguments, action.dest, None)
+        if value != getattr(defaults, action.dest, None) and action.dest not in UNTOLD:
+            words += [action.option_strings[0], *words_of(value)]
     return shlex.join([*words, "--out", str(arguments.out)])
 
 
+def words_of(value: Any) -> list[str]:
+    """An option's value as words that are read as the same value."""
+    if value is True:
+        return []
+    if not isinstance(value, list):
+        return [str(value)]
+    items = [str(item) for item in value]
+    return items if len(items) == 3 else [",".join(items)]  # see `read_gammas`
+
+
+def study_parser() -> Parser:
+    return add(Parser().add_subparsers())
+
+
 def default_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    return add(parser.add_subparsers()).parse_args([])
+    return study_parser().parse_args([])

@@ -4,79 +4,81 @@ import argparse
 import dataclasses
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from reground_jax.cli import request
-from reground_jax.cli.progress import say
-from reground_jax.cli.sampling import DEFAULT_MODEL, add_model_options, load, locate, sample
+from reground_jax.cli.options import add_options, given, made
+from reground_jax.cli.parser import Parser
+from reground_jax.cli.progress import hint, say
+from reground_jax.cli.sampling import DEFAULT_MODEL, Setup, find_model, load, sample
 from reground_jax.draw import draw_boxes
 from reground_jax.images import Recipe, check_writable, read_recipe, save_png
+from reground_jax.layout import check_max_boxes
 from reground_jax.settings import Settings
-from reground_jax.wording import shown
+from reground_jax.wording import plural, shown
+
+if TYPE_CHECKING:
+    from reground_jax.description import Description
 
 EXAMPLES = """\
 examples:
-  reground-jax generate "a teddy bear sitting next to a bird" --model my-model \\
-      --box "a teddy bear@0,0.09,0.33,0.76" --box "a bird@0.55,0.11,1,0.8" --out bear.png
-      writes bear.png, with all of its settings inside, and bear.boxes.png, with the boxes drawn
-  reground-jax generate --from bear.png --out again.png
+  reground-jax generate "a dog and a car in the snow at night" \\
+      --box "a dog@0.125,0.25,0.5,0.625" --box "a car@0.5,0.625,1,0.9375" --out snow.png
+      writes snow.png, with everything that made it inside, and snow.boxes.png, with the boxes drawn
+  reground-jax generate --from snow.png --out again.png
       makes the same pixels again (on the same kind of device)
-  reground-jax generate --from bear.png --wiring sequential --out gligen.png
-      the same but for what is given: here, by GLIGEN instead of ReGround"""
+  reground-jax generate --from snow.png --wiring sequential --out gligen.png
+      the same except for the options given: here, by GLIGEN instead of ReGround"""
 
 
-def add(commands) -> argparse.ArgumentParser:
+def add(commands) -> Parser:
     parser = commands.add_parser(
         "generate",
         help="make an image from a prompt and boxes",
-        description="Makes an image from a prompt and boxes, or again from an earlier image.",
+        description="Makes an image from a prompt and boxes, or makes an earlier image again.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     request.add_layout_options(parser)
-    parser.add_argument(
+    request.add_settings_options(parser)
+    add_options(parser, request.OneSeed)
+    add_options(parser, Setup, omit=("batch_size",))
+    parser.group("layout").add_argument(
         "--from", dest="source", metavar="IMAGE.png",
         help="take layout, settings, seed and model from a PNG that this command wrote; options "
-        "that are given with it change these (a model that is not a directory here, or built in, "
-        "is to be named with --model)",
+        "given as well replace parts of it. Its model is used if it is built in, or a directory on "
+        "this machine; otherwise name it with --model",
     )  # fmt: skip
-    request.add_settings_options(parser, wiring=True)
-    parser.add_argument(
-        "--seed", type=request.number,
-        help="0..4294967295; another seed is another image of the same request (default: 0)",
-    )  # fmt: skip
-    add_model_options(parser)
-    parser.add_argument(
+    output = parser.group("output")
+    output.add_argument(
         "--out", metavar="PATH",
-        help="PNG file, or folder, to write (default: named after the prompt and the seed)",
+        help="PNG file, or folder, to write (default: a name made from the prompt and the seed)",
     )  # fmt: skip
-    parser.add_argument(
+    parser.alias("--out", "-o", "--output")
+    output.add_argument(
         "--no-boxes-image", action="store_true", help="do not write NAME.boxes.png as well"
     )
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
+    setup = made(Setup, arguments)
     recipe = read_request(arguments)
     name = f"{request.slug(recipe.layout.prompt)}-{recipe.seed}.png"
     if arguments.source is not None:
         name = f"{Path(arguments.source).stem}-again.png"
     out = request.output_path(arguments.out, name)
 
-    from reground_jax.sampling.noise import check_seeds
-
-    check_seeds([recipe.seed])
-    directory, recipe = find_model(arguments, recipe)
+    directory, recipe = choose_model(arguments, recipe)
     drawn = out.with_suffix(".boxes.png")
     draws_boxes = bool(recipe.layout.boxes) and not arguments.no_boxes_image
     for path in (out, drawn) if draws_boxes else (out,):
         check_writable(path)
     if arguments.source is not None:
         say(f"{arguments.source}: {summary(directory, recipe)}")
-    pipe = load(
-        directory, recipe.settings.dtype, keep=not arguments.no_cache, cache=arguments.cache
-    )
-    image = sample(pipe, [recipe.layout], recipe.settings, [recipe.seed], label=out.stem)[0]
+    pipe = load(directory, recipe.settings.dtype, setup)
+    image = sample(
+        pipe, [recipe.layout], recipe.settings, [recipe.seed], setup=setup, label=out.stem
+    )[0]
     save_png(out, image, recipe)
     print(out)
     if draws_boxes:
@@ -86,55 +88,59 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_request(arguments: argparse.Namespace) -> Recipe:
-    """What is asked for, with the checkpoint by name alone. Raises ValueError."""
-    given = request.given_settings(arguments)
+    """What is asked for, before any model is looked at. Raises ValueError.
+
+    Without --from, the settings are checked, but the model's recommended ones are still missing.
+    """
+    seed: dict[str, Any] = given(arguments, request.OneSeed)
+    request.checked_seeds(list(seed.values()))
     if arguments.source is None:
-        settings = Settings(**given)
-        layout = request.read_layout(arguments, settings)
-        seed = 0 if arguments.seed is None else arguments.seed
-        return Recipe(layout, settings, seed, checkpoint=arguments.model)
+        settings = Settings(**request.checked_settings(arguments))
+        layout = request.read_layout(arguments)
+        return Recipe(layout, settings, seed.get("seed", 0))
     if request.has_layout(arguments):
         raise ValueError(
-            f"--from {arguments.source} has the prompt and the boxes: leave out prompt, --box and "
-            "--layout; other options change what they name"
+            f"--from {arguments.source} has the prompt and the boxes: leave out the prompt, --box "
+            "and --layout; other options replace what they name"
         )
-    made = read_recipe(arguments.source)
-    recipe = dataclasses.replace(
-        made,
-        layout=request.with_negative_prompt(made.layout, arguments),
-        settings=dataclasses.replace(made.settings, **given),
-        seed=made.seed if arguments.seed is None else arguments.seed,
-    )
-    request.check_max_boxes(recipe.layout, recipe.settings.max_boxes)
-    changes = recipe.settings.diff(made.settings)
-    if changes:
-        listed = ", ".join(f"{name} {old} -> {new}" for name, (new, old) in changes.items())
+    old = read_recipe(arguments.source)
+    settings = dataclasses.replace(old.settings, **given(arguments, Settings))
+    layout = request.with_negative_prompt(old.layout, arguments)
+    check_max_boxes(layout, settings.max_boxes)
+    if changes := settings.diff(old.settings):
+        listed = ", ".join(f"{name} {then} -> {now}" for name, (now, then) in changes.items())
         say(f"as {arguments.source}, but {listed}")
-    return recipe
+    return dataclasses.replace(old, layout=layout, settings=settings, **seed)
 
 
-def find_model(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Path, Recipe]:
-    """The model's directory, and the recipe with its name and checksum.
+def choose_model(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Path, Recipe]:
+    """The model's directory, and the recipe with its name, its checksum and, for a new image, its
+    recommended settings.
 
     Raises ValueError if an image is to be made again and its own model is not here, or has changed
     since; warns if the user names another one.
     """
+    named = given(arguments, Setup)
+    if arguments.source is not None and "model" not in named:
+        hint(f"loading the model of {arguments.source} ...")
+        directory = recorded_model(arguments.source, recipe)
+        return directory, dataclasses.replace(recipe, checksum=describe(directory).checksum)
+    name = named.get("model", DEFAULT_MODEL)
+    found = find_model(name, named.get("cache"))
+    if arguments.source is None:
+        settings = found.settings(given(arguments, Settings))
+        check_max_boxes(recipe.layout, settings.max_boxes)
+        recipe = dataclasses.replace(recipe, settings=settings)
+    elif recipe.checksum and not describe(found.directory).has_checksum(recipe.checksum):
+        message = another_model(arguments.source, recipe, name, found.checksum)
+        warnings.warn(f"{message}: the image will differ", stacklevel=2)
+    return found.directory, dataclasses.replace(recipe, checkpoint=name, checksum=found.checksum)
+
+
+def describe(directory: Path) -> "Description":
     from reground_jax.model import read_description
 
-    if arguments.source is not None and arguments.model is None:
-        directory = recorded_model(arguments.source, recipe)
-        checksum = read_description(directory).checksum
-        return directory, dataclasses.replace(recipe, checksum=checksum)
-    name = arguments.model or DEFAULT_MODEL
-    directory = locate(name, arguments.cache)
-    description = read_description(directory)
-    if recipe.checksum is not None and not description.has_checksum(recipe.checksum):
-        warnings.warn(
-            f"{another_model(arguments.source, recipe, name, description.checksum)}: the image "
-            "will differ",
-            stacklevel=2,
-        )
-    return directory, dataclasses.replace(recipe, checkpoint=name, checksum=description.checksum)
+    return read_description(directory)
 
 
 def recorded_model(source: str, recipe: Recipe) -> Path:
@@ -145,7 +151,7 @@ def recorded_model(source: str, recipe: Recipe) -> Path:
     ValueError that says what to do.
     """
     from reground_jax.convert.locate import BUILT_IN, MODELS
-    from reground_jax.model import is_model_directory, read_description
+    from reground_jax.model import is_model_directory
 
     name = recipe.checkpoint
     if not name:
@@ -156,16 +162,17 @@ def recorded_model(source: str, recipe: Recipe) -> Path:
         candidates.append(local)
     if not candidates:
         raise ValueError(
-            f"{source} was made with model {shown(name)}, which is no model directory of its "
-            f"checksum here: add --model {shown(name)}, or the place where it is, to use it"
+            f"{source} was made with model {shown(name)}, and no model directory of its checksum "
+            f"was found under that name: add --model {shown(name)}, or wherever the model is, to "
+            "use it"
         )
     for directory in candidates:
-        if recipe.checksum is None or read_description(directory).has_checksum(recipe.checksum):
+        if recipe.checksum is None or describe(directory).has_checksum(recipe.checksum):
             return directory.absolute()
-    found = read_description(candidates[-1]).checksum
+    found = describe(candidates[-1]).checksum
     raise ValueError(
-        f"{another_model(source, recipe, name, found)}: name the old one with --model, or "
-        f"--model {shown(name)} for another image"
+        f"{another_model(source, recipe, name, found)}: pass the old model with --model, or "
+        f"--model {shown(name)} for a different image"
     )
 
 
@@ -192,10 +199,10 @@ def another_model(source: str | None, recipe: Recipe, name: str, checksum: str) 
 
 def summary(directory: Path, recipe: Recipe) -> str:
     """Size, steps and model: what a recipe from elsewhere is about to cost."""
-    from reground_jax.model import read_description
-
-    config = read_description(directory).config
+    config = describe(directory).config
     own = config.unet.sample_size * config.vae.downsampling
     height, width = recipe.settings.height or own, recipe.settings.width or own
-    steps, boxes = recipe.settings.num_steps, len(recipe.layout.boxes)
-    return f"{width}x{height} pixels, {steps} steps, {boxes} boxes, model {shown(directory.name)}"
+    steps, count = recipe.settings.num_steps, len(recipe.layout.boxes)
+    model = shown(directory.name)
+    boxes = "1 box" if count == 1 else f"{count} boxes"
+    return f"{width}x{height} pixels, {plural(steps, 'step')}, {boxes}, model {model}"

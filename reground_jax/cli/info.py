@@ -1,14 +1,18 @@
-"""`reground-jax info`: what a model directory holds, without running anything of it."""
+"""`reground-jax info`: what a model directory holds, without running any of it."""
 
 import argparse
 import dataclasses
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from reground_jax.cli.options import shown_default
+from reground_jax.cli.parser import Parser
 from reground_jax.cli.sampling import DEFAULT_MODEL
 from reground_jax.home import expand_home
+from reground_jax.options import options
+from reground_jax.settings import Settings
 
 if TYPE_CHECKING:
     from reground_jax.config import ModelConfig
@@ -17,28 +21,29 @@ MAX_NAMED = 5  # arrays with NaN
 
 EXAMPLES = """\
 examples:
-  reground-jax info my-model
+  reground-jax info
+      shows the model that comes with the package
   reground-jax info my-model --check
       reads every number: against the SHA-256 checksum, and for NaN"""
 
 
-def add(commands) -> argparse.ArgumentParser:
+def add(commands) -> Parser:
     parser = commands.add_parser(
         "info",
-        help="say what a converted model is",
-        description="Says what a converted model is: sizes, configuration, gates, checksum.",
+        help="show a model's size, configuration and checksum",
+        description="Shows what a converted model is: its size, recommended settings, "
+        "configuration, gates and checksum.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
-        "checkpoint", nargs="?", metavar="CHECKPOINT",
+        "checkpoint", nargs="?", metavar="MODEL",
         help="a model directory, or emoji, the model that comes with the package (default: emoji)",
     )  # fmt: skip
-    parser.add_argument("--model", metavar="CHECKPOINT", help="the same, as in other commands")
+    parser.add_argument("--model", metavar="MODEL", help="the same, as in other commands")
+    parser.alias("--model", "-m", "--checkpoint")
     parser.add_argument(
         "--check", action="store_true",
-        help="read all of it, and exit with 1 if an array holds NaN or infinity",
+        help="read all of it, and exit with code 1 if an array holds NaN or infinity",
     )  # fmt: skip
     return parser
 
@@ -46,7 +51,7 @@ def add(commands) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.checkpoint and arguments.model:
         raise ValueError(
-            f"two models are given, {arguments.checkpoint} and {arguments.model}: name one"
+            f"two models are given, {arguments.checkpoint} and {arguments.model}: name only one"
         )
     directory = own_directory(arguments.checkpoint or arguments.model or DEFAULT_MODEL)
     print(describe(directory))
@@ -78,7 +83,10 @@ def own_directory(name: str) -> Path:
     if (found := built_in(name)) is not None:
         return found
     if not path.exists():
-        raise ValueError(f"{name} does not exist: give a directory that `convert` made")
+        raise ValueError(
+            f"{name} does not exist: give a directory that `reground-jax convert` made, or the "
+            "name of a built-in model"
+        )
     kind = detect(path).kind
     if kind != "ours":
         raise ValueError(
@@ -95,6 +103,7 @@ def describe(directory: Path) -> str:
     description = read_description(directory)
     config, info = description.config, description.info
     gates, counts = info["gates"], info["parameters"]
+    suits = recommended_line(description.recommended)
     total = sum(counts.values()) - counts["grounding"]
     origin = str(info.get("source", "unknown"))
     if "format" in info:
@@ -107,11 +116,13 @@ def describe(directory: Path) -> str:
         f"  source        {origin}",
         f"  kind          {kind_of(config)}, images of {side}x{side}",
         *(f"  {name:<13} {count}" for name, count in count_parts(counts).items()),
-        f"  size          {info['bytes'] / 1e9:.2f} GB, {total:,} parameters",
+        f"  size          {size_of(info['bytes'])}, {total:,} parameters",
         f"  dtype         {info['dtype']}",
         f"  checksum      {description.checksum}",
         f"  of its arrays {info['checksum']}",
-        f"  gates         {len(gates)} pairs: tanh of a fuser's attention and feed-forward gate",
+        *([f"  recommended   {suits}"] if suits else []),
+        f"  gates         {len(gates)} pairs, one per fuser (a layer that reads the boxes):",
+        "                tanh of the gates of its attention and its feed-forward layer",
         *(f"    {block:<34} {a:+.4f} {d:+.4f}" for block, (a, d) in gates.items()),
         "  config",
         *config_lines(config),
@@ -119,6 +130,25 @@ def describe(directory: Path) -> str:
     if nonfinite := info.get("nonfinite"):
         lines.append(f"  WARNING       {nonfinite_line(nonfinite)}")
     return "\n".join(map(printable, lines))
+
+
+def recommended_line(recommended: dict[str, Any]) -> str:
+    """The options that give the settings which are used where none are given."""
+    named = options(Settings)
+    words = [
+        f"{named[field].name} {shown_default(_tuple(value), '')}"
+        for field, value in recommended.items()
+        if value is not None
+    ]
+    return " ".join(words)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def size_of(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def printable(line: str) -> str:
@@ -135,7 +165,8 @@ def kind_of(config: "ModelConfig") -> str:
 def count_parts(counts: dict[str, int]) -> dict[str, str]:
     """Parameters by network, and how many of the U-Net's are GLIGEN's."""
     texts = {name: f"{count / 1e6:.2f} M parameters" for name, count in counts.items()}
-    texts["unet"] += f", {counts['grounding'] / 1e6:.2f} M of them in fusers and position net"
+    grounding = counts["grounding"] / 1e6
+    texts["unet"] += f", {grounding:.2f} M of them for grounding (fusers and position net)"
     del texts["grounding"]
     return texts
 
@@ -145,6 +176,6 @@ def config_lines(config: "ModelConfig") -> Iterator[str]:
     for part in dataclasses.fields(config):
         fields = dataclasses.asdict(getattr(config, part.name))
         text = ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
-        yield textwrap.fill(
+        yield from textwrap.wrap(
             f"{part.name}: {text}", 96, initial_indent=4 * " ", subsequent_indent=8 * " "
         )

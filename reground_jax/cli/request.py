@@ -1,33 +1,103 @@
-"""Options that say what to make, and the `Layout` and `Settings` that they mean. Imports no JAX."""
+"""Options that say what to draw, and the `Layout` and `Settings` that they mean. Imports no JAX."""
 
 import argparse
 import dataclasses
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
+from reground_jax.cli.options import add_option, add_options, given
+from reground_jax.cli.parser import Parser
+from reground_jax.fields import as_int
 from reground_jax.home import expand_home
-from reground_jax.layout import Layout, check_max_boxes
-from reground_jax.settings import DTYPES, SOLVER_NAMES, WIRINGS, Settings
+from reground_jax.layout import Layout
+from reground_jax.options import (
+    NAMES,
+    NUMBERS,
+    option,
+    options,
+    read_gammas,
+    read_items,
+    read_number,
+    read_numbers,
+)
+from reground_jax.settings import MAX_SEED, WIRINGS, Settings
 
 BOX_FORM = "PHRASE@X0,Y0,X1,Y1"
+COMBINATIONS = "variants (an image per layout and combination of)"
 
 
-def add_layout_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to make")
+@no_type_check  # they are checked where they are used
+@dataclass(frozen=True)
+class Variants:
+    """Lists of which every combination is made."""
+
+    wirings: tuple[str, ...] = option(
+        ("parallel",),
+        "wirings, which are ways to combine attention to the boxes and to the prompt: parallel is "
+        f"ReGround, sequential is GLIGEN; out of {', '.join(WIRINGS)}",
+        "NAME,...",
+        read=read_items,
+        words=NAMES,
+        aliases=("--wiring",),
+        group=COMBINATIONS,
+    )
+    gammas: tuple[Any, ...] = option(
+        (1.0,),
+        "fractions 0..1 of the steps, counted from the first, in which the boxes are used (gamma "
+        "in ReGround's paper), between commas or spaces. GLIGEN's three parts are written with "
+        "slashes, as in 0.3/0/0.7",
+        "G,...",
+        read=read_gammas,
+        words=NUMBERS,
+        aliases=("--gamma",),
+        group=COMBINATIONS,
+    )
+    seeds: tuple[int, ...] = option(
+        (0,),
+        "seeds of the run: an image's own seed is made from the run's seed and the layout's id, "
+        "unless its line has one",
+        "N,...",
+        read=read_numbers,
+        words=NUMBERS,
+        aliases=("--seed",),
+        group=COMBINATIONS,
+    )
+
+
+@dataclass(frozen=True)
+class OneSeed:
+    seed: int = option(
+        0,
+        f"0 to {MAX_SEED}; another seed gives another image of the same request",
+        "N",
+        read=read_number,
+        aliases=("--seeds",),
+    )
+
+
+def add_layout_options(parser: Parser) -> None:
+    group = parser.group("layout")
     group.add_argument("prompt", nargs="?", help="text of the whole image")
     group.add_argument(
+        "--prompt", dest="prompt_option", metavar="TEXT", help="the same, as an option"
+    )
+    group.add_argument(
         "--box", action="append", default=[], metavar=BOX_FORM, dest="boxes",
-        help="a thing and its place, once per box: left, top, right, bottom as fractions 0..1 of "
-        'the image, from its top left corner, as in --box "a bird@0.55,0.11,1,0.8"',
+        help="a thing and its place, once per box: left, top, right and bottom as fractions 0..1 "
+        'of the image, from its top left corner, as in --box "a bird@0.55,0.11,1,0.8"',
     )  # fmt: skip
+    parser.alias("--box", "--boxes")
     group.add_argument(
         "--box-format", metavar="FORM",
-        help="what the four numbers are: xyxy corners (default), or xywh left, top, width, height",
+        help="what the four numbers are: xyxy for corners, or xywh for left, top, width and height "
+        "(default: xyxy)",
     )  # fmt: skip
     group.add_argument(
         "--layout", metavar="FILE.json",
-        help="prompt and boxes from a file, instead: "
+        help="read prompt and boxes from a file instead: "
         '{"prompt": "...", "phrases": ["a bird"], "boxes": [[0.55, 0.11, 1, 0.8]]}',
     )  # fmt: skip
     group.add_argument(
@@ -35,108 +105,69 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_variants(parser: Parser, field: str, group: str, text: str) -> None:
+    """One of the lists alone, under another heading, with another text of help."""
+    described = dataclasses.replace(options(Variants)[field], group=group)
+    add_option(parser, field, described, text)
+
+
 def add_settings_options(
-    parser: argparse.ArgumentParser, *, wiring: bool, gamma: bool = True
+    parser: Parser, *, only: tuple[str, ...] | None = None, omit: tuple[str, ...] = ()
 ) -> None:
-    """Options named like the fields of Settings; those that are not given are not set."""
-    group = parser.add_argument_group("how to make it")
-
-    def option(name: str, field: str, metavar: str, text: str, kind: Any = str) -> None:
-        default = getattr(Settings, field)
-        shown = "the model's own" if default is None else default
-        if isinstance(shown, tuple):
-            shown = ",".join(f"{part:g}" for part in shown)
-        group.add_argument(
-            name, dest=field, metavar=metavar, type=kind, default=argparse.SUPPRESS,
-            help=f"{text} (default: {shown})",
-        )  # fmt: skip
-
-    if wiring:
-        option(
-            "--wiring", "wiring", "NAME",
-            f"parallel is ReGround, sequential is GLIGEN; one of {', '.join(WIRINGS)}",
-        )  # fmt: skip
-    if gamma:
-        option(
-            "--gamma", "gamma", "G",
-            "fraction 0..1 of the first steps in which the boxes count, or three parts "
-            "ON,DECAY,OFF that add up to 1; a lower one gives the prompt more room",
-            numbers,
-        )  # fmt: skip
-    option("--steps", "num_steps", "N", "denoising steps", number)
-    option(
-        "--guidance-scale", "guidance_scale", "S",
-        "how strongly the image follows the texts; 1 turns guidance off, in half the time", number,
-    )  # fmt: skip
-    option(
-        "--guidance-interval", "guidance_interval", "START,STOP",
-        "approximate: guidance in this part of the steps only, as in 0,0.5; the others take half "
-        "the time",
-        numbers,
-    )  # fmt: skip
-    option("--solver", "solver", "NAME", f"one of {', '.join(SOLVER_NAMES)}")
-    option("--eta", "eta", "E", "0..1, noise that the solver ddim adds at each step", number)
-    option("--height", "height", "PIXELS", "height of the image, a multiple of 8", number)
-    option("--width", "width", "PIXELS", "width of the image, a multiple of 8", number)
-    option(
-        "--dtype", "dtype", "NAME",
-        f"{' or '.join(DTYPES)}, which needs half the memory and is faster on GPU and TPU",
-    )  # fmt: skip
-    option(
-        "--max-boxes", "max_boxes", "N",
-        "room for boxes; the model was trained with 30, and another number changes the image",
-        number,
-    )  # fmt: skip
+    for heading in ("sampling", "model", "hardware", "output"):  # in this order
+        parser.group(heading)
+    add_options(parser, Settings, only=only, omit=omit, source="the model's")
 
 
-def number(text: str) -> int | float | str:
-    """The number that the text is; other text stays, for the check that knows the rule."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+def checked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of Settings that the command line gives. Raises ValueError if one cannot be."""
+    fields = given(arguments, Settings)
+    Settings(**fields)
+    return fields
 
 
-def numbers(text: str) -> Any:
-    """A gamma, or its three parts between commas, for Settings to check."""
-    return [number(part) for part in text.split(",")] if "," in text else number(text)
-
-
-def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of Settings that the command line gives."""
-    names = [field.name for field in dataclasses.fields(Settings)]
-    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+def checked_seeds(seeds: Sequence[Any]) -> list[int]:
+    """Seeds of images. Raises ValueError if one cannot be."""
+    rule = f"a seed is an integer from 0 to {MAX_SEED}, one per image"
+    for number, seed in enumerate(seeds, 1):
+        name = "seed" if len(seeds) == 1 else f"seed {number} of {len(seeds)}"
+        if not 0 <= as_int(name, seed, rule) <= MAX_SEED:
+            raise ValueError(f"{name} is {seed}: {rule}")
+    return list(seeds)
 
 
 def has_layout(arguments: argparse.Namespace) -> bool:
-    return arguments.prompt is not None or bool(arguments.boxes) or arguments.layout is not None
+    return arguments.layout is not None or bool(arguments.boxes) or _prompt(arguments) is not None
 
 
-def read_layout(arguments: argparse.Namespace, settings: Settings) -> Layout:
+def read_layout(arguments: argparse.Namespace) -> Layout:
     """The layout of a prompt and boxes, or of a file. Raises ValueError."""
     form = {} if arguments.box_format is None else {"box_format": arguments.box_format}
+    prompt = _prompt(arguments)
     if arguments.layout is not None:
-        if arguments.prompt is not None or arguments.boxes:
+        if prompt is not None or arguments.boxes:
             raise ValueError(
                 f"--layout {arguments.layout} has the prompt and the boxes: give the file, "
                 "or a prompt with --box, not both"
             )
         layout = Layout.load(arguments.layout, **form)
-    elif arguments.prompt is None:
+    elif prompt is None:
         raise ValueError(
-            'there is no prompt: give a text in quotes (an empty one, "", is legal), '
+            'there is no prompt: give text in quotes (an empty text, "", is allowed), '
             "or --layout FILE.json"
         )
     else:
         split = [_split_box(text) for text in arguments.boxes]
         phrases, boxes = [phrase for phrase, _ in split], [box for _, box in split]
-        request = {"prompt": arguments.prompt, "phrases": phrases, "boxes": boxes}
-        layout = Layout.from_json(request, **form)
-    layout = with_negative_prompt(layout, arguments)
-    check_max_boxes(layout, settings.max_boxes)
-    return layout
+        layout = Layout.from_json({"prompt": prompt, "phrases": phrases, "boxes": boxes}, **form)
+    return with_negative_prompt(layout, arguments)
+
+
+def _prompt(arguments: argparse.Namespace) -> str | None:
+    first, second = arguments.prompt, arguments.prompt_option
+    if first is not None and second is not None:
+        raise ValueError(f"two prompts are given, {first!r} and {second!r}: leave one out")
+    return second if first is None else first
 
 
 def with_negative_prompt(layout: Layout, arguments: argparse.Namespace) -> Layout:
@@ -147,13 +178,13 @@ def with_negative_prompt(layout: Layout, arguments: argparse.Namespace) -> Layou
 
 def _split_box(text: str) -> tuple[str, list[int | float | str]]:
     """Phrase and numbers; a phrase may have an @ in it, numbers have none."""
-    phrase, at, numbers = text.rpartition("@")
+    phrase, at, box = text.rpartition("@")
     if not at:
         raise ValueError(
             f"--box {text!r} has no '@': write a phrase, @ and four numbers, {BOX_FORM}, "
             "as in 'a bird@0.55,0.11,1,0.8'"
         )
-    return phrase.strip(), [number(part.strip()) for part in numbers.split(",")]
+    return phrase.strip(), read_numbers(box)
 
 
 def output_path(out: str | None, name: str) -> Path:
@@ -162,7 +193,10 @@ def output_path(out: str | None, name: str) -> Path:
     if path.is_dir() or (out or "").endswith("/"):
         path /= name
     if path.suffix.lower() != ".png":
-        raise ValueError(f"--out is {out}: only PNG keeps the recipe exactly; name it *.png")
+        raise ValueError(
+            f"--out is {out}: only PNG files keep the recipe exactly; choose a name that ends in "
+            ".png"
+        )
     return path
 
 

@@ -1,87 +1,139 @@
 """From a request to images: finding and loading the model, and running it."""
 
-import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import UInt8
 
-from reground_jax.cli.progress import Bar, say
+from reground_jax.cli.progress import Bar, hint, say
 from reground_jax.layout import Layout
-from reground_jax.settings import Settings
+from reground_jax.options import option, read_number
+from reground_jax.settings import DTYPES, Settings, check_name
 
 if TYPE_CHECKING:
+    from reground_jax.devices import Mapper
     from reground_jax.pipeline import Pipeline
 
 
 DEFAULT_MODEL = "emoji"
+# Those of devices.py and networks/attention.py, repeated here because importing these imports jax.
+MAPPERS = ("shard_map", "pmap")
+BACKENDS = ("plain", "lean", "cudnn", "pallas")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("with what")
-    group.add_argument(
-        "--model", metavar="DIR_OR_ID",
-        help="a directory that `reground-jax convert` made; or a diffusers folder, a checkpoint "
-        "file or a Hugging Face Hub id, which is converted once, into the cache (default: emoji, a "
-        "small model of pictograms that comes with the package)",
-    )  # fmt: skip
-    add_cache_option(group)
-    group.add_argument(
-        "--no-cache", action="store_true",
-        help="compile anew, and keep nothing of it in the cache",
-    )  # fmt: skip
+@no_type_check  # the tests' type checker must not run before the checks below
+@dataclass(frozen=True)
+class Setup:
+    """Which model, and what it runs on. Raises ValueError for a value that cannot be."""
 
-
-def add_cache_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--cache", metavar="DIR",
-        help="where converted models and, in DIR/xla, compiled programs are kept (default: "
-        "$XDG_CACHE_HOME/reground-jax, or else ~/.cache/reground-jax); downloads from the Hub are "
+    model: str = option(
+        DEFAULT_MODEL,
+        "a directory that `reground-jax convert` made; emoji, a small model that draws pictograms "
+        "and comes with the package; or a diffusers folder, a checkpoint file or a Hugging Face "
+        "Hub id, which is converted once and kept in the cache",
+        "DIR_OR_ID",
+        group="model",
+        aliases=("-m", "--checkpoint"),
+    )
+    cache: str | None = option(
+        None,
+        "where converted models are kept and, in DIR/xla, compiled programs (default: "
+        "$XDG_CACHE_HOME/reground-jax, or else ~/.cache/reground-jax). Downloads from the Hub are "
         "kept where HF_HOME says",
-    )  # fmt: skip
+        "DIR",
+        group="model",
+    )
+    no_cache: bool = option(
+        False, "compile from scratch, and do not keep the compiled programs", group="model"
+    )
+    batch_size: int | None = option(
+        None,
+        "images at a time on each device",
+        "N",
+        read=read_number,
+        group="hardware",
+        aliases=("--batch",),
+    )
+    attention: str | None = option(
+        None,
+        "how attention is computed: plain, lean (little memory), cudnn (NVIDIA) or pallas (TPU) "
+        "(default: what suits the device and the size)",
+        "NAME",
+        group="hardware",
+    )
+    mapper: "Mapper" = option(
+        "shard_map",
+        "how JAX spreads the images over devices: shard_map or pmap",
+        "NAME",
+        group="hardware",
+    )
+
+    def __post_init__(self) -> None:
+        size = self.batch_size
+        if size is not None and not (isinstance(size, int) and size >= 1):
+            raise ValueError(f"--batch-size is {size}: give a whole number, at least 1")
+        check_name("mapper", self.mapper, MAPPERS)
+        if self.attention is not None:
+            check_name("attention", self.attention, BACKENDS)
 
 
-def locate(name: str | None, cache: str | None = None) -> Path:
-    """The model directory behind a name, or of the default model, as an absolute path.
+class Found(NamedTuple):
+    """A model that was found; none of its arrays is read yet."""
+
+    directory: Path
+    checksum: str
+    recommended: Mapping[str, Any]  # fields of Settings
+
+    def settings(self, given: Mapping[str, Any]) -> Settings:
+        """The model's recommended settings, but for the fields that are given."""
+        return Settings(**{"dtype": DTYPES[0], **self.recommended, **given})
+
+
+def find_model(name: str, cache: str | None) -> Found:
+    """Raises ValueError or OSError where there is no such model."""
+    directory = locate(name, cache)
+    from reground_jax.model import read_description
+
+    description = read_description(directory)
+    return Found(directory, description.checksum, description.recommended)
+
+
+def locate(name: str, cache: str | None = None) -> Path:
+    """The model directory behind a name, as an absolute path.
 
     cache: the folder that --cache names. Raises ValueError or OSError.
     """
-    name = name or DEFAULT_MODEL
+    hint(f"loading {name} ...")
     from reground_jax.convert.locate import model_directory
     from reground_jax.home import expand_home
     from reground_jax.model import is_model_directory
 
     path = expand_home(name)
     if path.exists() and not is_model_directory(path):
-        say(f"{name} is no converted model: converting it, once, into the cache")
+        say(f"{name} is not a converted model: converting it once, into the cache")
     return model_directory(name, cache=cache).absolute()
 
 
 def load(
-    directory: Path,
-    dtype: str | None,
-    *,
-    keep: bool,
-    cache: str | None = None,
-    devices: Sequence[Any] | None = None,
-    mapper: str = "shard_map",
+    directory: Path, dtype: str | None, setup: Setup, *, devices: Sequence[Any] | None = None
 ) -> "Pipeline":
     """The pipeline of a model directory.
 
-    keep: whether compiled programs are kept, in the folder that --cache names or its default.
-    Where the default cannot be written, they are not, which is said.
+    Compiled programs are kept in the folder that --cache names or its default; where the default
+    cannot be written, they are not, and a warning says so.
     """
     import jax
 
     from reground_jax.pipeline import Pipeline
 
-    if not keep:
+    if setup.no_cache:
         jax.config.update("jax_enable_compilation_cache", False)
-    elif cache is not None:
-        keep_programs(cache)
+    elif setup.cache is not None:
+        keep_programs(setup.cache)
     else:
         try:
             keep_programs()
@@ -90,7 +142,10 @@ def load(
 
             jax.config.update("jax_enable_compilation_cache", False)
             warnings.warn(f"compiled programs are not kept: {sentence(error)}", stacklevel=2)
-    return Pipeline.load(directory, dtype=dtype or "float32", devices=devices, mapper=mapper)
+    return Pipeline.load(
+        directory, dtype=dtype or "float32", devices=devices, attention=setup.attention,
+        mapper=setup.mapper,
+    )  # fmt: skip
 
 
 def keep_programs(cache: str | None = None) -> None:
@@ -115,9 +170,9 @@ def sample(
     settings: Settings,
     seeds: Sequence[int],
     *,
+    setup: Setup,
     label: str,
     announce: bool = True,
-    batch_size: int | None = None,
 ) -> list[UInt8[np.ndarray, "H W 3"]]:
     """An image per layout, with a bar of steps on stderr.
 
@@ -125,6 +180,8 @@ def sample(
     """
     from reground_jax.devices import compile_clock
 
+    if announce:
+        hint("compiling ...")
     with compile_clock() as seconds, Bar(label, unit="step") as bar:
 
         def progress(batch: int, batches: int, step: int) -> None:
@@ -134,7 +191,9 @@ def sample(
             total = settings.num_steps
             bar.show(batch * total + step, batches * total)
 
-        images = pipe(layouts, settings, seeds=seeds, batch_size=batch_size, progress=progress)
+        images = pipe(
+            layouts, settings, seeds=seeds, batch_size=setup.batch_size, progress=progress
+        )
     return [np.asarray(image) for image in images]
 
 

@@ -4,11 +4,12 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from reground_jax.cli.progress import say
+from reground_jax.cli.parser import Parser
+from reground_jax.cli.progress import hint, say
 from reground_jax.training.config import STAGE_NAMES
 
 STOPPED = 3  # exit code: there are steps left
-ON_AGAIN = "stopped before the end; the same command goes on from {out}/state"
+RESUME = "stopped before the last step; run the same command again to continue from {out}/state"
 EXAMPLES = """\
 example: the four commands that make a grounded model (`make train` runs them all)
   python -m reground_jax.emoji.artwork --out art
@@ -17,57 +18,67 @@ example: the four commands that make a grounded model (`make train` runs them al
       --from ae/model --out t2i
   reground-jax train grounding --config C/grounding_parallel.json --artwork art/artwork.npz \\
       --from t2i/model --out grounded
-  where C is reground_jax/training/configs/emoji64. The config says what the data are: the emoji
-  world, COCO instances and captions, or JSONL with images. Real GLIGEN training needs the last
-  command alone, with --from a model that `reground-jax convert` made of Stable Diffusion.
+  where C is reground_jax/training/configs/emoji64. The config names the data: the emoji world, COCO
+  instances and captions, or JSONL with images. Training GLIGEN on Stable Diffusion takes only the
+  last command, with --from a model that `reground-jax convert` made.
 
-Stopped by --minutes, SIGTERM, Ctrl-C or a crash, the same command goes on where it was, with the
-same numbers; under another config or other data it refuses, and says what differs. A later end, or
-another rhythm of logs, samples and checkpoints, may be given at any time. Exit code 3: stopped with
-steps left; 1: the loss is no number any more, and the last good checkpoint is kept."""
+If a run stops because of --minutes, SIGTERM, Ctrl-C or a crash, run the same command again to
+resume; the numbers come out the same. With a different config or different data it refuses and says
+what differs. A later last step, and other intervals of logs, samples and checkpoints, are allowed
+at any time. Exit codes: 3 if steps are left; 1 if the loss became NaN or infinite, in which case
+the last good checkpoint is kept."""
 
 
-def add(commands) -> argparse.ArgumentParser:
+def add(commands) -> Parser:
     parser = commands.add_parser(
         "train",
         help="train one stage: autoencoder, text_to_image, grounding or decoder",
-        description="Trains one stage, shows how it goes, and writes OUT/model when it is done.",
+        description="Trains one stage, reports its progress, and writes OUT/model at the end.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("stage", choices=STAGE_NAMES)
-    parser.add_argument("--config", required=True, metavar="FILE", help="JSON file of the stage")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR",
-        help="folder of the run: state/, samples/, log.jsonl and, at the end, model/",
+        "stage", choices=STAGE_NAMES,
+        help="what to train: the autoencoder of the latent space; the text-to-image U-Net; the "
+        "layers that read boxes, on a frozen U-Net; or the decoder alone",
     )  # fmt: skip
     parser.add_argument(
+        "--config", required=True, metavar="FILE",
+        help="JSON file with data, model, loss and recipe (learning rate, steps and so on)",
+    )  # fmt: skip
+    group = parser.group("model")
+    group.add_argument(
         "--from", dest="base", type=Path, metavar="DIR", help="model directory to start from"
     )
-    parser.add_argument(
+    group.add_argument(
         "--fusers", type=Path, metavar="DIR",
-        help="grounding: go on with the fusers of this model instead of fresh ones",
+        help="grounding: start from the fusers (layers that read the boxes) of this model",
     )  # fmt: skip
     parser.add_argument(
         "--artwork", type=Path, metavar="FILE", help="artwork.npz of the emoji world"
     )
     parser.add_argument(
-        "--minutes", type=float, metavar="M", help="stop with a checkpoint after this long"
+        "--minutes", type=float, metavar="M", help="stop after this long, with a checkpoint"
     )
     parser.add_argument(
         "--until", type=int, metavar="STEP",
-        help="end with this step and write the model, though the config's learning rates are made "
-        "for more",
+        help="end at this step and write the model, although the config's learning rates are "
+        "planned for more",
     )  # fmt: skip
     parser.add_argument(
         "--accept-changes", action="store_true",
-        help="go on in --out though config or data are others; the model's record will say so",
+        help="resume in --out although the config or the data changed; the model's record will "
+        "say so",
     )  # fmt: skip
+    parser.group("output").add_argument(
+        "--out", type=Path, required=True, metavar="DIR",
+        help="folder of the run: state/, samples/, log.jsonl and, at the end, model/",
+    )  # fmt: skip
+    parser.alias("--out", "-o", "--output")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
+    hint("loading ...")
     try:
         from reground_jax.training.config import StageConfig
         from reground_jax.training.opening import open_stage
@@ -75,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         from reground_jax.training.trainer import Diverged
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"training needs {error.name}: pip install 'reground-jax[train]'"
+            f"{error.name} is missing, which training needs: pip install 'reground-jax[train]'"
         ) from error
 
     minutes = arguments.minutes
@@ -99,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        say(ON_AGAIN.format(out=arguments.out))
+        say(RESUME.format(out=arguments.out))
         raise
-    say(ON_AGAIN.format(out=arguments.out))
+    say(RESUME.format(out=arguments.out))
     return STOPPED

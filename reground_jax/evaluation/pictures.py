@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,6 +18,8 @@ from reground_jax.facts import GATES
 from reground_jax.images import save_png, to_uint8
 from reground_jax.layout import Layout
 from reground_jax.pipeline import Pipeline
+from reground_jax.sampling.gate import gate_table
+from reground_jax.sampling.sweep import num_steps
 from reground_jax.settings import Settings, Wiring
 
 
@@ -34,6 +36,7 @@ class Generator(Protocol):
         output: Literal["numpy"],
         seeds: Sequence[int],
         batch_size: int | None,
+        progress: Callable[[int, int, int], None],
     ) -> dict[Any, Any]:
         """gamma -> images [B, S, S, 3], float32 in 0..1; one per layout."""
         ...
@@ -47,11 +50,19 @@ def generate(
     wiring: Wiring,
     gammas: Sequence[float],
     batch_size: int | None,
+    report: Callable[[float], None],
 ) -> list[UInt8[np.ndarray, "B S S 3"]]:
     """The images at each gamma, in order; the steps that gammas have in common are run once.
 
-    settings: of every image; its wiring and gamma are not read.
+    settings: of every image; its wiring and gamma are not read. report: is told how many images'
+    worth of steps are done.
     """
+    tables = np.stack([gate_table(gamma, settings.num_steps) for gamma in gammas])
+    steps, count = num_steps(tables), len(gammas) * len(cases)
+
+    def progress(batch: int, batches: int, step: int) -> None:
+        report(count * (batch + step / steps) / batches)
+
     with warnings.catch_warnings():
         # Real captions have words that a small model does not know; that is what is measured.
         warnings.filterwarnings("ignore", message="this model does not know")
@@ -62,6 +73,7 @@ def generate(
             seeds=[seed_of(case) for case in cases],
             batch_size=batch_size,
             output="numpy",
+            progress=progress,
         )
     return [to_uint8(images[gamma], value_range="0..1") for gamma in gammas]
 

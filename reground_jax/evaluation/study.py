@@ -84,6 +84,7 @@ class Study:
         self.claim()
         total = sum(len(s.gammas) * len(self.cases[s.cases]) for s in self.series)
         done = 0
+        progress(done, total)
         records: dict[Condition, dict[str, list[Record]]] = {
             condition: {scorer.name: [] for scorer in self.scorers}
             for series in self.series
@@ -92,7 +93,8 @@ class Study:
         generators = {name: functools.cache(load) for name, load in self.models.items()}
         for series in self.series:
             for chunk in self._chunks(series.cases):
-                self._make_missing(series, chunk, generators[series.model])
+                report = functools.partial(_report, progress, done, total)
+                self._make_missing(series, chunk, generators[series.model], report)
                 for condition in series.conditions():
                     for name, found in self._scored(condition, chunk).items():
                         records[condition][name] += found
@@ -142,7 +144,11 @@ class Study:
         return self.out / "parts" / condition.folder / f"{chunk.name}.png"
 
     def _make_missing(
-        self, series: Series, chunk: Chunk, generator: Callable[[], Generator]
+        self,
+        series: Series,
+        chunk: Chunk,
+        generator: Callable[[], Generator],
+        report: Callable[[float], None],
     ) -> None:
         """Makes the sheets of one chunk at those gammas at which they do not exist yet."""
         sheets = {c: self._sheet(c, chunk) for c in series.conditions()}
@@ -150,7 +156,7 @@ class Study:
         if missing:
             made = generate(
                 generator(), chunk.cases, self.settings, wiring=series.wiring,
-                gammas=[c.gamma for c in missing], batch_size=self.batch_size,
+                gammas=[c.gamma for c in missing], batch_size=self.batch_size, report=report,
             )  # fmt: skip
             for condition, images in zip(missing, made, strict=True):
                 save_sheet(sheets[condition], images)
@@ -169,6 +175,10 @@ class Study:
                 write_json(path, found)
             records[scorer.name] = json.loads(path.read_text())
         return records
+
+
+def _report(progress: Progress, done: int, total: int, more: float) -> None:
+    progress(done + int(more), total)
 
 
 def folder_of(scorer: Scorer) -> str:

@@ -4,9 +4,11 @@ The first is written whole, the others as what they differ by: fusers and positi
 """
 
 import argparse
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,10 +17,13 @@ from reground_jax.checkpoint import flatten
 from reground_jax.model import read_model, write_model
 
 
-def package(source: Path, target: Path, base: Path | None) -> int:
+def package(
+    source: Path, target: Path, base: Path | None, recommended: dict[str, Any] | None = None
+) -> int:
     """Writes the model directory anew in bfloat16 and returns its size on disk in bytes.
 
-    A model card in `target` is kept. Raises ValueError if the two do not fit.
+    recommended: fields of Settings that suit the model, by default those of `source`. A model card
+    in `target` is kept. Raises ValueError if the two do not fit.
     """
     model = read_model(source)
     card = target / "README.md"
@@ -26,7 +31,10 @@ def package(source: Path, target: Path, base: Path | None) -> int:
     shutil.rmtree(target, ignore_errors=True)
     arrays = ((name, np.asarray(a).astype(ml_dtypes.bfloat16)) for name, a in flatten(model.params))
     info = {key: value for key, value in model.info.items() if key in ("source", "training")}
-    write_model(target, model.config, arrays, model.tokenizer_json, info, base=base)
+    write_model(
+        target, model.config, arrays, model.tokenizer_json, info, base=base,
+        recommended=model.recommended if recommended is None else recommended,
+    )  # fmt: skip
     if text is not None:
         card.write_text(text, "utf-8")
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
@@ -37,8 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="model directory of the last stage")
     parser.add_argument("target", type=Path, help="such as reground_jax/models/emoji")
     parser.add_argument("--base", type=Path, help="packaged model that this one stands on")
+    parser.add_argument(
+        "--recommended", type=json.loads, metavar="JSON", help="such as '{\"num_steps\": 20}'"
+    )
     given = parser.parse_args(arguments)
-    size = package(given.source, given.target, given.base)
+    size = package(given.source, given.target, given.base, given.recommended)
     print(f"{given.target}: {size / 1e6:.1f} MB")
 
 

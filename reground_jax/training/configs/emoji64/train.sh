@@ -24,7 +24,9 @@ for wiring in sequential parallel; do
     stage "grounding_$wiring" grounding "grounding_$wiring" --from "$out/text_to_image/model"
 done
 
-python -m reground_jax.training.package "$out/grounding_sequential/model" "$out/emoji"
+suits='{"guidance_scale": 4.0, "solver": "dpmpp_2m", "num_steps": 20}'
+python -m reground_jax.training.package "$out/grounding_sequential/model" "$out/emoji" \
+    --recommended "$suits"
 python -m reground_jax.training.package "$out/grounding_parallel/model" "$out/emoji-parallel" \
-    --base "$out/emoji"
+    --base "$out/emoji" --recommended "$suits"
 echo "made $out/emoji and $out/emoji-parallel; copy them to reground_jax/models to ship them"
