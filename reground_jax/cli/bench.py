@@ -41,9 +41,7 @@ def add(commands) -> Parser:
         help=f"what to measure: {', '.join(BENCHMARKS)} (default: unet)",
     )  # fmt: skip
     add_work_options(parser)
-    add_options(
-        parser, Setup, only=("model", "cache"), defaults={"model": "none: random weights"}
-    )
+    add_options(parser, Setup, only=("model", "cache"), defaults={"model": "none: random weights"})
     parser.group("output").add_argument(
         "--out", metavar="FILE.json", help="write every repetition to this file"
     )
