@@ -8,7 +8,7 @@ from reground_jax.cli.options import add_options, given, made
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import hint
 from reground_jax.cli.sampling import Setup, load, locate
-from reground_jax.settings import Settings, check_name
+from reground_jax.settings import DTYPES, Settings, check_name
 
 if TYPE_CHECKING:
     from reground_jax.bench.cases import Work
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BENCHMARKS = ("unet", "generate", "attention", "vae", "text")
 # One evaluation of the U-Net per step, and the fusers off for most of them, as in ReGround's paper.
-DEFAULTS = {"num_steps": 10, "gamma": 0.3, "solver": "ddim"}
+DEFAULTS = {"num_steps": 10, "gamma": 0.3, "solver": "ddim", "dtype": DTYPES[0]}
 EXAMPLES = """\
 examples:
   reground-jax bench

@@ -23,7 +23,7 @@ from reground_jax.options import (
     read_number,
     read_numbers,
 )
-from reground_jax.settings import MAX_SEED, WIRINGS, Settings
+from reground_jax.settings import DTYPES, MAX_SEED, WIRINGS, Settings
 
 BOX_FORM = "PHRASE@X0,Y0,X1,Y1"
 COMBINATIONS = "variants (an image per layout and combination of)"
@@ -116,7 +116,9 @@ def add_settings_options(
 ) -> None:
     for heading in ("sampling", "model", "hardware", "output"):  # in this order
         parser.group(heading)
-    add_options(parser, Settings, only=only, omit=omit, source="the model's")
+    # Without --dtype, a command does not take the pipeline's, but says which one.
+    defaults = {"dtype": f"the model's, or {DTYPES[0]}"}
+    add_options(parser, Settings, only=only, omit=omit, defaults=defaults, source="the model's")
 
 
 def checked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
