@@ -57,9 +57,10 @@ def level_size(height: int, width: int, cells: int) -> tuple[int, int]:
 def inside_boxes(grounding: Grounding, height: int, width: int) -> Bool[Array, "B T G"]:
     """Whether the middle of a cell is in a token's box; null tokens have none."""
     y, x = ((jnp.arange(n) + 0.5) / n for n in (height, width))
+    y, x = y[None, :, None, None], x[None, None, :, None]
     x0, y0, x1, y1 = jnp.moveaxis(jnp.asarray(grounding.boxes), -1, 0)[..., None, None, :]
-    rows = (y[:, None, None] >= y0) & (y[:, None, None] < y1)
-    columns = (x[None, :, None] >= x0) & (x[None, :, None] < x1)
+    rows = (y >= y0) & (y < y1)
+    columns = (x >= x0) & (x < x1)
     real = jnp.asarray(grounding.mask)[:, None, None] > 0
     return (rows & columns & real).reshape(-1, height * width, real.shape[-1])
 
