@@ -22,9 +22,9 @@ RESAVE = "with torch, save it again: torch.save(torch.load(path, map_location='c
 SIGNATURES = (
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
     (0, b"PK\x05\x06", f"an empty zip; {AGAIN}"),
-    (0, OLD_TORCH, f"of torch's old form, from before torch 1.6 (no zip), not read here; {RESAVE}"),
+    (0, OLD_TORCH, f"torch's old form (before torch 1.6, no zip), not supported; {RESAVE}"),
     (0, b"GGUF", "GGUF, quantized weights for llama.cpp; give the safetensors they were made of"),
-    (0, b"\x89HDF\r\n\x1a\n", "HDF5 (Keras or MATLAB), not read here; give safetensors"),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5 (Keras or MATLAB), which is not supported; give safetensors"),
     (0, b"\x93NUMPY", "one array of NumPy, without a name; save the state dict as safetensors"),
     (0, b"\x1f\x8b", f"compressed with gzip; {UNPACK}"),
     (0, b"BZh", f"compressed with bzip2; {UNPACK}"),
@@ -85,12 +85,12 @@ def _otherwise(start: bytes, text: bytes, size: int) -> str:
             "is not there; log in, and download the file itself"
         )
     if start[0] == 0x80:
-        return "a bare pickle, no torch checkpoint; save its tensors as safetensors"
+        return "a bare pickle, not a torch checkpoint; save its tensors as safetensors"
     if start[0] == 0x08 and start[2:3] == b"\x12":  # protobuf: a version, then the producer's name
         return "ONNX, a program with its weights; give the checkpoint that it was made of"
     if b"\x81" <= start[:1] <= b"\x8f" and b"\xa0" <= start[1:2] <= b"\xd9":  # a map by texts
         return "msgpack (Flax); give the same model's safetensors"
     return (
-        f"no checkpoint that is read here, safetensors or a torch zip: its {size} bytes start with "
+        f"not a checkpoint that is read here (safetensors, torch zip): its {size} bytes start with "
         f"{shown(start[:8])}"
     )

@@ -46,7 +46,7 @@ def download(source: str, choose: Callable[[list[str]], list[str]]) -> Path:
 
     wanted = parse(source)
     if wanted is None:
-        raise ValueError(f"{source!r} is no Hub id; one looks like owner/name")
+        raise ValueError(f"{source!r} is not a Hub id; one looks like owner/name")
     if constants.HF_HUB_CACHE.startswith("~"):  # the client would make a folder of that name
         raise ValueError(_unwritable(source, "there is no home folder"))
     where = {"repo_id": wanted.repo, "revision": wanted.revision}
@@ -104,7 +104,7 @@ def _unwritable(source: str, reason: str) -> str:
 def _unreachable(source: str, wanted: HubId, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
-        f"{source!r} is no path here, and cannot be had from the Hugging Face Hub ({reason}); "
+        f"{source!r} is not a local path, and the Hugging Face Hub did not have it ({reason}); "
         "check the name, or, where the machine has no network, run "
         f"`hf download {wanted.repo} --local-dir FOLDER` on one that has, and give that folder "
         "(a private or gated model needs `hf auth login` first)"

@@ -103,7 +103,7 @@ class Reader:
                     return self.stack.pop()
                 handler = INSTRUCTIONS.get(code)
                 if handler is None:
-                    raise self.damaged(f"{bytes([code])!r} at {self.at - 1} is no instruction")
+                    raise self.damaged(f"{bytes([code])!r} at {self.at - 1} is not an instruction")
                 handler(self)
         except IndexError:
             raise self.damaged("it ends early, or takes values that it never made") from None
@@ -182,7 +182,7 @@ class Reader:
         if type(target) is list:
             target.extend(items)
         elif type(target) is not Inert:  # whose items mean nothing here
-            raise self.damaged(f"{shown(target)} is no list")
+            raise self.damaged(f"{shown(target)} is not a list")
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]

@@ -50,11 +50,11 @@ def load_torch(path: str | Path) -> Any:
 
     Raises ValueError: RefusedPickle for a name that no checkpoint needs, BadPickle or BadZip for
     a file that is damaged, compressed, big-endian or made to exhaust its reader, and, for one that
-    is no torch zip at all, what `forms.form_of` says.
+    is not a torch zip at all, what `forms.form_of` says.
     """
     path = Path(path)
     if (form := form_of(path)) != "torch":
-        raise BadPickle(f"{path} is no torch checkpoint, but of the form {form}")
+        raise BadPickle(f"{path} is not a torch checkpoint, but {form}")
     with open(path, "rb") as file:
         return _Checkpoint(path, file).load()
 
@@ -98,7 +98,7 @@ def plain(value: Any) -> Any:
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
             raise ValueError(f"config has a text of {len(value)} characters, {shown(value)}")
         if value is not None and not isinstance(value, str | int | float):
-            raise ValueError(f"config holds {shown(value)}, which is no setting")
+            raise ValueError(f"config holds {shown(value)}, which is not a setting")
         return value
 
     return walk(value, 0)

@@ -38,7 +38,7 @@ def read_header(path: str | Path) -> dict[str, StoredArray]:
     """Where each array of the file lies, by name, in file order; reads the header alone.
 
     Raises ValueError, in one sentence with the file and the bytes expected and found, where the
-    file is truncated or its header is no description of the bytes that follow.
+    file is truncated or its header does not describe the bytes that follow.
     """
     path = Path(path)
     size = size_of(path)
@@ -63,7 +63,7 @@ def _header(path: Path, size: int) -> tuple[int, dict[str, Any]]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > LONGEST_HEADER:
             raise ValueError(
-                f"{path} ({size} bytes) is no safetensors file: its first 8 bytes should be the "
+                f"{path} ({size} bytes) is not a safetensors file: its first 8 bytes should be the "
                 f"length of its header, at most {LONGEST_HEADER} bytes; copy or download it again"
             )
         text = file.read(length)

@@ -131,7 +131,7 @@ def _open_shards(index: Path) -> TensorFile:
     where = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(where, dict) or not all(map(_is_name, where.values())):
         raise ValueError(
-            f"{index} is no index of shards: its weight_map should name each array's file"
+            f"{index} is not an index of shards: its weight_map should name each array's file"
         )
     shards = {
         name: _open_file(index.parent / Path(name).name) for name in dict.fromkeys(where.values())
@@ -196,12 +196,12 @@ def _split_original(content: Any, path: Path) -> tuple[dict[str, TensorFile], di
     held = content if isinstance(content, dict) else {}
     if missing := [key for key in wanted if key not in held]:
         raise ValueError(
-            f"{path} is no original GLIGEN checkpoint, a dict of {', '.join(wanted)}: "
+            f"{path} is not an original GLIGEN checkpoint, a dict of {', '.join(wanted)}: "
             f"it lacks {', '.join(missing)}"
         )
     if wrong := [part for part in ORIGINAL_PARTS if not isinstance(held[part], dict)]:
         raise ValueError(
-            f"{path} is no original GLIGEN checkpoint: its {', '.join(wrong)} should be dicts"
+            f"{path} is not an original GLIGEN checkpoint: its {', '.join(wrong)} should be dicts"
         )
     parts = {part: TensorFile(held[part], f"{path}[{part}]") for part in ORIGINAL_PARTS}
     try:
@@ -314,7 +314,7 @@ def detect(path: str | Path) -> Source:
         return Source("ldm", path)
     shown = ", ".join(keys[:3]) or "nothing"
     raise ValueError(
-        f"{path} is no checkpoint of a known kind: it has {len(keys)} arrays ({shown}, ...); "
+        f"{path} is not a known kind of checkpoint: it has {len(keys)} arrays ({shown}, ...); "
         "known are the original GLIGEN pickle, a Stable Diffusion 1.x single file "
         "(model.diffusion_model.*), a GLIGEN adapter (*.fuser.*, position_net.*) and the folder of "
         "a diffusers model"

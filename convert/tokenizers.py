@@ -76,7 +76,7 @@ def _from_json(folder: Path) -> Tokenizer:
         return Tokenizer.from_str(content)
     except Exception as error:  # the library raises bare Exception
         raise ValueError(
-            f"{path} is no tokenizer ({_first_line(error)}); download it again"
+            f"{path} is not a tokenizer ({_first_line(error)}); download it again"
         ) from error
 
 
@@ -134,14 +134,14 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         text = content.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(
-            f"{path} is no merges file ({error}); copy or download it again"
+            f"{path} is not a merges file ({error}); copy or download it again"
         ) from error
     lines = text.split("\n")
     if "#version" in lines[0]:
         lines = lines[1:]
     pairs = [tuple(line.split()) for line in lines[:NUM_MERGES] if line.strip()]
     if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"{path} is no merges file: each line should be two tokens")
+        raise ValueError(f"{path} is not a merges file: each line should be two tokens")
     return [(left, right) for left, right in pairs]
 
 

@@ -125,7 +125,7 @@ class Zip:
             )
         if length > LARGEST_DIRECTORY or count > MOST_ENTRIES:
             raise BadZip(
-                f"{self.path} is no checkpoint: a zip of {count} entries, with a directory of "
+                f"{self.path} is not a checkpoint: a zip of {count} entries, with a directory of "
                 f"{length} bytes; at most {MOST_ENTRIES} and {LARGEST_DIRECTORY} are read"
             )
         return start, self._read(start, length), count

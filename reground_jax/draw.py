@@ -1,6 +1,6 @@
 """Pictures of layouts: boxes over an image, a layout alone, and the papers' comparison figure.
 
-Everything returns an RGB `PIL.Image`. A phrase has one colour, in its boxes, its labels and the
+Everything returns an RGB `PIL.Image`. A phrase has one color, in its boxes, its labels and the
 caption, so that three boxes of "a clock" look alike. The font is the one inside Pillow.
 """
 
@@ -17,7 +17,7 @@ from reground_jax.layout import Layout
 
 Picture = UInt8[np.ndarray, "H W 3"] | Image.Image
 Rectangle = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
-Words = list[tuple[str, str]]  # each word with its colour
+Words = list[tuple[str, str]]  # each word with its color
 
 # White text on each of them, and each of them on white paper, has a contrast of 4.5 (WCAG AA).
 PALETTE = (
@@ -63,7 +63,7 @@ def comparison_grid(
     columns     header -> one image per row, all of the same size
     row_labels  such as "seed 0", written beside the rows; none, or one per row
 
-    The prompt stands below the rows that share it, its phrases in the colours of their boxes.
+    The prompt stands below the rows that share it, its phrases in the colors of their boxes.
     Raises ValueError if the numbers or sizes of the images do not agree.
     """
     _check_grid(layouts, columns, row_labels)
@@ -89,7 +89,7 @@ def comparison_grid(
 
 
 def phrase_colors(phrases: Iterable[str]) -> dict[str, str]:
-    """A colour for each distinct phrase, in order of appearance."""
+    """A color for each distinct phrase, in order of appearance."""
     return {p: PALETTE[i % len(PALETTE)] for i, p in enumerate(dict.fromkeys(phrases))}
 
 
@@ -141,7 +141,7 @@ def _paint(picture: Image.Image, layout: Layout, *, tint: int) -> None:
         text = _shown(phrase, font, picture.width - 2 * _pad(font))
         tag = _tag_place(box, text, font, picture.size, taken)
         taken.append(tag)
-        # The white rim keeps neighbours of one colour apart.
+        # The white rim keeps neighbors of one color apart.
         pen.rectangle(tag, fill=colors[phrase], outline=(255, 255, 255, 160))
         middle = ((tag[0] + tag[2] + 1) / 2, (tag[1] + tag[3] + 1) / 2)
         pen.text(middle, text, fill="white", font=font, anchor="mm")
@@ -207,7 +207,7 @@ def _joined(panels: list[Image.Image], unit: int) -> Image.Image:
 
 
 def _caption(layout: Layout, width: int, unit: int) -> Image.Image:
-    """The prompt, wrapped and centred, its phrases in their colours."""
+    """The prompt, wrapped and centered, its phrases in their colors."""
     font = _font(unit * 5 // 4)
     lines = _wrapped(_colored_words(layout), font, width - 2 * unit)
     step = round(1.25 * sum(font.getmetrics()))
@@ -244,10 +244,10 @@ def _stacked(parts: list[tuple[str, Image.Image]], unit: int, *, gutter: int) ->
 
 
 def _colored_words(layout: Layout) -> Words:
-    """The prompt's words; one inside a phrase has the phrase's colour.
+    """The prompt's words; one inside a phrase has the phrase's color.
 
     A phrase that the prompt does not hold is looked for without its article and in the plural:
-    "a clock" colours "clocks" in "three clocks".
+    "a clock" colors "clocks" in "three clocks".
     """
     if not layout.prompt.strip():
         return [("(empty", MUTED), ("prompt)", MUTED)]
@@ -282,7 +282,7 @@ def _line_width(words: Words, font: ImageFont.FreeTypeFont) -> float:
 
 
 def _space(font: ImageFont.FreeTypeFont) -> float:
-    return 1.3 * font.getlength(" ")  # this font's own space is narrow beside coloured words
+    return 1.3 * font.getlength(" ")  # this font's own space is narrow beside colored words
 
 
 def _shown(text: str, font: ImageFont.FreeTypeFont, width: int | float) -> str:
@@ -304,7 +304,7 @@ def _pad(font: ImageFont.FreeTypeFont) -> int:
     return round(font.size * 0.4)
 
 
-# ---- pictures and colours
+# ---- pictures and colors
 
 
 def _picture(image: Picture) -> Image.Image:

@@ -9,9 +9,9 @@ NAME = "reground-jax"
 
 def cache_folder(chosen: str | os.PathLike[str] | None = None) -> Path:
     """Where converted models, and in `xla` compiled programs, are kept: `chosen`, else
-    $XDG_CACHE_HOME/reground-jax, else ~/.cache/reground-jax.
+    $XDG_CACHE_HOME/reground-jax, else ~/.cache/reground-jax. Creates nothing.
 
-    Raises ValueError where none of them is to be had. Makes nothing.
+    Raises ValueError if there is neither a choice nor a home folder.
     """
     if chosen is not None:
         return expand_home(chosen).absolute()
@@ -42,7 +42,7 @@ def writable_cache(chosen: str | os.PathLike[str] | None = None) -> Path:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{error.strerror}: the cache cannot be there; name another folder with --cache DIR "
+            f"{error.strerror}: the cache cannot be there; choose another folder with --cache DIR "
             "(in Python, cache=) or the environment variable XDG_CACHE_HOME",
             str(folder),
         ) from error
@@ -50,8 +50,8 @@ def writable_cache(chosen: str | os.PathLike[str] | None = None) -> Path:
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """The path with a ~ in front replaced. Raises ValueError where there is no such home."""
+    """The path with a ~ in front replaced. Raises ValueError if there is no such home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{path}: there is no home folder here; give the whole path") from error
+        raise ValueError(f"{path}: no home folder was found; give the full path") from error

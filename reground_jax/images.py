@@ -67,7 +67,7 @@ class Recipe:
                 "use the version of reground-jax that wrote it"
             )
         if missing := [name for name in ("layout", "settings", "seed") if name not in value]:
-            raise ValueError(f"recipe lacks {', '.join(missing)}: the file was edited or cut")
+            raise ValueError(f"recipe lacks {', '.join(missing)}: the file was edited or truncated")
         names = {name: value.get(name) for name in ("checkpoint", "checksum")}
         for name, text in names.items():
             if text is not None and not isinstance(text, str):
@@ -94,7 +94,7 @@ def to_uint8(
     if not finite.all():
         way_out = "check the weights with `reground-jax info MODEL --check`, lower guidance_scale"
         if dtype not in (None, "float32"):
-            way_out += ", or take dtype='float32'"
+            way_out += ", or use dtype='float32'"
         raise ValueError(
             f"image {int(np.argmin(finite)) + 1} of {len(values)} holds NaN or infinity: the "
             f"model's weights do, or its arithmetic overflowed; {way_out}"
@@ -154,7 +154,7 @@ def read_recipe(path: str | Path) -> Recipe:
     try:
         text = read_png_text(Path(path), CHUNK, MAX_TEXT)
     except NotPNG:
-        raise ValueError(f"{path} is no PNG image: give one that reground-jax wrote") from None
+        raise ValueError(f"{path} is not a PNG image: give one that reground-jax wrote") from None
     except OSError as error:
         raise ValueError(f"cannot read image {path}: {error.strerror}") from error
     except ValueError as error:

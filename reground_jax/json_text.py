@@ -34,5 +34,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the name {twice[:40]!r} is there twice")
+        raise ValueError(f"the name {twice[:40]!r} appears twice")
     return found

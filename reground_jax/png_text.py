@@ -44,14 +44,14 @@ def _text_chunks(
 ) -> Iterator[tuple[bytes, bytes]]:
     """Kind and content, behind the keyword, of the chunks that hold a text of this keyword."""
     if file.read(len(SIGNATURE)) != SIGNATURE:
-        raise NotPNG("it is no PNG")
+        raise NotPNG("it is not a PNG")
     start = keyword.encode("latin-1") + b"\0"
     for _ in range(MAX_CHUNKS):
         head = file.read(8)
         length, kind = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
         behind = file.tell() + length + 4
         if not kind or behind > size:
-            raise ValueError("it is cut: its end is missing")
+            raise ValueError("it is truncated: its end is missing")
         if kind == b"IEND":
             return
         if kind in TEXT_KINDS and file.peek(LONGEST_KEYWORD + 1).startswith(start):
@@ -87,5 +87,5 @@ def _inflated(content: bytes, limit: int) -> bytes:
     if len(text) > limit:
         raise ValueError(f"its text is longer than {limit:,} bytes")
     if not stream.eof:
-        raise ValueError("its text is cut")
+        raise ValueError("its text is truncated")
     return text

@@ -22,8 +22,9 @@ def inside_boxes(
     boxes: xyxy fractions of the image. mask: 0 for null tokens, which have no box.
     """
     y, x = ((jnp.arange(n) + 0.5) / n for n in (height, width))
+    y, x = y[None, :, None, None], x[None, None, :, None]
     x0, y0, x1, y1 = jnp.moveaxis(jnp.asarray(boxes), -1, 0)[..., None, None, :]
-    rows = (y[:, None, None] >= y0) & (y[:, None, None] < y1)
-    columns = (x[None, :, None] >= x0) & (x[None, :, None] < x1)
+    rows = (y >= y0) & (y < y1)
+    columns = (x >= x0) & (x < x1)
     real = jnp.asarray(mask)[:, None, None] > 0
     return (rows & columns & real).reshape(-1, height * width, real.shape[-1])

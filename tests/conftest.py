@@ -1,9 +1,11 @@
-"""Every annotation with a shape is checked while the tests run (jaxtyping and beartype)."""
+"""Every annotation with a shape is checked while the tests run (jaxtyping and beartype), and arrays
+of different rank never meet unseen."""
 
 import contextlib
 import gc
 from pathlib import Path
 
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
@@ -11,6 +13,7 @@ import tests.typechecker  # noqa: F401  the hook names it
 from tests.processes import starting
 
 install_import_hook("reground_jax", "tests.typechecker.check")
+jax.config.update("jax_numpy_rank_promotion", "raise")  # broadcasting is written out
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -217,7 +217,7 @@ def test_run_json_is_read_back_equal(tmp_path):
         80, "a" * 64, "model", CHECKSUM,
     )  # fmt: skip
     assert Run.from_json(json.loads(json.dumps(run.to_json()))) == run
-    with pytest.raises(ValueError, match="it is no output of `batch`"):
+    with pytest.raises(ValueError, match="it is not an output of `batch`"):
         read_run(open_store(str(tmp_path)))
 
 

@@ -102,7 +102,7 @@ def test_a_second_process_on_the_same_share_is_refused_and_a_killed_ones_lock_is
     wait_for(first, lambda: finished_units(out) >= 1)
     code, errors = finish(start(stub(0, forty, out)))
     assert code == 2
-    assert f"another process works on this share of this output (process {first.pid}" in errors
+    assert f"another process is working on this share of the output (process {first.pid}" in errors
     code, errors = finish(start(stub(0, forty, out, "--host-index", "1", "--host-count", "2")))
     assert code == 0, errors  # another share's
     first.kill()

@@ -40,7 +40,7 @@ def test_a_line_is_a_layout_with_an_id_and_perhaps_a_seed(line, expected):
         (layout(1, seed=-1), "seed is -1: a seed is an integer from 0 to 4294967295"),
         (layout(1, seed=True), "seed is True"),
         (layout(1, boxes=[[0.5, 0, 0.1, 1]]), "x1 must not be less than x0"),
-        (layout(1, colour="red"), "layout field 'colour' is unknown"),
+        (layout(1, color="red"), "layout field 'color' is unknown"),
         ({"id": True, "prompt": "a cat"}, "id is True: it must be a text or a whole number"),
     ],
 )
@@ -105,7 +105,7 @@ def test_too_many_boxes_and_a_seed_among_several_run_seeds_are_rejected(tmp_path
     generate(source, tmp_path / "out", "--max-boxes", "2", "--seeds", "0", "1")
     assert {row["id"] for row in metadata(tmp_path / "out")} == {"cat-2"}
     reasons = (tmp_path / "out/rejected.jsonl").read_text()
-    assert "more than max_boxes=2" in reasons and "has a seed of its own" in reasons
+    assert "more than max_boxes=2" in reasons and "has its own seed" in reasons
 
 
 def test_an_input_without_layouts_is_an_error(tmp_path, capsys):

@@ -139,7 +139,7 @@ def test_files_of_other_tools_become_images(tmp_path, name):
 # ---- lines of any length
 
 
-def test_a_line_that_is_too_long_is_rejected_and_its_neighbours_are_read(tmp_path, monkeypatch):
+def test_a_line_that_is_too_long_is_rejected_and_its_neighbors_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "LONGEST_LINE", 200)
     long = layout(1, prompt="猫" * 200)
     exact = layout(2, prompt="x")

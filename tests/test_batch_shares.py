@@ -34,7 +34,7 @@ def test_a_lease_is_refused_while_it_is_renewed_and_lapses_without(memory, clock
         clock.now += HEARTBEAT
         first.renew()
     clock.now += LAPSE - 20
-    with pytest.raises(ValueError, match="process 1 on a holds /lease.*ends in 20 s"):
+    with pytest.raises(ValueError, match="process 1 on a holds /lease.*expires in 20 s"):
         second.take()
     clock.now += 20
     second.take()
@@ -111,7 +111,7 @@ def test_single_hosts_with_a_tpu_are_numbered_by_their_job():
 
 def test_a_variable_that_is_no_number_is_named():
     environment = {"JOB_COMPLETION_INDEX": "first", "JOB_COMPLETIONS": "3"}
-    with pytest.raises(ValueError, match="JOB_COMPLETION_INDEX is 'first', which is no number"):
+    with pytest.raises(ValueError, match="JOB_COMPLETION_INDEX is 'first', which is not a number"):
         find_share(None, None, environment)
 
 

@@ -130,7 +130,7 @@ def test_missing_units_are_reported_with_nothing_to_drop(ten, tmp_path, capsys):
     assert code == 1 and found["dropped"] == []
     assert found["units"] == {"found": 2, "expected": 3}
     assert found["problems"] == [
-        {"what": "it is not made yet", "unit": 1, "lines": [5, 8], "damaged": None}
+        {"what": "it has not been made yet", "unit": 1, "lines": [5, 8], "damaged": None}
     ]
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_index_is_found_and_the_next_batch_makes_it_anew(ten, tmp_path
     generate(ten, out)
     flip(out / "index.bin", offset)
     code, found = report(capsys, out)
-    assert code == 1 and "index.bin does not fit its checksum" in found["problems"][0]["what"]
+    assert code == 1 and "index.bin does not match its checksum" in found["problems"][0]["what"]
     assert found["problems"][0]["what"].endswith("run `batch` again")
     assert generate(ten, out) == 0
     assert report(capsys, out)[0] == 0
@@ -186,7 +186,9 @@ def test_an_index_of_another_input_is_found(ten, tmp_path, capsys):
     for name in ("index.json", "index.bin"):
         shutil.copy(tmp_path / "other" / name, out / name)
     code, found = report(capsys, out)
-    assert code == 1 and "is of another input than run.json" in found["problems"][0]["what"]
+    assert (
+        code == 1 and "belongs to a different input than run.json" in found["problems"][0]["what"]
+    )
     assert generate(ten, out) == 0 and report(capsys, out)[0] == 0
 
 
@@ -255,7 +257,7 @@ def test_a_run_description_of_any_content_is_one_sentence(ten, tmp_path, capsys,
     described = json.loads(path.read_text())
     path.write_text(change if isinstance(change, str) else json.dumps(described | change))
     message = refusal(capsys, ten, out)
-    assert f"error: {path}: " in message and "take another --out" in message
+    assert f"error: {path}: " in message and "choose another --out" in message
     assert len(message.splitlines()) == 1
     assert main(["batch-verify", str(out)]) == 2
     assert f"error: {path}: " in capsys.readouterr().err

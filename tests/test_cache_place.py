@@ -78,7 +78,7 @@ def test_an_option_comes_before_xdg_cache_home_and_that_before_the_home(monkeypa
 def test_without_a_home_the_sentence_says_how_to_have_a_cache(no_home):
     with pytest.raises(ValueError, match=f"there is no home folder .*{WAY_OUT}"):
         cache_folder()
-    with pytest.raises(ValueError, match="~/model: there is no home folder here; give the whole"):
+    with pytest.raises(ValueError, match="~/model: no home folder was found; give the full"):
         expand_home("~/model")
     assert cache_folder("/somewhere") == Path("/somewhere")
 

@@ -40,13 +40,13 @@ def has_color(picture: Image.Image, color: str) -> np.ndarray:
     return (np.asarray(picture) == draw._rgb(color)).all(-1)
 
 
-def test_label_colours_are_readable_with_white_text_and_on_white_paper():
+def test_label_colors_are_readable_with_white_text_and_on_white_paper():
     # 4.5 is the WCAG AA limit for normal text
     assert all(contrast(color, "#ffffff") >= 4.5 for color in PALETTE)
     assert len(set(PALETTE)) == len(PALETTE)
 
 
-def test_a_phrase_has_one_colour_and_different_phrases_differ():
+def test_a_phrase_has_one_color_and_different_phrases_differ():
     colors = phrase_colors(["a cat", "a dog", "a cat"])
     assert list(colors) == ["a cat", "a dog"]
     assert colors["a cat"] != colors["a dog"]
@@ -113,7 +113,7 @@ def test_a_small_box_is_drawn_over_a_large_one_whatever_their_order():
         assert has_color(picture, color)[220, 383]
 
 
-def test_phrases_in_the_prompt_take_their_colours_singular_or_plural():
+def test_phrases_in_the_prompt_take_their_colors_singular_or_plural():
     layout = Layout("Three clocks and a cat toy, a cat", ["a clock", "a cat", "a cat toy"],
                     [(0, 0, 1, 1)] * 3)  # fmt: skip
     colors = phrase_colors(layout.phrases)

@@ -198,8 +198,8 @@ def test_a_field_of_a_wrong_kind_or_size_is_refused(folder, file, field, value):
     [
         (b"", "is not JSON: Expecting value"),
         (b'{"a": 1', "is not JSON: Expecting"),
-        (b"[1, 2]", "holds a list, expected an object|is no tokenizer"),
-        (b"7", "holds a int, expected an object|is no tokenizer"),
+        (b"[1, 2]", "holds a list, expected an object|is not a tokenizer"),
+        (b"7", "holds a int, expected an object|is not a tokenizer"),
         (NESTED.encode(), "is not JSON: its brackets are nested too deeply"),
         (b'{"a": ' + b"9" * 100_000 + b"}", "is not JSON: Exceeds the limit"),
         (b'{"a": "\xff"}', "is not JSON: byte 7 is not UTF-8"),
@@ -219,10 +219,10 @@ def test_a_config_that_is_no_json_object_is_named_with_the_reason(folder, file, 
     [
         (b"", "each line should be two tokens"),
         (b"i n\nt h e\n", "each line should be two tokens"),
-        (b"i n\n\xff \xfe\n", "is no merges file .*codec can't decode"),
+        (b"i n\n\xff \xfe\n", "is not a merges file .*codec can't decode"),
         (b"q zz\n", "vocabulary and merges do not fit"),
-        (b"\x1f\x8b", "is no merges file"),
-        (gzip.compress(bytes(2**27)), "is no merges file .*more than 64 MiB"),  # 128 KB of file
+        (b"\x1f\x8b", "is not a merges file"),
+        (gzip.compress(bytes(2**27)), "is not a merges file .*more than 64 MiB"),  # 128 KB of file
     ],
     ids="empty three bytes unknown cut bomb".split(),
 )

@@ -159,16 +159,16 @@ FILES = {
     ),
     "many parts": (lambda: SIGNATURE + chunk(b"abCD", b"") * 1_000_001, "more than 1,000,000"),
     # damage
-    "cut text": (lambda: compressed(b"zTXt", zlib.compress(b"{}" * 999)[:20]), "cut|damaged"),
+    "cut text": (lambda: compressed(b"zTXt", zlib.compress(b"{}" * 999)[:20]), "truncated|damaged"),
     "no zlib": (lambda: compressed(b"zTXt", b"\0" * 20), "its text is damaged"),
     "wrong sum": (lambda: png(chunk(b"tEXt", b"reground\0{}", crc=1)), "text is damaged"),
-    "length beyond": (lambda: SIGNATURE + struct.pack(">I", 2**31) + b"tEXt", "it is cut"),
-    "cut in the pixels": (lambda: whole()[:-40], "it is cut: its end is missing"),
-    "cut in the text": (lambda: whole()[:100], "it is cut"),
-    "signature": (lambda: SIGNATURE, "it is cut"),
-    "nothing": (lambda: b"", "is no PNG image"),
-    "JPEG": (jpeg, "is no PNG image"),
-    "words": (lambda: b"not an image", "is no PNG image"),
+    "length beyond": (lambda: SIGNATURE + struct.pack(">I", 2**31) + b"tEXt", "it is truncated"),
+    "cut in the pixels": (lambda: whole()[:-40], "it is truncated: its end is missing"),
+    "cut in the text": (lambda: whole()[:100], "it is truncated"),
+    "signature": (lambda: SIGNATURE, "it is truncated"),
+    "nothing": (lambda: b"", "is not a PNG image"),
+    "JPEG": (jpeg, "is not a PNG image"),
+    "words": (lambda: b"not an image", "is not a PNG image"),
     # sound, but of a model that is not here
     "animated": (
         lambda: png(

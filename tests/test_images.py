@@ -51,8 +51,8 @@ def test_nan_is_an_error_that_names_the_image():
     images[1, 0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="image 2 of 3 holds NaN or infinity.*--check") as error:
         to_uint8(images, dtype="float32")
-    assert "take dtype" not in str(error.value)  # it is float32 already
-    with pytest.raises(ValueError, match="or take dtype='float32'"):
+    assert "use dtype" not in str(error.value)  # it is float32 already
+    with pytest.raises(ValueError, match="or use dtype='float32'"):
         to_uint8(images, dtype="bfloat16")
     with pytest.raises(ValueError, match="value_range '-1' is unknown"):
         to_uint8(images, value_range="-1")
@@ -119,7 +119,7 @@ def test_files_without_a_recipe_are_clear_errors(tmp_path: Path):
     with pytest.raises(ValueError, match="cannot read image .*absent.png: No such file"):
         read_recipe(tmp_path / "absent.png")
     (tmp_path / "text.png").write_text("not an image")
-    with pytest.raises(ValueError, match="text.png is no PNG image"):
+    with pytest.raises(ValueError, match="text.png is not a PNG image"):
         read_recipe(tmp_path / "text.png")
     save_png(tmp_path / "cut.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     whole = (tmp_path / "cut.png").read_bytes()

@@ -30,6 +30,6 @@ def test_what_is_not_json_is_a_value_error_with_a_reason(text, reason):
 def test_a_name_that_is_there_twice_is_refused_where_it_would_matter():
     text = '{"a": {"b": 1, "b": 2}}'
     assert parse_json(text) == {"a": {"b": 2}}
-    with pytest.raises(ValueError, match="the name 'b' is there twice"):
+    with pytest.raises(ValueError, match="the name 'b' appears twice"):
         parse_json(text, unique=True)
     assert parse_json('{"a": [{"b": 1}, {"b": 2}]}', unique=True) == {"a": [{"b": 1}, {"b": 2}]}

@@ -189,7 +189,7 @@ def test_a_compressed_zip_says_how_to_repack_it(tmp_path):
 def test_the_old_non_zip_form_says_how_to_save_it_again(tmp_path):
     path = tmp_path / "old.pth"
     torch.save({"weight": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"before torch 1\.6 .* torch\.save\(torch\.load\("):
+    with pytest.raises(ValueError, match=r"before torch 1\.6, .* torch\.save\(torch\.load\("):
         load_torch(path)
 
 

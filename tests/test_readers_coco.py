@@ -177,7 +177,7 @@ def test_an_image_without_an_id_is_named_by_its_place(tmp_path, number):
 def test_an_image_that_is_listed_twice_is_read_once_and_two_images_of_one_id_not_at_all(tmp_path):
     layouts, (again,) = read(write(tmp_path, images=[image(1), image(2), image(1)]))
     assert [layout.id for layout in layouts] == ["1", "2"]
-    assert again.reason == "its id is there 2 times: give each image one of its own"
+    assert again.reason == "its id appears 2 times: give each image its own"
     layouts, both = read(write(tmp_path, images=[image(1), image(2), image("1")]))
     assert [layout.id for layout in layouts] == ["2"] and len(both) == 2
 
@@ -186,7 +186,7 @@ def test_an_annotation_that_is_there_twice_rejects_its_image_and_reused_numbers_
     twice = [box(11, 1), box(11, 1), box(12, 2), box(12, 2, bbox=[0, 0, 20, 20])]
     layouts, (rejected,) = read(write(tmp_path, annotations=twice))
     assert [len(layout.boxes) for layout in layouts] == [2]
-    assert rejected.reason == "annotation 11 is there twice: leave one of them out"
+    assert rejected.reason == "annotation 11 appears twice: leave one of them out"
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,9 @@ def test_a_form_is_seen_from_what_is_in_the_file(content, form):
 )
 def test_a_file_of_no_form_is_one_sentence_that_names_those_that_are_read(tmp_path, content, holds):
     path = write(tmp_path / "x.json", content)
-    with pytest.raises(ValueError, match=f"x.json holds {holds}, which is no form") as caught:
+    with pytest.raises(
+        ValueError, match=f"x.json holds {holds}, which is not a known form"
+    ) as caught:
         layouts(path)
     for name in ("one layout per line", "COCO", "NSR-1K", "LLM-grounded", "InstanceDiffusion"):
         assert name in str(caught.value)
@@ -130,7 +132,7 @@ def test_a_file_of_another_form_than_is_given_is_one_sentence(tmp_path):
     path = write(tmp_path / "x.json", {"a": 1})
     for form, reason in (
         ("nsr1k", "NSR-1K file .* holds a JSON dict"),
-        ("instancediffusion", "is no object with caption and annos"),
+        ("instancediffusion", "is not an object with caption and annos"),
     ):
         with pytest.raises(ValueError, match=reason):
             layouts(path, form)
@@ -222,8 +224,8 @@ def test_a_bad_layout_of_instancediffusion_is_rejected_by_field(tmp_path, change
         ("[('a cat', ['0', 0, 1, 1])]\nBackground prompt: x", "its box is ['0', 0, 1, 1]"),
         ("[(5, [0, 0, 9, 9])]\nBackground prompt: x", "phrase 1 of layout '0-0' is 5"),
         ("[('a cat', [600, 0, 9, 9])]\nBackground prompt: x", "it lies outside the image"),
-        ("[1]\nBackground prompt: x", "is no list of ('phrase', [x, y, width, height])"),
-        ("[" * 100_000 + "Background prompt: x", "is no list of"),
+        ("[1]\nBackground prompt: x", "is not a list of ('phrase', [x, y, width, height])"),
+        ("[" * 100_000 + "Background prompt: x", "is not a list of"),
         (" " * 100_000 + "x", "has no 'Background prompt:'"),  # hours of a careless pattern
     ],
 )

@@ -84,7 +84,7 @@ def test_opening_reads_no_array_and_reading_holds_one(tmp_path):
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        (4, r"no checkpoint that is read here, .* its 4 bytes start with"),
+        (4, r"not a checkpoint that is read here .* its 4 bytes start with"),
         (60, r"header alone needs \d+ bytes, 60 found"),
         (-1, r"x\.safetensors is truncated: \d+ bytes expected, \d+ found"),
     ],
@@ -110,7 +110,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}  # two float32 ar
     ("header", "message"),
     [
         (b"{not json", "not JSON"),
-        (b"[1]", "no checkpoint that is read here"),
+        (b"[1]", "not a checkpoint that is read here"),
         ({"x": 3}, "x is described as 3"),
         ({"x": ENTRY | {"shape": [-2]}}, "x is described as"),
         ({"x": ENTRY | {"shape": [3]}}, "x of 12 bytes"),
@@ -146,7 +146,7 @@ def test_shards_read_as_one(tmp_path, ending):
 
 
 def test_an_index_without_a_map_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no index of shards: its weight_map should"):
+    with pytest.raises(ValueError, match="not an index of shards: its weight_map should"):
         open_tensors(write_json(tmp_path / "m.safetensors.index.json", {"metadata": {}}))
 
 
@@ -230,7 +230,7 @@ def test_single_files_are_told_by_their_keys(tmp_path, keys, kind):
 
 
 def test_other_files_are_refused_with_what_they_hold(tmp_path):
-    with pytest.raises(ValueError, match=r"no known kind|known kind: it has 2 arrays \(a, b\.c"):
+    with pytest.raises(ValueError, match=r"known kind of checkpoint: it has 2 arrays \(a, b\.c"):
         detect(save(tmp_path / "x.safetensors"))
     with pytest.raises(ValueError, match="no original GLIGEN checkpoint, .* lacks text_encoder"):
         detect(save(tmp_path / "x.pth", {"model": WEIGHTS, "autoencoder": {}}))
@@ -353,7 +353,9 @@ def test_offline_the_cache_is_taken_or_the_error_names_the_id_and_the_way_out(
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", offline)
     assert resolve("owner/name") == sources.Source("adapter", path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    message = r"'owner/name' is no path here, .*\(no network\).*`hf download owner/name --local-dir"
+    message = (
+        r"'owner/name' is not a local path, .*\(no network\).*`hf download owner/name --local-dir"
+    )
     with pytest.raises(ValueError, match=message) as caught:
         resolve("owner/name")
     assert "\n" not in str(caught.value)

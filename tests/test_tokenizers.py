@@ -194,13 +194,13 @@ def test_bad_tokenizers_are_refused_with_the_way_out(tmp_path, vocabulary):
         build_tokenizer(tmp_path)
     cut = tmp_path / "cut.gz"
     cut.write_bytes(MERGES.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"cut\.gz is no merges file"):
+    with pytest.raises(ValueError, match=r"cut\.gz is not a merges file"):
         build_tokenizer(cut)
     (tmp_path / "text.txt").write_text("three words here")
     with pytest.raises(ValueError, match="each line should be two tokens"):
         build_tokenizer(tmp_path / "text.txt")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
         build_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="has no pad_token '<pad>'"):
         build_tokenizer(MERGES, pad_token="<pad>")

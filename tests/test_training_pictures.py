@@ -170,9 +170,9 @@ def bad_files(folder: Path) -> dict[str, str]:
     os.mkfifo(folder / "pipe.png")
     (folder / "folder.png").mkdir()
     return {
-        "cut.png": "", "cut.jpg": "", "empty.png": "no picture format", "bomb.png": "",
-        "page.jpg": "no picture format", "pipe.png": "no regular file",
-        "folder.png": "no regular file", "gone.png": "does not exist",
+        "cut.png": "", "cut.jpg": "", "empty.png": "its format is not one that Pillow", "bomb.png": "",
+        "page.jpg": "its format is not one that Pillow", "pipe.png": "not a regular file",
+        "folder.png": "not a regular file", "gone.png": "does not exist",
     }  # fmt: skip
 
 

@@ -10,11 +10,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from reground_jax.batch.manifest import Entry
 from reground_jax.batch.unit import Generator, Stopped, UnitError
 
-# One has its turn at the device and one writes what it has made. The others are ready for theirs:
-# the text encoder is behind batches on the device, so that a unit must ask for it two turns ahead.
+# One unit is on the device and one is being written. The others get ready: the text encoder queues
+# behind the batches on the device, so a unit must ask for it two turns ahead.
 WORKERS = 5
 TICK = 0.5  # seconds between two reports of progress
-# So many units that fail one after the other are no lines' fault, but the model's or the machine's.
+# This many failures in a row are not the fault of lines, but of the model or the machine.
 FAILURES = 8
 
 
@@ -28,9 +28,10 @@ def run_units(
 ) -> None:
     """Calls `generate_unit` for each unit, and `on_entry`, in this thread, when one is done.
 
-    Returns early if the generator is stopped: units that have not all batches on the device are
-    dropped. on_failure is told of a unit that could not be made, and the others go on; without it,
-    and at the last of FAILURES in a row, the error is raised. Any other stops all and is raised.
+    Returns early if the generator is stopped: units that do not have all batches on the device yet
+    are dropped. on_failure is called for a unit that could not be made, and the others continue;
+    without it, and at the last of FAILURES in a row, the error is raised. Any other error stops the
+    run and is raised.
     """
     remaining = iter(units)
     failed = 0  # in a row
@@ -67,7 +68,7 @@ def run_units(
 def stopping_on_signals(stop: threading.Event, say: Callable[[str], None]) -> Iterator[list[int]]:
     """The first SIGTERM or SIGINT sets `stop`; a second one has its usual effect.
 
-    Gives the list of signals that came.
+    Yields the list of signals received.
     """
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -15,14 +15,14 @@ class Share:
 
     index: int
     count: int
-    origin: str  # what said so
+    origin: str  # where these come from
 
     def of(self, units: Iterable[int]) -> list[int]:
         return [unit for unit in units if unit % self.count == self.index]
 
 
-# Environments that number their processes: name, index, count. A SLURM_PROCID without a step is
-# that of a batch script, which runs alone.
+# Environments that number their processes: name, index, count. A SLURM_PROCID without a step
+# belongs to a batch script, which runs alone.
 ENVIRONMENTS = (
     ("SLURM", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
     ("Kubernetes", "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
@@ -40,8 +40,8 @@ def find_share(index: int | None, count: int | None, environment: Mapping[str, s
 
     Kubernetes gives an indexed Job's pods their index, but not the number of completions: set
     JOB_COMPLETIONS in the pod's template, or give --host-count. On a TPU slice of several hosts
-    that index does not count: `start_distributed` numbers them, over several slices too, each of
-    which is a Job of its own.
+    that index is ignored: `start_distributed` numbers them, also over several slices, each of which
+    is its own Job.
     """
     if index is None and is_slice(environment):
         if count is not None:
@@ -59,8 +59,8 @@ def find_share(index: int | None, count: int | None, environment: Mapping[str, s
                 break
             if name == "Kubernetes" and index_name in environment:
                 raise ValueError(
-                    f"{index_name} is {environment[index_name]}, but nothing says of how many: "
-                    "give --host-count"
+                    f"{index_name} is {environment[index_name]}, but the number of hosts is not "
+                    "known: give --host-count"
                 )
     if index is None and count is None:
         return Share(0, 1, "alone")
@@ -82,7 +82,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
         return int(environment[name])
     except ValueError:
         raise ValueError(
-            f"{name} is {environment[name]!r}, which is no number: give --host-index and "
+            f"{name} is {environment[name]!r}, which is not a number: give --host-index and "
             "--host-count"
         ) from None
 

@@ -2,7 +2,7 @@
 
 The index is 16 bytes a line: its offset in the file, and 64 bits of its id's hash, 0 for a line
 without a layout. It is kept in the output (`index.json`, with a checksum of `index.bin`), with
-`rejected.jsonl` of what is wrong with the other lines. Hosts that begin at a time write the same.
+`rejected.jsonl` of what is wrong with the other lines. Hosts that start together write the same.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Index:
     offsets: UInt64[np.ndarray, "n"]
     hashes: UInt64[np.ndarray, "n"]  # of ids; 0 where a line has no layout
     bytes: int  # of the input
-    rejected: int  # lines that are not blank and no layouts
+    rejected: int  # lines that are neither blank nor layouts
 
     @property
     def layouts(self) -> int:
@@ -78,8 +78,8 @@ def _read_line(file: Any, begin: int, end: int, row: int, expected: int) -> Line
     line = attempt("", parse_line, file.read(end - begin))
     if not isinstance(line, Line) or hash_of(line.id) != expected:
         raise ValueError(
-            f"line {row + 1} of the input is not what it was when the run began: leave the file "
-            "as it is while `batch` is at work, and run the same command again"
+            f"line {row + 1} of the input has changed since the run began: leave the file "
+            "alone while `batch` is running, then run the same command again"
         )
     return line
 
@@ -104,8 +104,8 @@ def open_source(path: str, form: str | None, captions: str | None) -> Iterator[S
 def load_index(store: Store, source: Source, *, rules: dict[str, Any], strict: bool) -> Index:
     """The index of an input, from the store if one of the same input and rules is there.
 
-    rules: keywords of `check_line`. strict: raise ValueError at the first line that is no layout.
-    Raises ValueError if two lines have one id.
+    rules: keywords of `check_line`. strict: raise ValueError at the first line without a layout.
+    Raises ValueError if two lines have the same id.
     """
     facts = {"sha256": source.sha256, **rules}
     index = _usable_index(store, facts)
@@ -132,7 +132,7 @@ def load_index(store: Store, source: Source, *, rules: dict[str, Any], strict: b
 class StoredIndex:
     """The index of an output. facts: of which input, by which rules.
 
-    checked: whether its checksum fits; outputs that the first versions began have none.
+    checked: whether its checksum matches; outputs started by the first versions have none.
     """
 
     index: Index
@@ -152,7 +152,7 @@ def read_index(store: Store) -> StoredIndex:
     ):
         raise ValueError("index.json is not what `batch` writes")
     if "index_sha256" in found and found["index_sha256"] != hashlib.sha256(content).hexdigest():
-        raise ValueError("index.bin does not fit its checksum in index.json")
+        raise ValueError("index.bin does not match its checksum in index.json")
     if len(content) != 16 * found["lines"]:
         raise ValueError(f"index.bin has {len(content)} bytes for {found['lines']} lines")
     rows = np.frombuffer(content, "<u8").reshape(-1, 2)
@@ -163,7 +163,7 @@ def read_index(store: Store) -> StoredIndex:
 
 
 def _usable_index(store: Store, facts: dict[str, Any]) -> Index | None:
-    """None if there is none yet, or it is damaged, or without a checksum, or of something else."""
+    """None if there is none yet, or if it is damaged, has no checksum or is of something else."""
     try:
         stored = read_index(store)
     except (FileNotFoundError, ValueError):
@@ -176,7 +176,7 @@ def _usable_index(store: Store, facts: dict[str, Any]) -> Index | None:
 
 
 def build_index(source: Source, rejected: Any, *, rules: dict[str, Any], strict: bool) -> Index:
-    """Reads every line once; writes those that are no layouts to the binary file `rejected`."""
+    """Reads every line once; writes those that are not layouts to the binary file `rejected`."""
     offsets, hashes = array("Q"), array("Q")
     position = count = 0
     with io.BufferedReader(open_input(source.lines), CHUNK) as file:
@@ -211,7 +211,7 @@ def _lines(file: io.BufferedReader) -> Iterator[tuple[bytes, int]]:
 
 
 def _hash_of_line(text: bytes, length: int, rules: dict[str, Any]) -> int:
-    """0 for a blank line. Raises ValueError if it is no layout that fits the rules."""
+    """0 for a blank line. Raises ValueError if it is not a layout that fits the rules."""
     if length > LONGEST_LINE:
         raise ValueError(f"the line has {length} bytes, more than the {LONGEST_LINE} that are read")
     line = parse_line(text)
@@ -226,13 +226,13 @@ def check_line(line: Line, *, max_boxes: int, seeds: int) -> None:
     check_max_boxes(line.layout, max_boxes)
     if line.seed is not None and seeds > 1:
         raise ValueError(
-            f"{line.layout.name} has a seed of its own, and the run has {seeds}: remove it, or "
+            f"{line.layout.name} has its own seed, but the run has {seeds}: remove it, or "
             "give one --seeds"
         )
 
 
 def check_duplicates(index: Index, source: Source) -> None:
-    """Raises ValueError that names the lines if two have one id."""
+    """Raises ValueError that names the lines if two have the same id."""
     order = np.argsort(index.hashes, kind="stable")
     ranked = index.hashes[order]
     same = np.flatnonzero((ranked[1:] == ranked[:-1]) & (ranked[1:] != 0))
@@ -247,8 +247,8 @@ def check_duplicates(index: Index, source: Source) -> None:
     if found:
         more = ", ..." if len(same) > len(found) else ""
         raise ValueError(
-            f"ids must be unique, but there are twice: {', '.join(found)}{more}; "
-            "give each layout an id of its own"
+            f"ids must be unique, but these appear twice: {', '.join(found)}{more}; "
+            "give each layout its own id"
         )
 
 

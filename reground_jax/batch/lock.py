@@ -2,7 +2,7 @@
 
 The system drops a file lock when its process ends, however it ends. A lease is an object with the
 time of its last heartbeat; it lapses LAPSE seconds after a kill. It is best effort: two processes
-that look at the same instant may both take it, and then do the same work twice, to the same bytes.
+that look at the same moment may both take it, and then make the same images twice.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from typing import Any
 
 from reground_jax.json_text import parse_json
 
-TRIES, PAUSE = 4, 0.1  # for a file lock: others hold it for a moment, to clean up after a kill
+TRIES, PAUSE = 4, 0.1  # for a file lock: others hold it briefly, to clean up after a kill
 HEARTBEAT = 30.0  # seconds between two signs of life of a lease
-LAPSE = 120.0  # seconds without one after which a lease counts for nothing
+LAPSE = 120.0  # seconds without one after which a lease has lapsed
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def lease(fs: Any, path: str, holder: str) -> Iterator[None]:
 
     def renew() -> None:
         while not over.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):  # a store that is away for a while
+            with contextlib.suppress(OSError):  # the store may be unreachable for a while
                 held.renew()
 
     thread = threading.Thread(target=renew, daemon=True)
@@ -72,25 +72,25 @@ def lease(fs: Any, path: str, holder: str) -> Iterator[None]:
 
 
 class Lease:
-    """An object that says who works on a share, and when they last gave a sign of life."""
+    """An object that says who is working on a share, and when they last gave a sign of life."""
 
     def __init__(self, fs: Any, path: str, holder: str):
         self.fs, self.path, self.holder = fs, path, holder
-        self.token = uuid.uuid4().hex  # process numbers come again, in containers above all
+        self.token = uuid.uuid4().hex  # process ids are reused, above all in containers
 
     def take(self) -> None:
-        """Raises ValueError if another has it."""
+        """Raises ValueError if another process holds it."""
         found = self._found()
         age = time.time() - found["time"] if found else LAPSE
         if found and age < LAPSE:
             raise ValueError(
-                f"{_taken(self.path, found['holder'])}; if it was killed, its lease ends in "
+                f"{_taken(self.path, found['holder'])}; if it was killed, its lease expires in "
                 f"{LAPSE - age:.0f} s"
             )
         self._sign()
 
     def renew(self) -> None:
-        """Does nothing if another has taken it: this process was away for longer than LAPSE."""
+        """Does nothing if another process has taken it: this one was away for longer than LAPSE."""
         if self._is_mine():
             self._sign()
 
@@ -123,6 +123,6 @@ class Lease:
 
 def _taken(path: str, holder: str) -> str:
     return (
-        f"another process works on this share of this output ({holder or 'unknown'} holds {path}): "
-        "wait for it, or give each process a --host-index of its own"
+        f"another process is working on this share of the output ({holder or 'unknown'} holds "
+        f"{path}): wait for it, or give each process its own --host-index"
     )

@@ -2,8 +2,8 @@
 
 A host's manifest is a row of files of at most SEGMENT entries each, because object stores cannot
 append: the last one is written anew (aside, then renamed) with every finished unit, and a process
-never touches those of an earlier one. A line that is no entry, such as a half-written one, counts
-for nothing: its unit is made again.
+never touches those of an earlier one. A line that is not an entry, such as a half-written one, is
+ignored, and its unit is made again.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Entry:
             or {name: type(part) for name, part in value.items()} != kinds
             or value["path"] not in [shard_path(form, value["unit"]) for form in SHARD_FORMATS]
         ):
-            raise ValueError("it is no entry of a manifest")
+            raise ValueError("it is not an entry of a manifest")
         return cls(**value)
 
 
@@ -72,7 +72,7 @@ class Manifest:
 
 
 def read_manifests(store: Store) -> tuple[dict[int, list[Entry]], int]:
-    """All hosts' entries by unit, and the number of lines that are none."""
+    """All hosts' entries by unit, and the number of lines that are not entries."""
     entries: dict[int, list[Entry]] = {}
     damaged = 0
     for name in store.names(FOLDER):
@@ -89,7 +89,7 @@ def read_manifests(store: Store) -> tuple[dict[int, list[Entry]], int]:
 
 
 def finished(store: Store, entries: list[Entry]) -> Entry | None:
-    """The entry that the stored files fit in size, the latest first; None if the unit is not there.
+    """The latest entry whose size the stored files have; None if the unit is not there.
 
     There are several where a unit was made again.
     """

@@ -1,4 +1,4 @@
-"""Contact sheets: the first images of a run with their boxes, to look at while it goes on."""
+"""Contact sheets: the first images of a run with their boxes, to look at while it is running."""
 
 import io
 

@@ -1,6 +1,6 @@
-"""Ray Data as the engine: actors that make units, for clusters that grow, shrink and are mixed.
+"""Ray Data as the engine: actors that make units, for clusters that grow, shrink or mix machines.
 
-`GenerateUnits` is a callable class for `map_batches`, to be put into Ray pipelines of one's own:
+`GenerateUnits` is a callable class for `map_batches`, for your own Ray pipelines:
 
     units = ray.data.from_items([{"unit": unit} for unit in index.units(run.unit_lines)])
     entries = units.map_batches(
@@ -8,7 +8,7 @@
         compute=ray.data.ActorPoolStrategy(size=16),
     )
 
-Ray schedules, and makes the units of a dead actor again; a unit is the same bytes each time.
+Ray does the scheduling, and repeats the units of a dead actor; a unit is the same bytes each time.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def load_sampler(run: Run, work: "Work") -> Sampler:
 
 @dataclass(frozen=True)
 class Work:
-    """What an actor needs to make units of an output that is begun. Every node reads the paths."""
+    """What an actor needs to make units of a started output. Every node must see the paths."""
 
     out: str
     layouts: str
@@ -61,7 +61,7 @@ class Work:
 class GenerateUnits:
     """Batches {"unit": numbers} -> the units' manifest entries, as columns.
 
-    A unit that cannot be made has no entry; Ray shows on the driver what is said of it here.
+    A unit that cannot be made has no entry; its error is printed, which Ray shows on the driver.
     """
 
     def __init__(self, work: Work):
@@ -93,7 +93,7 @@ def run_on_ray(
 ) -> int:
     """Makes units on the cluster that Ray finds, or on this machine; `on_entry` is called here.
 
-    Returns how many were made: those that could not be are left out.
+    Returns how many were made; those that failed are not counted.
     actors: by default one per GPU of the cluster, or one. Raises ValueError without Ray.
     """
     try:

@@ -1,6 +1,6 @@
-"""What a run makes of each layout: `Run`, written to `run.json` when an output is begun.
+"""What a run makes of each layout: `Run`, written to `run.json` when an output is started.
 
-Everything in it fixes the images; who makes them, where and when is in none of it.
+It holds all that determines the images, and nothing of who makes them, where or when.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ FORMAT = 1  # of run.json and of the output; raised when an older reader would m
 class Run:
     """A run: every layout by every wiring, gamma and run seed.
 
-    settings     what is common to all images; its wiring and gamma are not read
+    settings     what is common to all images; its wiring and gamma are ignored
     unit_lines   input lines of one unit of work, which is one output shard
-    batch_size   images per device at a time: it fixes the images' last bits
+    batch_size   images per device at a time: it determines the images' last bits
     input_sha256 checksum of the input, as JSONL
-    checkpoint   name of the model when the output was begun, and the checksum of its arrays
+    checkpoint   name of the model when the output was started, and its checksum
     """
 
     settings: Settings
@@ -79,7 +79,7 @@ class Run:
         ]
 
     def rules(self) -> dict[str, int]:
-        """What makes a line no layout of this run: keywords of `index.check_line`."""
+        """What a layout of this run must fit: keywords of `index.check_line`."""
         return {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds)}
 
     def key(self, line: int, variant: int) -> str:
@@ -97,7 +97,7 @@ class Run:
         if value.get("format") != FORMAT:
             raise ValueError(
                 f"the output has format {value.get('format')!r}, this version reads {FORMAT}: "
-                "use the version of reground-jax that began it"
+                "use the version of reground-jax that started it"
             )
         value = {name: part for name, part in value.items() if name != "format"}
         _check_types(value)
@@ -138,13 +138,13 @@ def seed_of(run_seed: int, line: Line) -> int:
 
 
 def check(store: Store, run: Run) -> None:
-    """Raises ValueError that names every difference from what an output was begun with."""
+    """Raises ValueError that names every difference from what an output was started with."""
     if NAME not in store.names(""):
         return
     if differences := read_run(store).differences(run):
         raise ValueError(
-            f"{store.url} was begun with other settings: {'; '.join(differences)}. "
-            "Give the old ones to go on, or another --out"
+            f"{store.url} was started with different settings: {'; '.join(differences)}. "
+            "Repeat the old ones to resume it, or choose another --out"
         )
 
 
@@ -156,12 +156,12 @@ def begin(store: Store, run: Run) -> Run:
 
 
 def read_run(store: Store) -> Run:
-    """The run that an output was begun with. Raises ValueError."""
+    """The run that an output was started with. Raises ValueError."""
     try:
         content = store.read(NAME)
     except FileNotFoundError as error:
-        raise ValueError(f"{store.url} has no {NAME}: it is no output of `batch`") from error
+        raise ValueError(f"{store.url} has no {NAME}: it is not an output of `batch`") from error
     found = attempt(f"{store.url}/{NAME}", lambda: Run.from_json(parse_json(content)))
     if isinstance(found, Rejected):
-        raise ValueError(f"{found.source}: {found.reason}; if it is damaged, take another --out")
+        raise ValueError(f"{found.source}: {found.reason}; if it is damaged, choose another --out")
     return found

@@ -5,7 +5,7 @@ imagefolder  `images/000000012/` with NAME.png and metadata.jsonl, a line per im
              "settings" are JSON texts
 webdataset   `shards/000000012.tar` with NAME.png and NAME.json
 
-Nothing in a shard tells time, place or machine: a unit that is made twice is the same bytes.
+Nothing in a shard depends on time, place or machine: making a unit again gives identical bytes.
 """
 
 import contextlib

@@ -57,14 +57,14 @@ class Store(Protocol):
         ...
 
     def remove_parts(self) -> None:
-        """Removes what killed processes have left half-written; to be called with the lock."""
+        """Removes what killed processes have left half-written. Call it while holding the lock."""
         ...
 
 
 def open_store(url: str, *, owner: str = "reader") -> Store:
     """The store of a path, or of a URL that fsspec knows (gs://, s3://, memory:// ...).
 
-    owner: who writes, as part of a file name. Of processes that write at a time each has its own.
+    owner: who writes, as part of a file name; each of several processes needs its own.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:

@@ -1,8 +1,8 @@
 """`Generator.generate_unit`: from some lines of the input to a shard of the output.
 
 A unit's lines are cut into batches of `batch_size` per device, in order, with an empty layout where
-a line has none, so that its number alone fixes what is computed together, whatever the number of
-devices. Several threads call `generate_unit` at a time (engine.py): one of them has its turn at the
+a line has none, so that its number alone determines what is computed together, whatever the number
+of devices. Several threads call `generate_unit` at the same time (engine.py): one of them uses the
 device, and keeps one batch enqueued behind the one that runs, while the others read, encode texts,
 encode images and write.
 """
@@ -50,13 +50,13 @@ class Sampler(Protocol):
     rows: int  # layouts of one batch, over all devices
 
     def encode(self, layouts: Sequence[Layout]) -> Any:
-        """What `enqueue` wants of the layouts' texts and boxes. Called by several threads."""
+        """What `enqueue` needs of the layouts' texts and boxes. Called by several threads."""
         ...
 
     def enqueue(
         self, encoded: Any, rows: slice, settings: Settings, seeds: UInt32[np.ndarray, "B"]
     ) -> Images:
-        """Begins a batch, of `rows` of the layouts, and does not wait for it."""
+        """Starts a batch of `rows` of the layouts without waiting for it."""
         ...
 
 
@@ -65,7 +65,7 @@ class Stopped(Exception):
 
 
 class UnitError(ValueError):
-    """A unit could not be made, by the fault of its lines as far as one can tell."""
+    """A unit could not be made, and as far as can be told because of its lines."""
 
 
 class Batch(NamedTuple):
@@ -81,8 +81,8 @@ class Batch(NamedTuple):
 
 @dataclass
 class Meter:
-    """How long the device had nothing to do: from a batch becoming ready, with none behind it, to
-    the next one being enqueued; in seconds."""
+    """How long the device was idle, in seconds: from a batch becoming ready, with none behind it,
+    to the next one being enqueued."""
 
     batches: int = 0
     images: int = 0
@@ -143,8 +143,8 @@ class Generator:
     def generate_unit(self, unit: int) -> Entry:
         """Makes the images of a unit and writes its shard: the same bytes each time.
 
-        Raises Stopped; OSError if the shard cannot be written; what says that the machine is out of
-        memory; and UnitError, which names the unit's lines, for anything else.
+        Raises Stopped; OSError if the shard cannot be written; the error that says so when memory
+        runs out; and UnitError, which names the unit's lines, for anything else.
         """
         if self.stop.is_set():
             raise Stopped
@@ -191,7 +191,7 @@ class Generator:
         self._encoders.shutdown()
 
     def _batches(self, first: int, lines: list[Line | None]) -> Iterator[Batch]:
-        """All variants of all lines; those without a layout are left out by whole batches."""
+        """All variants of all lines; batches without any layout are left out."""
         for variant, (settings, run_seed) in enumerate(self.run.variants()):
             for start in range(0, len(lines), self.sampler.rows):
                 rows = slice(start, start + self.sampler.rows)

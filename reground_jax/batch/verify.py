@@ -1,4 +1,4 @@
-"""Checks an output: every id once for each variant, every image decodes, every checksum fits."""
+"""Checks an output: every id once for each variant, every image decodes, every checksum matches."""
 
 import contextlib
 import hashlib
@@ -23,8 +23,8 @@ from reground_jax.readers import reason_of
 class Problem:
     """What is wrong, and with what; `str` is a sentence.
 
-    damaged: the shard, or another part of the output, that is to be made again. None if it is not
-    there, which the next `batch` mends by itself.
+    damaged: the shard, or another part of the output, that must be made again. None if it is not
+    there, which the next `batch` fixes by itself.
     """
 
     what: str
@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What was found, of what the input asks for. An output without problems is whole."""
+    """What was found of what the input asks for. An output without problems is whole."""
 
     units: int = 0
     images: int = 0
@@ -61,9 +61,9 @@ class Report:
 
 
 def verify(store: Store, *, on_unit: Callable[[int, int], None] | None = None) -> Report:
-    """Reads the whole output. on_unit is told units checked, and of how many.
+    """Reads the whole output. on_unit is called with the number of units checked, and of all.
 
-    Raises ValueError if `store` is no output of `batch`.
+    Raises ValueError if `store` is not an output of `batch`.
     """
     run = read_run(store)
     report = Report()
@@ -81,15 +81,15 @@ def verify(store: Store, *, on_unit: Callable[[int, int], None] | None = None) -
     wanted = {shard_path(run.shards, unit) for unit in units}
     for path in _shards(store):
         if path not in wanted:
-            what = f"{store.url}/{path} is there, but no line of the input asks for it"
+            what = f"{store.url}/{path} exists, but no line of the input asks for it"
             report.problems.append(Problem(what, damaged=path))
     return report
 
 
 def repair(store: Store, problems: list[Problem]) -> list[str]:
-    """Removes what is damaged, so that the next `batch` makes it again; the names of it.
+    """Removes what is damaged, so that the next `batch` makes it again, and returns its names.
 
-    Raises ValueError if a process is at work on the output.
+    Raises ValueError if a process is working on the output.
     """
     names = sorted({problem.damaged for problem in problems if problem.damaged is not None})
     with contextlib.ExitStack() as locks:
@@ -105,13 +105,13 @@ def _index(store: Store, run: Run, report: Report) -> Index | None:
     try:
         stored = read_index(store)
     except FileNotFoundError as error:
-        raise ValueError(f"{store.url} has no whole index: run `batch` again") from error
+        raise ValueError(f"{store.url} has no complete index: run `batch` again") from error
     except ValueError as error:
         what = f"the index in {store.url} is damaged: {error}"
     else:
         if stored.facts == {"sha256": run.input_sha256, **run.rules()}:
             return stored.index
-        what = f"the index in {store.url} is of another input than run.json"
+        what = f"the index in {store.url} belongs to a different input than run.json"
     report.problems.append(Problem(f"{what}; run `batch` again", damaged="index.json"))
     return None
 
@@ -127,7 +127,7 @@ def _check_unit(
     if entry is None:
         path = shard_path(run.shards, unit)
         damaged = path if entries and store.size(path) is not None else None
-        what = "its shard is damaged or gone" if entries else "it is not made yet"
+        what = "its shard is damaged or gone" if entries else "it has not been made yet"
     else:
         damaged = entry.path
         images, what = _check_shard(store, entry, expected)

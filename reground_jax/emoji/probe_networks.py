@@ -140,7 +140,7 @@ def cell_boxes(raw: Float[Array, "B h w 4"]) -> Float[Array, "B h w 4"]:
     """xyxy from log distances of a cell's centre to left, top, right and bottom, in 2 cells."""
     count = raw.shape[1]
     distances = jnp.exp(jnp.clip(raw, -5, 5)) * (2 / count)
-    centers = jnp.asarray(cell_centers(count))
+    centers = jnp.asarray(cell_centers(count))[None]
     return jnp.concatenate([centers - distances[..., :2], centers + distances[..., 2:]], axis=-1)
 
 

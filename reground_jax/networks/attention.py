@@ -99,10 +99,10 @@ def lean(
         def one_block(q):
             # Keys first: XLA's CPU code reduces a leading axis in vectors, the last one by one.
             logits = jnp.einsum("sd,td->st", k, q, preferred_element_type=jnp.float32)
-            weights = jnp.exp(logits - logits.max(0))
+            weights = jnp.exp(logits - logits.max(0, keepdims=True))
             out = jnp.einsum("sd,st->dt", v, weights.astype(v.dtype))
             # Dividing D x T outputs rather than S x T weights: exact, and fewer divisions.
-            return (out / weights.sum(0)).T.astype(v.dtype)
+            return (out / weights.sum(0, keepdims=True)).T.astype(v.dtype)
 
         if count == 1:
             return one_block(q)

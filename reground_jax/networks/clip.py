@@ -71,7 +71,7 @@ class CLIPTextModel(nnx.Module):
 
     def __call__(self, ids: Int[Array, "B S"], *, dtype: DTypeLike = jnp.float32) -> TextEncoding:
         """`ids` with begin, end and padding tokens in place, S at most `max_length`."""
-        x = self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))
+        x = self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))[None]
         x = x.astype(dtype)
         for layer in self.layers:
             x = layer(x)

@@ -19,6 +19,11 @@ def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
     return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
 
 
+def per_channel(values: Float[Array, "C"], x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    """One value per channel, in the rank of `x`: nothing here broadcasts by rank in silence."""
+    return jnp.expand_dims(values, tuple(range(x.ndim - 1)))
+
+
 class Linear(nnx.Module):
     """y = x @ kernel [in, out] + bias [out], over the last axis."""
 
@@ -28,7 +33,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else y + per_channel(self.bias[...].astype(x.dtype), y)
 
 
 class Conv(nnx.Module):
@@ -57,7 +62,7 @@ class Conv(nnx.Module):
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + self.bias[...].astype(x.dtype)
+        return y + per_channel(self.bias[...].astype(x.dtype), y)
 
 
 def normalise(x: Float[Array, "... C"], eps: float) -> Float[Array, "... C"]:
@@ -75,7 +80,8 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         h = normalise(x.astype(jnp.float32), self.eps)
-        return (h * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (per_channel(part[...], x) for part in (self.scale, self.bias))
+        return (h * scale + bias).astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -88,7 +94,8 @@ class GroupNorm(nnx.Module):
         h = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
         h = h - h.mean((1, 3), keepdims=True)
         h = h * jax.lax.rsqrt(jnp.square(h).mean((1, 3), keepdims=True) + self.eps)
-        return (h.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (per_channel(part[...], x) for part in (self.scale, self.bias))
+        return (h.reshape(x.shape) * scale + bias).astype(x.dtype)
 
 
 class Embedding(nnx.Module):

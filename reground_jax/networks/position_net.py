@@ -19,7 +19,8 @@ def fourier_features(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 64"]:
     radian at the highest one.
     """
     frequencies = 100.0 ** (jnp.arange(NUM_FREQUENCIES, dtype=jnp.float32) / NUM_FREQUENCIES)
-    angles = boxes.astype(jnp.float32)[..., None, :] * frequencies[:, None]  # [..., 8, 4]
+    edges = boxes.astype(jnp.float32)[..., None, :]
+    angles = edges * jnp.expand_dims(frequencies, (*range(edges.ndim - 2), -1))  # [..., 8, 4]
     waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-2)  # [..., 8, 2, 4]
     return waves.reshape(*boxes.shape[:-1], FOURIER_WIDTH)
 

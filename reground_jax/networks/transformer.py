@@ -15,7 +15,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from reground_jax.networks.attention import Attend
-from reground_jax.networks.layers import FeedForward, GroupNorm, LayerNorm, Linear, normalise
+from reground_jax.networks.layers import (
+    FeedForward,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    normalise,
+    per_channel,
+)
 from reground_jax.settings import WIRINGS, Wiring, check_name
 from reground_jax.short_repr import short_repr
 
@@ -258,7 +265,8 @@ def project_both(
     """The fuser's q, k, v and cross-attention's q of `x`, by one matrix product."""
     if packed is None:
         return None, None
-    both = normalise(x, LAYER_NORM_EPS) @ packed.kernel + packed.bias
+    both = normalise(x, LAYER_NORM_EPS) @ packed.kernel
+    both = both + per_channel(packed.bias, both)
     return both[..., : -x.shape[-1]], both[..., -x.shape[-1] :]
 
 

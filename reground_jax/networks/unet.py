@@ -64,7 +64,7 @@ class TimeEmbedding(nnx.Module):
     def __call__(self, timesteps: Float[ArrayLike, "M"]) -> Float[Array, "M W"]:
         half = self.linear_1.kernel.shape[0] // 2
         frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-        angles = jnp.asarray(timesteps, jnp.float32)[:, None] * frequencies
+        angles = jnp.asarray(timesteps, jnp.float32)[:, None] * frequencies[None]
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         return self.linear_2(jax.nn.silu(self.linear_1(waves)))
 

@@ -1,8 +1,8 @@
-"""Readers: files in the forms that people have -> `Layout`, or `Rejected` with the reason.
+"""Readers: files in common formats -> `Layout`, or `Rejected` with the reason.
 
-One file per form. A reader yields one value per entry and never drops one silently; what to do with
-a rejected entry (stop, count, print) is the caller's choice. A file that is not of the form at all
-is a ValueError.
+One file per format. A reader yields one value per entry and never drops one silently; what to do
+with a rejected entry (stop, count, print) is the caller's choice. A file of another format is a
+ValueError.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Rejected:
-    """An entry of a file that is no valid layout: which one, and one sentence why."""
+    """An entry of a file that is not a valid layout: which one, and one sentence why."""
 
     source: str
     reason: str
@@ -34,9 +34,9 @@ def attempt(
 ) -> Result | Rejected:
     """What `read` makes of one entry, or a Rejected whatever it raises.
 
-    Every reader reads its entries through this: nobody foresees all that files of millions of
-    entries hold, and one entry must not cost the others. Being out of memory is not the entry's
-    fault and is raised.
+    Every reader reads its entries through this: nobody can foresee all that files of millions of
+    entries hold, and a bad entry must not cost the others. Running out of memory is not the entry's
+    fault, and is raised.
     """
     try:
         return read(*args, **options)

@@ -30,7 +30,7 @@ class Annotated:
     annotated_size  (width, height) that the annotations give, if they do: it tells whether they
            are of the picture as stored, or of the picture turned as its camera was held
 
-    Raises ValueError for a caption that is no text.
+    Raises ValueError for a caption that is not a text.
     """
 
     path: Path

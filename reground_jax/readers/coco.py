@@ -88,13 +88,13 @@ class _Split:
             yield f"{self.path}, image {name or f'number {number}'}", image
 
     def id_of(self, image: Any) -> str:
-        """Raises ValueError if the image is no object with an id of its own."""
+        """Raises ValueError if the image is not an object with its own id."""
         name = id_text(_record(image).get("id"))
         if name is None:
             raise ValueError(f"its id is {shown(image.get('id'))}: it must be a whole number")
         same = self.same[name]
         if len(same) > 1 and not (image is same[0] and all(other == image for other in same)):
-            raise ValueError(f"its id is there {len(same)} times: give each image one of its own")
+            raise ValueError(f"its id appears {len(same)} times: give each image its own")
         return name
 
     def captions_of(self, name: str) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class _Split:
             number = id_text(thing.get("id"))
             if number is not None and seen.setdefault(number, thing) is not thing:
                 if seen[number] == thing:
-                    raise ValueError(f"{_called(thing)} is there twice: leave one of them out")
+                    raise ValueError(f"{_called(thing)} appears twice: leave one of them out")
             try:
                 phrases.append(phrase(self._category(thing)))
                 boxes.append(fractions(thing.get("bbox"), size))
@@ -240,7 +240,7 @@ def _layout(split: _Split, image: Any) -> Layout:
     name = split.id_of(image)
     captions = split.captions_of(name)
     if not captions:
-        raise ValueError("the image has no caption: is the captions file another split's?")
+        raise ValueError("the image has no caption: is the captions file from another split?")
     whole = split.grounding_of(image, name)
     boxes = [crop_box(box, (image["width"], image["height"])) for box in whole.boxes]
     kept = largest(boxes, MAX_BOXES)

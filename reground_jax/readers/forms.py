@@ -69,7 +69,7 @@ def form_of(content: Any, path: str) -> str:
     else:
         holds = "an empty list" if content == [] else f"a JSON {type(content).__name__}"
     raise ValueError(
-        f"{path} holds {holds}, which is no form of layouts that is read: one layout per line "
+        f"{path} holds {holds}, which is not a known form of layouts: give one layout per line "
         "(name that file *.jsonl), COCO's instances (with --captions), NSR-1K's and LayoutGPT's "
         "lists, LLM-grounded diffusion's cache, InstanceDiffusion's demos"
     )

@@ -26,7 +26,7 @@ def instancediffusion_layouts(content: Any, path: str | Path) -> Iterator[Layout
     Raises ValueError if the content is not of this form.
     """
     if not is_instancediffusion(content):
-        raise ValueError(f"InstanceDiffusion file {path} is no object with caption and annos")
+        raise ValueError(f"InstanceDiffusion file {path} is not an object with caption and annos")
     yield attempt(f"{path}, its layout", _layout, content, Path(path).stem)
 
 

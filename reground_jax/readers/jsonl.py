@@ -20,7 +20,7 @@ FIELDS = {"image", "caption", "phrases", "boxes", "box_format"}
 
 
 def read_jsonl(path: str | Path) -> Iterator[Annotated | Rejected]:
-    """The entries of a file, in its order; a line that is no entry is a Rejected.
+    """The entries of a file, in its order; a line that is not an entry is a Rejected.
 
     Raises ValueError if the file cannot be read.
     """

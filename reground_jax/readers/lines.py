@@ -1,9 +1,9 @@
-"""One layout a line: JSONL, the form that streams, and every other form written as such lines.
+"""One layout per line: JSONL, the form that streams, and every other form written as such lines.
 
     {"id": "a7", "prompt": "a cat", "phrases": ["a cat"], "boxes": [[0.1, 0.2, 0.5, 0.9]]}
 
-"id" and "prompt" must be there; phrases, boxes, negative_prompt, box_format ("xyxy" or "xywh") and
-seed (0..2**32-1) may be. A whole number as id is taken as its text. Lines end with a line feed.
+"id" and "prompt" are required; phrases, boxes, negative_prompt, box_format ("xyxy" or "xywh") and
+seed (0..2**32-1) are optional. An id may also be a whole number. Lines end with a line feed.
 """
 
 import json
@@ -40,7 +40,7 @@ def parse_line(text: bytes) -> Line | None:
     if isinstance(value, dict) and set(value) == {"rejected"}:
         raise ValueError(str(value["rejected"]))  # a reader of another form has given the reason
     if not isinstance(value, dict) or value.get("id") in (None, ""):
-        raise ValueError(f'{shown(value)} has no "id": give each layout one of its own')
+        raise ValueError(f'{shown(value)} has no "id": give each layout its own')
     if (name := id_text(value["id"])) is None:
         raise ValueError(f"id is {shown(value['id'])}: it must be a text or a whole number")
     given = value.pop("seed", None)
@@ -53,8 +53,8 @@ def parse_line(text: bytes) -> Line | None:
 def as_lines(entries: Iterable[Layout | Rejected], path: str) -> Iterator[str]:
     """Lines that `parse_line` reads back, a rejected entry with its reason.
 
-    path: of the file that the entries are from. It is in no line, so that a run goes on with a file
-    that has been moved.
+    path: of the file that the entries are from. It is left out of the lines, so that a run can
+    resume after the file has been moved.
     """
     for entry in entries:
         value: dict[str, Any]

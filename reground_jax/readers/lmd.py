@@ -28,7 +28,7 @@ BACKGROUND, NEGATIVE = "Background prompt:", "Negative prompt:"
 def read_lmd(path: str | Path) -> Iterator[Layout | Rejected]:
     """The layouts of a file in its order: ids "3-0" are the fourth prompt's first answer.
 
-    Raises ValueError if the file is not of this form; an answer that is no layout is a Rejected.
+    Raises ValueError if the file is not of this form; an answer that is not a layout is a Rejected.
     """
     yield from lmd_layouts(read_json(path, "LMD"), path)
 
@@ -78,5 +78,6 @@ def _pairs(text: str) -> list[tuple[Any, Any]]:
         return [(phrase, box) for phrase, box in ast.literal_eval(text)]
     # MemoryError is Python's parser at brackets that are nested too deeply.
     except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
-        raise ValueError(f"{shown(text)} is no list of ('phrase', [x, y, width, height])") from None
+        form = "('phrase', [x, y, width, height])"
+        raise ValueError(f"{shown(text)} is not a list of {form}") from None
     return pairs

@@ -20,7 +20,7 @@ from reground_jax.wording import shown
 def read_nsr1k(path: str | Path) -> Iterator[Layout | Rejected]:
     """The layouts of one file, in its order: ids "38699" (ground truth) or "38699-1" (GPT-4).
 
-    Raises ValueError if the file is not a JSON list; an entry that is no layout is a Rejected.
+    Raises ValueError if the file is not a JSON list; an entry that is not a layout is a Rejected.
     """
     yield from nsr1k_layouts(read_json(path, "NSR-1K"), path)
 

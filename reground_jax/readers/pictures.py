@@ -1,4 +1,4 @@
-"""Picture files as upright RGB, whatever form they are stored in; nothing is decided in silence.
+"""Picture files as upright RGB, whatever form they are stored in; nothing is decided silently.
 
 Pillow alone would ignore how the camera was held, clip 16 bits to white, and show whatever colors
 lie below transparent pixels.
@@ -23,7 +23,7 @@ def read_picture(path: Path, annotated_size: tuple[int, int] | None = None) -> I
     an animation the first frame is taken. Raises ValueError that names the file.
     """
     if not path.is_file():  # a pipe or device would keep its reader waiting
-        kind = "is no regular file" if path.exists() else "does not exist"
+        kind = "is not a regular file" if path.exists() else "does not exist"
         raise ValueError(f"cannot read picture {path}: it {kind}")
     try:
         with Image.open(path) as file:
@@ -38,7 +38,7 @@ def read_picture(path: Path, annotated_size: tuple[int, int] | None = None) -> I
 
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "it is in no picture format that Pillow knows"
+        return "its format is not one that Pillow knows"
     return str(error) or type(error).__name__
 
 
@@ -46,7 +46,7 @@ def _upright(image: Image.Image, annotated_size: tuple[int, int] | None) -> Imag
     """Turned as the camera was held, unless the annotations are of the picture as stored."""
     try:
         turned = ImageOps.exif_transpose(image)
-    except Exception:  # damaged metadata, which say nothing then
+    except Exception:  # damaged metadata count as none
         return image
     if annotated_size is not None:
         wide = _is_wide(annotated_size)

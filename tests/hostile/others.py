@@ -42,7 +42,7 @@ def _socket(path: Path) -> None:
 
 
 WEB = "is a web page"
-SHARDS = "is no index of shards"
+SHARDS = "is not an index of shards"
 FILES = {
     "empty.ckpt": (b"", r"is empty \(0 bytes\)"),
     "zeros.safetensors": (bytes(4096), "an unfinished download"),
@@ -55,9 +55,9 @@ FILES = {
     "page-lower.bin": (b"<html>not found</html>", WEB),
     "page-blanks.bin": (b"\n" * 100 + HTML, WEB),
     "denied.bin": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', WEB),
-    "text.ckpt": (b"Entry not found", "no checkpoint that is read here"),
-    "escape.ckpt": (b"\x1b[2J\x1b]0;", "no checkpoint that is read here"),
-    "random.ckpt": (b"\xde\xad\xbe\xef" * 100, "no checkpoint that is read here"),
+    "text.ckpt": (b"Entry not found", "not a checkpoint that is read here"),
+    "escape.ckpt": (b"\x1b[2J\x1b]0;", "not a checkpoint that is read here"),
+    "random.ckpt": (b"\xde\xad\xbe\xef" * 100, "not a checkpoint that is read here"),
     "gguf.ckpt": (b"GGUF\x03\0\0\0" + bytes(100), "is GGUF"),
     "keras.ckpt": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is HDF5"),
     "onnx.ckpt": (b"\x08\x07\x12\x07pytorch" + bytes(100), "is ONNX"),
@@ -76,10 +76,10 @@ FILES = {
     "pickle.ckpt": (pickle.dumps({"a": 1}, 2), "is a bare pickle"),
     "pickle-4.ckpt": (pickle.dumps({"a": 1}, 4), "is a bare pickle"),
     "config.json": (b'{"_class_name": "UNet2DConditionModel"}', SHARDS),
-    "list.json": (b"[1, 2]", "no checkpoint that is read here"),
+    "list.json": (b"[1, 2]", "not a checkpoint that is read here"),
     "cut.json": (b'{"weight_map": {', "is not JSON"),
     "deep.json": (b'{"weight_map": ' + b"[" * 100_000, "not JSON: its brackets are nested"),
-    "twice.json": (b'{"weight_map": {"a": "x", "a": "y"}}', "the name 'a' is there twice"),
+    "twice.json": (b'{"weight_map": {"a": "x", "a": "y"}}', "the name 'a' appears twice"),
     "latin.json": (b'{"weight_map": "\xe9"}', "is not JSON: byte 16 is not UTF-8"),
     "map-list.json": (index(["a"]), SHARDS),
     "map-numbers.json": (index({"a": 1}), SHARDS),

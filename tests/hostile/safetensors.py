@@ -20,7 +20,7 @@ def raw(old: bytes, new: bytes) -> bytes:
 
 CORRUPT = "corrupt safetensors header"
 DESCRIBED = CORRUPT + r" \(x is described as"
-NO_FILE = "no safetensors file: its first 8 bytes"
+NO_FILE = "not a safetensors file: its first 8 bytes"
 FILES = {
     "good": (safetensors(TEXT), READS),
     # the length of the header
@@ -53,8 +53,8 @@ FILES = {
     "more": (safetensors(TEXT + b"}"), "not JSON"),
     "latin-1": (safetensors(TEXT.replace(b"x", b"\xe9")), "not JSON: byte 2 is not UTF-8"),
     "control": (safetensors(TEXT.replace(b"x", b"\n")), "not JSON"),
-    "twice": (safetensors(TEXT[:-1] + b"," + TEXT[1:]), "the name 'x' is there twice"),
-    "field-twice": (raw(b'"shape"', b'"shape":[9],"shape"'), "the name 'shape' is there twice"),
+    "twice": (safetensors(TEXT[:-1] + b"," + TEXT[1:]), "the name 'x' appears twice"),
+    "field-twice": (raw(b'"shape"', b'"shape":[9],"shape"'), "the name 'shape' appears twice"),
     "blanks-after": (safetensors(TEXT + b" " * 10), READS),
     # what it describes
     "number": (safetensors({"x": 3}), DESCRIBED),

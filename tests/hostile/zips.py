@@ -150,7 +150,7 @@ FILES = {
     "wide-beyond": (wide_entry(1, 2**63), DAMAGED),
     "wide-size": (wide_entry(2**63, DIRECTORY - 40), DAMAGED),
     "wide-2-to-64": (wide_entry(2**64 - 1, 2**64 - 1), DAMAGED),
-    "no-header": (patched((header_of(PICKLE), b"XXXX")), "no checkpoint that is read here"),
+    "no-header": (patched((header_of(PICKLE), b"XXXX")), "not a checkpoint that is read here"),
     "no-header-order": (patched((header_of(ORDER), b"XXXX")), "zip header of x/byteorder"),
     "no-header-storage": (patched((header_of(ZERO), b"XXXX")), "zip header of x/data/0"),
     "long-header-name": (patched((header_of(PICKLE) + 26, short(65535))), "zip header of x/data.p"),

@@ -32,7 +32,7 @@ def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
     if not given(schedule.skip_prk_steps, False):
         raise ValueError(
             "the checkpoint's scheduler asks for Runge-Kutta warm-up steps (skip_prk_steps is not "
-            "true), which pndm has not: use solver='plms' or another one"
+            "true), which pndm does not have: use solver='plms' or another one"
         )
     timesteps = spaced_timesteps(
         num_steps,
