@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from reground_jax import draw
+from reground_jax.boxes import overlap
 from reground_jax.draw import PALETTE, comparison_grid, draw_boxes, draw_layout, phrase_colors
 from reground_jax.layout import Layout
 
@@ -92,7 +93,7 @@ def test_labels_stay_inside_the_picture_and_off_one_another():
     for box in boxes:
         tag = draw._tag_place(box, "a label", font, size, taken)
         assert 0 <= tag[0] < tag[2] < 512 and 0 <= tag[1] < tag[3] < 512
-        assert not any(draw._overlap(tag, other) for other in taken)
+        assert not any(overlap(tag, other) for other in taken)
         taken.append(tag)
 
 
@@ -100,7 +101,7 @@ def test_labels_of_equal_boxes_do_not_cover_one_another():
     taken: list = []
     for _ in range(4):  # four corners inside the box have room for four labels
         tag = draw._tag_place((100, 100, 400, 400), "a label", draw._font(17), (512, 512), taken)
-        assert not any(draw._overlap(tag, other) for other in taken)
+        assert not any(overlap(tag, other) for other in taken)
         taken.append(tag)
 
 

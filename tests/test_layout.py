@@ -150,7 +150,9 @@ def test_an_unreadable_layout_file_is_named(tmp_path: Path):
         Layout.load(broken)
 
 
-@pytest.mark.parametrize("name", ["layout", "settings", "readers/__init__", "readers/nsr1k"])
+@pytest.mark.parametrize(
+    "name", ["layout", "settings", "fields", "readers/__init__", "readers/nsr1k"]
+)
 def test_request_modules_import_nothing_heavy(name: str):
     tree = ast.parse((ROOT / f"reground_jax/{name}.py").read_text())
     imported = {
@@ -162,7 +164,7 @@ def test_request_modules_import_nothing_heavy(name: str):
     roots = {module.split(".")[0] for module in imported}
     assert not roots & {"jax", "flax", "numpy", "PIL", "jaxtyping"}
     ours = {module for module in imported if module.startswith("reground_jax")}
-    light = ("json_text", "layout", "readers", "settings", "wording")
+    light = ("fields", "json_text", "layout", "readers", "settings", "wording")
     assert ours <= {f"reground_jax.{name}" for name in light}
 
 
