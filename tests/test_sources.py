@@ -232,7 +232,9 @@ def test_single_files_are_told_by_their_keys(tmp_path, keys, kind):
 def test_other_files_are_refused_with_what_they_hold(tmp_path):
     with pytest.raises(ValueError, match=r"known kind of checkpoint: it has 2 arrays \(a, b\.c"):
         detect(save(tmp_path / "x.safetensors"))
-    with pytest.raises(ValueError, match="no original GLIGEN checkpoint, .* lacks text_encoder"):
+    with pytest.raises(
+        ValueError, match="not an original GLIGEN checkpoint, .* lacks text_encoder"
+    ):
         detect(save(tmp_path / "x.pth", {"model": WEIGHTS, "autoencoder": {}}))
 
 

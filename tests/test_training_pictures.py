@@ -170,8 +170,8 @@ def bad_files(folder: Path) -> dict[str, str]:
     os.mkfifo(folder / "pipe.png")
     (folder / "folder.png").mkdir()
     return {
-        "cut.png": "", "cut.jpg": "", "empty.png": "its format is not one that Pillow", "bomb.png": "",
-        "page.jpg": "its format is not one that Pillow", "pipe.png": "not a regular file",
+        "cut.png": "", "cut.jpg": "", "empty.png": "not one that Pillow knows", "bomb.png": "",
+        "page.jpg": "not one that Pillow knows", "pipe.png": "not a regular file",
         "folder.png": "not a regular file", "gone.png": "does not exist",
     }  # fmt: skip
 
