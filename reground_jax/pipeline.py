@@ -38,6 +38,7 @@ from reground_jax.images import to_uint8
 from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.model import Model, Params, network, nonfinite_arrays, read_model
 from reground_jax.networks.attention import Backend, attention_for, check_backend
+from reground_jax.networks.transformer import reads_grounding
 from reground_jax.networks.unet import Prepared, UNet
 from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.sampling.loop import (
@@ -530,7 +531,7 @@ class Pipeline:
         return nnx.merge(network(self.config, "unet")[0], self.params["unet"])
 
     def _check_grounded(self, wiring: Wiring) -> None:
-        if not self.config.unet.grounded and wiring != "no_grounding":
+        if not self.config.unet.grounded and reads_grounding(wiring):
             raise ValueError(
                 "this is a plain Stable Diffusion checkpoint: it has no fusers, so boxes would be "
                 "ignored; convert it with a GLIGEN adapter, or use wiring='no_grounding'"

@@ -15,6 +15,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from reground_jax.config import UNetConfig
 from reground_jax.networks.attention import Attend
+from reground_jax.networks.attention_blocks import add, repeat_to
+from reground_jax.networks.fusers import Packed
 from reground_jax.networks.layers import (
     Conv,
     Downsample,
@@ -24,11 +26,12 @@ from reground_jax.networks.layers import (
     Upsample,
 )
 from reground_jax.networks.position_net import PositionNet
-from reground_jax.networks.transformer import BlockContext, Packed, SpatialTransformer, repeat_to
+from reground_jax.networks.transformer import BlockContext, TransformerBlock, reads_grounding
 from reground_jax.settings import Wiring
 from reground_jax.short_repr import short_repr
 
 RESNET_EPS = 1e-5
+SPATIAL_NORM_EPS = 1e-6
 
 
 class Grounding(NamedTuple):
@@ -46,7 +49,7 @@ class Prepared(NamedTuple):
 
     blocks: tuple[BlockContext, ...]  # of each transformer block in order of execution, batch k * B
     time: tuple[Float[Array, "M C"], ...]  # of each resnet in order, a row per time step, float32
-    packed: tuple[Packed | None, ...]  # of each transformer block; None but in the parallel wiring
+    packed: tuple[Packed | None, ...]  # of each transformer block; None where a wiring has none
 
     __repr__ = short_repr
 
@@ -67,6 +70,46 @@ class TimeEmbedding(nnx.Module):
         angles = jnp.asarray(timesteps, jnp.float32)[:, None] * frequencies
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
         return self.linear_2(jax.nn.silu(self.linear_1(waves)))
+
+
+class SpatialTransformer(nnx.Module):
+    """A transformer block over the pixels of a feature map, as a residual.
+
+    SD1.x stores proj_in and proj_out as 1x1 convolutions, SD2.x as linear layers: with channels
+    last these are the same thing.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        text_width: int,
+        *,
+        num_heads: int,
+        groups: int,
+        grounded: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = GroupNorm(channels, groups=groups, eps=SPATIAL_NORM_EPS, rngs=rngs)
+        self.proj_in = Linear(channels, channels, rngs=rngs)
+        self.block = TransformerBlock(
+            channels, text_width, num_heads=num_heads, grounded=grounded, rngs=rngs
+        )
+        self.proj_out = Linear(channels, channels, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "A H W C"],
+        context: BlockContext,
+        packed: Packed | None = None,
+        *,
+        gate: Float[Array, ""] | None,
+        wiring: Wiring,
+        attend: Attend,
+    ) -> Float[Array, "B H W C"]:
+        _, height, width, channels = x.shape
+        h = self.proj_in(self.norm(x)).reshape(x.shape[0], height * width, channels)
+        h = self.block(h, context, packed, gate=gate, wiring=wiring, attend=attend)
+        return add(x, self.proj_out(h).reshape(h.shape[0], height, width, channels))
 
 
 class Level(nnx.Module):
@@ -206,12 +249,12 @@ class UNet(nnx.Module):
     ) -> Prepared:
         """Everything that no step changes, in the dtype of `text`.
 
-        B counts every branch of guidance. `grounding` may be None under `no_grounding` and for a
-        U-Net without fusers. pack: let both branches of the parallel wiring share one matrix
-        product (`Packed`), where wide products are fast.
+        B counts every branch of guidance. `grounding` may be None under a wiring that reads none
+        and for a U-Net without fusers. pack: let branches that read the same features share one
+        matrix product (`Packed`), where wide products are fast.
         """
         tokens = None
-        if wiring != "no_grounding" and grounding is not None and self.position_net is not None:
+        if reads_grounding(wiring) and grounding is not None and self.position_net is not None:
             phrases = grounding.phrases.astype(text.dtype)
             tokens = self.position_net(grounding.boxes, phrases, grounding.mask)
         blocks = [attention.block for level in self.levels() for attention in level.attentions]
@@ -219,8 +262,7 @@ class UNet(nnx.Module):
             blocks=tuple(block.context(text, tokens, wiring=wiring) for block in blocks),
             time=self.time_table(timesteps),
             packed=tuple(
-                block.pack(text.dtype) if pack and wiring == "parallel" else None
-                for block in blocks
+                block.pack(text.dtype, wiring=wiring) if pack else None for block in blocks
             ),
         )
 
