@@ -141,7 +141,7 @@ class Pipeline:
         return cls(
             config=model.config,
             params=params,
-            texts=Texts(model.tokenizer_json, model.config.tokenizer),
+            texts=Texts(model.tokenizer_json, model.config.text_encoder.tokenizer),
             dtype=dtype,
             devices=chosen,
             attention=attention,
@@ -323,7 +323,7 @@ class Pipeline:
         batch_size: int | None,
     ) -> None:
         """Raises ValueError for whatever this model cannot do with these arguments."""
-        if self.config.unet.is_inpainting:
+        if self.config.unet.inpainting:
             raise ValueError(
                 "this is an inpainting checkpoint (9-channel U-Net), which needs an image to fill: "
                 "use a text-box generation checkpoint, or reground_jax.sampling.loop.advance with "
@@ -531,7 +531,7 @@ class Pipeline:
         return nnx.merge(network(self.config, "unet")[0], self.params["unet"])
 
     def _check_grounded(self, wiring: Wiring) -> None:
-        if not self.config.unet.grounded and reads_grounding(wiring):
+        if self.config.unet.grounding is None and reads_grounding(wiring):
             raise ValueError(
                 "this is a plain Stable Diffusion checkpoint: it has no fusers, so boxes would be "
                 "ignored; convert it with a GLIGEN adapter, or use wiring='no_grounding'"

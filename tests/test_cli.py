@@ -24,7 +24,6 @@ from reground_jax.draw import comparison_grid
 from reground_jax.images import read_recipe, save_png
 from reground_jax.layout import Layout
 from reground_jax.model import (
-    count_parameters,
     random_params,
     read_description,
     read_model,
@@ -361,15 +360,15 @@ def compiled():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grounded": False}, "this is a plain Stable Diffusion checkpoint"),
-        ({"in_channels": 9}, "this is an inpainting checkpoint"),
+        ({"grounding": None}, "this is a plain Stable Diffusion checkpoint"),
+        ({"in_channels": 9, "inpainting": True}, "this is an inpainting checkpoint"),
     ],
 )
 def test_models_without_boxes_are_refused_before_compiling(
     changes, message, tiny_model_dir, tmp_path, capsys, compiled
 ):
     model = read_model(tiny_model_dir)
-    config = tiny_config(model.config.tokenizer, **changes)
+    config = tiny_config(model.config.text_encoder.tokenizer, **changes)
     write_model(tmp_path / "m", config, random_params(config, 0), model.tokenizer_json, {})
     assert message in one_error(capsys, ["generate", PROMPT, *BEAR, "--model", str(tmp_path / "m")])
     assert compiled == []
@@ -435,7 +434,7 @@ def test_info_says_what_a_model_is(tiny_model_dir, capsys, compiled):
     assert capsys.readouterr().out == shown
     model = read_model(tiny_model_dir)
     assert model.info["checksum"] in shown and "float32" in shown and "images of 64x64" in shown
-    assert f"{count_parameters(model.params):,} parameters" in shown
+    assert f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters" in shown
     assert "4 pairs" in shown  # a fuser on the way down, one in the middle, two on the way up
     fuser = model.params["unet"]["down_blocks"][0]["attentions"][0]["block"]["fuser"]
     gates = [f"{np.tanh(fuser[name]):+.4f}" for name in ("alpha_attn", "alpha_dense")]

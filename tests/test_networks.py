@@ -14,9 +14,8 @@ from reground_jax.config import ModelConfig, UNetConfig
 from reground_jax.model import network
 from reground_jax.networks import transformer
 from reground_jax.networks.attention import attention_for
-from reground_jax.networks.position_net import fourier_features
+from reground_jax.networks.grounding.text import Grounding, fourier_features
 from reground_jax.networks.transformer import packs, reads_grounding, reads_text
-from reground_jax.networks.unet import Grounding
 from reground_jax.settings import WIRINGS
 from tests import reference
 from tests.models import converted, module
@@ -112,7 +111,7 @@ def _swap_value_and_gate(block):
 def test_a_mutation_of_one_block_is_noticed(mutate):
     model, theirs, _ = converted("sd1")
     unet, call = module(model, "unet"), Call(theirs.unet)
-    mutate(unet.mid_block.attentions[0].block)
+    mutate(unet.mid_block.attentions[0].blocks[0])
     assert relative_error(call.ours(unet, "sequential"), call.theirs(theirs.unet)) > 10 * TOLERANCE
 
 
@@ -272,7 +271,7 @@ def test_parameter_counts_are_the_published_ones():
         return sum(leaf.size for leaf in jax.tree.leaves(network(config, name)[1]))
 
     gligen = ModelConfig()
-    plain = ModelConfig(unet=UNetConfig(grounded=False))
+    plain = ModelConfig(unet=UNetConfig(grounding=None))
     assert round(count(gligen, "unet") / 1e6, 2) == 1068.62  # GLIGEN text-box
     assert round(count(plain, "unet") / 1e6, 2) == 859.52  # SD1.x
     assert round(count(gligen, "text_encoder") / 1e6, 2) == 123.06  # CLIP ViT-L/14 text

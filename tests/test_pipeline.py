@@ -342,12 +342,12 @@ def test_more_than_thirty_boxes_are_refused_and_never_dropped(pipe):
 
 
 def test_plain_and_inpainting_checkpoints_say_what_they_are():
-    plain = Pipeline.from_model(tiny_model(grounded=False))
+    plain = Pipeline.from_model(tiny_model(grounding=None))
     with pytest.raises(ValueError, match="this is a plain Stable Diffusion checkpoint"):
         plain([CAT])
     assert plain([CAT], wiring="no_grounding", num_steps=1, output="latents").shape == (1, 8, 8, 4)
     with pytest.raises(ValueError, match="inpainting checkpoint"):
-        Pipeline.from_model(tiny_model(in_channels=9))([CAT])
+        Pipeline.from_model(tiny_model(in_channels=9, inpainting=True))([CAT])
 
 
 def test_a_sweep_over_gamma_can_branch_from_one_prefix(pipe):

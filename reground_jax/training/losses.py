@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt8
 from reground_jax.config import ModelConfig, NoiseSchedule
 from reground_jax.model import Params, network
 from reground_jax.networks.attention import Attend
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.settings import Wiring
 from reground_jax.training.box_attention import Watch

@@ -162,7 +162,7 @@ def _diffusion(stage: Stage, wiring: Any, *, minutes: float | None) -> bool:
     make = LatentBatches(
         stage.data.source,
         config.recipe.batch_size,
-        Texts(stage.tokenizer_json, stage.model.tokenizer),
+        Texts(stage.tokenizer_json, stage.model.text_encoder.tokenizer),
         encode=functools.partial(encoder(stage), params["vae"]),  # type: ignore[arg-type]
         pooled=_pooled(stage, params) if wiring != "no_grounding" else None,
         cache_examples=config.cache_examples,
