@@ -87,7 +87,7 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
         "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
     }  # fmt: skip
-    length = {"model_max_length": config.tokenizer.max_length}
+    length = {"model_max_length": config.text_encoder.tokenizer.max_length}
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "CLIPTokenizer"} | length | special)
     )
@@ -96,7 +96,8 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
 
 def diffusers_configs(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """The config.json of each network; for text-box models as the presets are."""
-    unet, vae, text = config.unet, config.vae, config.text_encoder
+    unet, vae = config.unet, config.vae
+    text, tokens = config.text_encoder.network, config.text_encoder.tokenizer
     levels = len(vae.block_channels)
     return {
         "unet": {
@@ -138,8 +139,8 @@ def diffusers_configs(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "num_attention_heads": text.num_heads,
             "max_position_embeddings": text.max_length,
             "hidden_act": text.activation,
-            "bos_token_id": config.tokenizer.bos_token_id,
-            "eos_token_id": config.tokenizer.eos_token_id,
-            "pad_token_id": config.tokenizer.pad_token_id,
+            "bos_token_id": tokens.bos_token_id,
+            "eos_token_id": tokens.eos_token_id,
+            "pad_token_id": tokens.pad_token_id,
         },
     }

@@ -17,7 +17,8 @@ from jax.extend import core
 from reground_jax.bench.presets import preset_config
 from reground_jax.model import network
 from reground_jax.networks.attention import attention_for
-from reground_jax.networks.unet import Grounding, UNet
+from reground_jax.networks.grounding.text import Grounding
+from reground_jax.networks.unet import UNet
 from reground_jax.settings import Wiring
 
 ATTEND = attention_for("cpu", "plain")
@@ -50,7 +51,7 @@ def _shapes(preset: str) -> tuple[Any, ...]:
     graph, params = network(config, "unet")
     side, width, both = config.unet.sample_size, config.unet.text_width, 2 * BATCH
     x = shape(BATCH, side, side, config.unet.in_channels)
-    text = shape(both, config.text_encoder.max_length, width)
+    text = shape(both, config.text_encoder.network.max_length, width)
     grounding = Grounding(shape(both, SLOTS, 4), shape(both, SLOTS, width), shape(both, SLOTS))
     return graph, params, x, text, grounding, shape(1), shape()
 

@@ -35,6 +35,7 @@ UNET_TRANSLATED = {
     "norm_num_groups": GROUPS,
     "sample_size": per_level(whole(1, 1024)),
     "attention_type": one_of("gated", "default"),  # with GLIGEN's fusers, or plain
+    "transformer_layers_per_block": per_level(LAYERS),
     "use_gated_attention": FLAG,  # the same, in the fork that GLIGEN first came to diffusers by
 }
 UNET_NEUTRAL = {
@@ -70,7 +71,6 @@ UNET_NEUTRAL = {
     "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
-    "transformer_layers_per_block": (1,),
 }
 UNET_IGNORED = {
     "dropout": NO_DROPOUT,

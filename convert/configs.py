@@ -16,8 +16,10 @@ from typing import Any
 
 from reground_jax.config import (
     CLIPTextConfig,
+    GroundingKind,
     ModelConfig,
     NoiseSchedule,
+    TextEncoderConfig,
     TokenizerConfig,
     UNetConfig,
     VAEConfig,
@@ -34,13 +36,13 @@ def from_folder(folder: str | Path, tokenizer: TokenizerConfig) -> ModelConfig:
     Raises ValueError for a file that is missing or no JSON, and UnsupportedConfig.
     """
     folder = Path(folder)
+    text = text_config(read_json(folder / "text_encoder" / "config.json"))
     return check_together(
         ModelConfig(
             unet=unet_config(read_json(folder / "unet" / "config.json")),
             vae=vae_config(read_json(folder / "vae" / "config.json")),
-            text_encoder=text_config(read_json(folder / "text_encoder" / "config.json")),
+            text_encoders=(TextEncoderConfig(text, tokenizer),),
             schedule=noise_schedule(read_json(folder / "scheduler" / "scheduler_config.json")),
-            tokenizer=tokenizer,
         )
     )
 
@@ -50,7 +52,8 @@ def check_together(model: ModelConfig) -> ModelConfig:
 
     Raises UnsupportedConfig if its parts are not of one model.
     """
-    unet, vae, text, tokens = model.unet, model.vae, model.text_encoder, model.tokenizer
+    unet, vae, text = model.unet, model.vae, model.text_encoder.network
+    tokens = model.text_encoder.tokenizer
     if unet.out_channels != vae.latent_channels:
         raise UnsupportedConfig(
             f"the U-Net has {unet.out_channels} output channels and the VAE "
@@ -70,7 +73,8 @@ def check_together(model: ModelConfig) -> ModelConfig:
             "give the tokenizer that belongs to this text encoder"
         )
     length = min(tokens.max_length, text.max_length)
-    return dataclasses.replace(model, tokenizer=dataclasses.replace(tokens, max_length=length))
+    tokens = dataclasses.replace(tokens, max_length=length)
+    return dataclasses.replace(model, text_encoders=(TextEncoderConfig(text, tokens),))
 
 
 def unet_config(fields: Mapping[str, Any]) -> UNetConfig:
@@ -101,7 +105,9 @@ def unet_config(fields: Mapping[str, Any]) -> UNetConfig:
         text_width=_one(where, "cross_attention_dim", given.get("cross_attention_dim", 1280)),
         norm_groups=given.get("norm_num_groups", 32),
         sample_size=_one(where, "sample_size", given.get("sample_size", 64)),
-        grounded=_grounded(given),
+        grounding=_grounding(given),
+        inpainting=in_channels != out_channels,
+        transformer_layers=_per_level(given.get("transformer_layers_per_block", 1), levels),
     )
 
 
@@ -126,18 +132,18 @@ def _refuse_image_grounding(fields: Mapping[str, Any]) -> None:
         )
 
 
-def _grounded(given: Mapping[str, Any]) -> bool:
-    """Whether there are fusers, by today's field or by the fork's."""
+def _grounding(given: Mapping[str, Any]) -> GroundingKind | None:
+    """What fusers read, if there are any, by today's field or by the fork's."""
     by_type = given.get("attention_type")
     by_flag = given.get("use_gated_attention")
     if by_type is None:
-        return bool(by_flag)
+        return "text" if by_flag else None
     if by_flag is not None and by_flag != (by_type == "gated"):
         raise UnsupportedConfig(
             f"U-Net config: attention_type {by_type!r} and use_gated_attention {by_flag} "
             "contradict each other; remove the wrong one"
         )
-    return by_type == "gated"
+    return "text" if by_type == "gated" else None
 
 
 def _attention(

@@ -23,7 +23,7 @@ from reground_jax.version import __version__
 from . import configs, original_configs, single_file
 from .full_disk import naming_a_full_disk
 from .keys import Leaf, foreign, match, normalise
-from .ldm import rename
+from .ldm import LDM_PREFIXES, rename
 from .sources import Source, TensorFile, open_folder, open_original, open_tensors, resolve
 from .sources import resolve_tokenizer as find_tokenizer
 from .tokenizers import BuiltTokenizer, build_tokenizer
@@ -33,11 +33,6 @@ DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-LDM_PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "cond_stage_model.",
 }
 # Of every single file: the noise schedule's tables, and the training's averaged second copy.
 LDM_IGNORED = (
@@ -97,7 +92,7 @@ def convert(
     gathered = gather(found, tokenizer=tokenizer, variant=variant)
     if adapter is not None:
         gathered = add_adapter(gathered, resolve(adapter))
-    elif not gathered.config.unet.grounded:
+    elif gathered.config.unet.grounding is None:
         raise ValueError(
             f"{source} is a plain Stable Diffusion checkpoint: it has no fusers and no position "
             "net; give a GLIGEN checkpoint, or --adapter with GLIGEN's weights to put over it"
@@ -250,15 +245,17 @@ def _with_tokenizer(
 ) -> Gathered:
     """A checkpoint that carries no tokenizer, with one that fits; its padding and length hold."""
     built = build_tokenizer(find_tokenizer(tokenizer or DEFAULT_TOKENIZER))
-    ours, theirs = config.tokenizer, built.config
+    text, theirs = config.text_encoder, built.config
+    ours = text.tokenizer
     if (ours.bos_token_id, ours.eos_token_id) != (theirs.bos_token_id, theirs.eos_token_id):
         raise ValueError(
             f"the tokenizer begins and ends texts with {theirs.bos_token_id} and "
             f"{theirs.eos_token_id}, the checkpoint's text encoder (a vocabulary of "
-            f"{config.text_encoder.vocab_size}) with {ours.bos_token_id} and {ours.eos_token_id}: "
+            f"{text.network.vocab_size}) with {ours.bos_token_id} and {ours.eos_token_id}: "
             "give the tokenizer that belongs to it with --tokenizer"
         )
-    config = configs.check_together(dataclasses.replace(config, tokenizer=theirs))
+    text = dataclasses.replace(text, tokenizer=theirs)
+    config = configs.check_together(dataclasses.replace(config, text_encoders=(text,)))
     check_vocabulary(built, config)
     return Gathered(config, tensors, built)
 
@@ -267,7 +264,7 @@ def check_vocabulary(built: BuiltTokenizer, config: ModelConfig) -> None:
     """Raises ValueError for a tokenizer that has ids beyond the text encoder's rows, and warns of
     rows that no text reaches: then a file with added tokens is missing.
     """
-    rows = config.text_encoder.vocab_size
+    rows = config.text_encoder.network.vocab_size
     if built.size > rows:
         raise ValueError(
             f"the tokenizer has {built.size} tokens, but the text encoder only {rows}: give the "
@@ -302,15 +299,15 @@ def add_adapter(base: Gathered, adapter: Source) -> Gathered:
             f"--adapter {adapter.path} is a whole checkpoint ({adapter.kind}), not an adapter: "
             "convert it by itself"
         )
-    if base.config.unet.grounded:
+    if base.config.unet.grounding is not None:
         raise ValueError("the base has fusers already: an adapter goes over plain Stable Diffusion")
-    if base.config.unet.is_inpainting:
+    if base.config.unet.inpainting:
         raise ValueError(
             f"the base is Stable Diffusion inpainting ({base.config.unet.in_channels} input "
             "channels), whose extra channels are in another order and sense than GLIGEN's: put the "
             "adapter over plain Stable Diffusion, or convert a GLIGEN inpainting checkpoint"
         )
-    unet: UNetConfig = dataclasses.replace(base.config.unet, grounded=True)
+    unet: UNetConfig = dataclasses.replace(base.config.unet, grounding="text")
     config = dataclasses.replace(base.config, unet=unet)
     file = open_tensors(adapter.path)
     extra = {rename("unet", name, config): Located(file, name) for name in file.keys()}

@@ -14,7 +14,7 @@ import numpy as np
 Rules = Sequence[tuple[str, str]]
 
 UNET: Rules = (
-    (r"\.block\.", ".transformer_blocks.0."),
+    (r"(\.attentions\.\d+)\.blocks\.", r"\1.transformer_blocks."),
     (r"\.ff\.geglu\.proj\.", ".ff.net.0.proj."),
     (r"\.ff\.out\.", ".ff.net.2."),
     (r"\.to_out\.", ".to_out.0."),

@@ -7,6 +7,12 @@ import functools
 
 from reground_jax.config import ModelConfig, UNetConfig, VAEConfig
 
+# How the names of a network begin in a single file.
+LDM_PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.",
+}
 RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -42,30 +48,24 @@ def unet_prefixes(config: UNetConfig) -> dict[str, str]:
 
     resnet("middle_block.0", "mid_block.resnets.0")
     resnet("middle_block.2", "mid_block.resnets.1")
-
-    levels, index = len(config.block_channels), 1
-    for level in range(levels):
-        for layer in range(config.layers_per_block[level]):
-            resnet(f"input_blocks.{index}.0", f"down_blocks.{level}.resnets.{layer}")
-            if config.down_attention[level]:
-                table[f"input_blocks.{index}.1"] = f"down_blocks.{level}.attentions.{layer}"
-            index += 1
-        if level < levels - 1:
-            table[f"input_blocks.{index}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
-            index += 1
-
-    index = 0
-    for up, level in enumerate(reversed(range(levels))):
-        attention = config.up_attention[up]
-        for layer in range(config.layers_per_block[level] + 1):
-            resnet(f"output_blocks.{index}.0", f"up_blocks.{up}.resnets.{layer}")
-            if attention:
-                table[f"output_blocks.{index}.1"] = f"up_blocks.{up}.attentions.{layer}"
-            index += 1
-        if level > 0:  # shares the last entry of its level, after the attention where there is one
-            table[f"output_blocks.{index - 1}.{2 if attention else 1}.conv"] = (
-                f"up_blocks.{up}.upsamplers.0.conv"
-            )
+    entry = {"down": 1, "up": 0}  # of input_blocks, whose first is conv_in, and output_blocks
+    for level in config.levels():
+        if level.part == "mid":
+            continue
+        ldm = "input_blocks" if level.part == "down" else "output_blocks"
+        diffusers = f"{level.part}_blocks.{level.index}"
+        for layer in range(len(level.inputs)):
+            place = f"{ldm}.{entry[level.part] + layer}"
+            resnet(f"{place}.0", f"{diffusers}.resnets.{layer}")
+            if layer < level.attentions:
+                table[f"{place}.1"] = f"{diffusers}.attentions.{layer}"
+        entry[level.part] += len(level.inputs)
+        if level.resamples and level.part == "down":  # in an entry of its own
+            table[f"{ldm}.{entry['down']}.0.op"] = f"{diffusers}.downsamplers.0.conv"
+            entry["down"] += 1
+        elif level.resamples:  # in the level's last one, after the attention where there is one
+            place = f"{ldm}.{entry['up'] - 1}.{2 if level.attentions else 1}"
+            table[f"{place}.conv"] = f"{diffusers}.upsamplers.0.conv"
     return table
 
 

@@ -22,7 +22,7 @@ from .rules import (
     shown,
     whole,
 )
-from .single_file import SCALE, text_configs
+from .single_file import SCALE, text_config
 from .sources import TensorFile
 
 PART = Rule("a part of the config", lambda value: isinstance(value, Mapping))
@@ -97,14 +97,13 @@ def translate(config: Mapping[str, Any], text_encoder: TensorFile) -> ModelConfi
         raise UnsupportedConfig(f"the checkpoint's config has no {', '.join(missing)} part")
     unet, vae, diffusion = (_params(part, config[part]) for part in parts)
     network = unet_config(unet)
-    text, tokenizer = text_configs(text_encoder.shapes(), network.num_heads[0])
+    text = text_config(text_encoder.shapes(), network.num_heads[0])
     return check_together(
         ModelConfig(
             unet=network,
             vae=vae_config(vae),
-            text_encoder=text,
+            text_encoders=(text,),
             schedule=noise_schedule(diffusion),
-            tokenizer=tokenizer,
         )
     )
 
@@ -135,8 +134,9 @@ def unet_config(params: Mapping[str, Any]) -> UNetConfig:
     if given["in_channels"] != latent:
         raise refused(where, "in_channels", given["in_channels"], f"{latent}")
     _check_position_net(given.get("grounding_tokenizer"), given["context_dim"])
+    inpainting = bool(given.get("inpaint_mode"))
     return UNetConfig(
-        in_channels=2 * latent + 1 if given.get("inpaint_mode") else latent,
+        in_channels=2 * latent + 1 if inpainting else latent,
         out_channels=latent,
         block_channels=tuple(given["model_channels"] * m for m in multipliers),
         layers_per_block=(given["num_res_blocks"],) * len(multipliers),
@@ -145,7 +145,8 @@ def unet_config(params: Mapping[str, Any]) -> UNetConfig:
         up_attention=tuple(reversed(attention)),
         text_width=given["context_dim"],
         sample_size=given["image_size"],
-        grounded=True,
+        grounding="text",
+        inpainting=inpainting,
     )
 
 

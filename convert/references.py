@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from reground_jax.config import CLIPTextConfig, ModelConfig, TokenizerConfig
+from reground_jax.config import ModelConfig, TextEncoderConfig
 
-from .convert import LDM_PREFIXES
 from .keys import FOREIGN
+from .ldm import LDM_PREFIXES
 from .sources import (
     Source,
     TensorFile,
@@ -59,7 +59,7 @@ def reference_networks(
     source that is no model by itself, or lacks a tensor.
     """
     if found.kind == "diffusers":
-        gated = adapter is None and ours.unet.grounded
+        gated = adapter is None and ours.unet.grounding is not None
         theirs = _from_folder(found.path, variant, libraries, gated=gated)
         if adapter is not None:
             theirs["unet"] = _add_adapter(theirs["unet"], resolve(adapter).path, libraries)
@@ -123,7 +123,7 @@ def _from_single_file(
     return {
         "unet": _ldm_unet(state, config, libraries),
         "vae": _ldm_vae(state, config, libraries),
-        "text_encoder": _ldm_text_encoder(state, ours.text_encoder, ours.tokenizer, libraries),
+        "text_encoder": _ldm_text_encoder(state, ours.text_encoder, libraries),
     }
 
 
@@ -189,10 +189,8 @@ def _ldm_vae(state: State, config: dict[str, Any], libraries: SimpleNamespace) -
     return _fill("vae", libraries.diffusers.AutoencoderKL.from_config(fields), named)
 
 
-def _ldm_text_encoder(
-    state: State, config: CLIPTextConfig, tokens: TokenizerConfig, libraries: SimpleNamespace
-) -> Any:
-    transformers = libraries.transformers
+def _ldm_text_encoder(state: State, ours: TextEncoderConfig, libraries: SimpleNamespace) -> Any:
+    transformers, config, tokens = libraries.transformers, ours.network, ours.tokenizer
     fields = transformers.CLIPTextConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.width,

@@ -11,12 +11,14 @@ from reground_jax.config import (
     CLIPTextConfig,
     ModelConfig,
     NoiseSchedule,
+    TextEncoderConfig,
     TokenizerConfig,
     UNetConfig,
     VAEConfig,
 )
 
 from .configs import check_in_channels, check_together
+from .ldm import LDM_PREFIXES
 from .rules import UnsupportedConfig, real, refused
 from .sources import TensorFile
 
@@ -36,16 +38,14 @@ REFUSED = {
     "v_pred": "predicts v, which a single file cannot say here: convert its diffusers folder, "
     "whose scheduler says it",
     "ztsnr": "was trained down to a signal of zero (ztsnr), which is not built: use another one",
-    "model.diffusion_model.label_emb.": "has a U-Net with label_emb, as SDXL's, which is not "
+    f"{LDM_PREFIXES['unet']}label_emb.": "has a U-Net with label_emb, as SDXL's, which is not "
     "built: use one of Stable Diffusion 1.x",
 }
 
 Shapes = Mapping[str, tuple[int, ...]]  # by array name
 
 
-def text_configs(
-    shapes: Shapes, unet_heads: int, prefix: str = ""
-) -> tuple[CLIPTextConfig, TokenizerConfig]:
+def text_config(shapes: Shapes, unet_heads: int, prefix: str = "") -> TextEncoderConfig:
     """The text encoder from its arrays' shapes, and the special tokens of its vocabulary.
 
     `prefix` is what the file puts before all names of this part. No shape tells the number of
@@ -79,7 +79,8 @@ def text_configs(
         activation="quick_gelu",
         eos_token_id=eos,
     )
-    return text, TokenizerConfig(max_length, bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
+    tokens = TokenizerConfig(max_length, bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
+    return TextEncoderConfig(text, tokens)
 
 
 def _text_name(shapes: Shapes, end: str) -> str:
@@ -103,21 +104,21 @@ def _sizes(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
 def from_single_file(arrays: TensorFile, num_heads: int = 8) -> ModelConfig:
     """All configs of a Stable Diffusion 1.x single file (`model.diffusion_model.*`), from shapes.
 
-    Shapes do not tell `num_heads` (8 in every SD1.x) or the noise (that of SD1.x). `grounded` is
-    True where the file has fusers; the latents' scale is read where the file has it. Raises
+    Shapes do not tell `num_heads` (8 in every SD1.x) or the noise (that of SD1.x). The grounding is
+    text where the file has fusers; the latents' scale is read where the file has it. Raises
     UnsupportedConfig for a file that is not of SD1.x.
     """
     shapes = arrays.shapes()
     for start, what in REFUSED.items():
         if any(name.startswith(start) for name in shapes):
             raise UnsupportedConfig(f"{arrays.name} {what}")
-    unet = _unet_from_shapes(shapes, "model.diffusion_model.", num_heads)
-    text, tokenizer = text_configs(shapes, num_heads, "cond_stage_model.transformer.")
-    vae = _vae_from_shapes(shapes, "first_stage_model.")
+    unet = _unet_from_shapes(shapes, LDM_PREFIXES["unet"], num_heads)
+    text = text_config(shapes, num_heads, f"{LDM_PREFIXES['text_encoder']}transformer.")
+    vae = _vae_from_shapes(shapes, LDM_PREFIXES["vae"])
     if "scale_factor" in shapes:
         vae = dataclasses.replace(vae, scaling_factor=_scale(arrays))
     return check_together(
-        ModelConfig(unet=unet, vae=vae, text_encoder=text, schedule=SD1_NOISE, tokenizer=tokenizer)
+        ModelConfig(unet=unet, vae=vae, text_encoders=(text,), schedule=SD1_NOISE)
     )
 
 
@@ -161,7 +162,8 @@ def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int) -> UNetConfig
         down_attention=tuple(attention),
         up_attention=tuple(reversed(attention)),
         text_width=_sizes(shapes, cross, 2)[1],
-        grounded=any(".fuser." in key for key in shapes),
+        grounding="text" if any(".fuser." in key for key in shapes) else None,
+        inpainting=in_channels != out_channels,
     )
 
 

@@ -15,6 +15,7 @@ from reground_jax.wording import named, shown
 
 from . import hub
 from .forms import form_of
+from .ldm import LDM_PREFIXES
 from .pickle_data import Inert, Name
 from .pickles import load_torch, plain
 from .rules import read_json
@@ -310,7 +311,7 @@ def detect(path: str | Path) -> Source:
         keys = open_tensors(path).keys()
     if keys and all(".fuser." in key or key.startswith("position_net.") for key in keys):
         return Source("adapter", path)
-    if any(key.startswith("model.diffusion_model.") for key in keys):
+    if any(key.startswith(LDM_PREFIXES["unet"]) for key in keys):
         return Source("ldm", path)
     shown = ", ".join(keys[:3]) or "nothing"
     raise ValueError(

@@ -17,7 +17,7 @@ from flax import nnx
 from reground_jax.devices import compiler_options
 from reground_jax.model import NETWORKS, Model, network, read_model
 from reground_jax.networks.attention import attention_for
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.settings import Wiring
 
 from .references import import_libraries, reference_networks
@@ -102,7 +102,7 @@ def _unet_error(theirs: Any, model: Model, torch: Any) -> float:
     config, random = model.config.unet, np.random.default_rng(0)
     side, slots = 2 ** len(config.block_channels), 3  # 2 x 2 at the lowest level
     x = _normal(random, 2, side, side, config.in_channels)
-    text = _normal(random, 2, model.config.tokenizer.max_length, config.text_width)
+    text = _normal(random, 2, model.config.text_encoder.tokenizer.max_length, config.text_width)
     timesteps = np.array([901.0, 42.0], np.float32)
     boxes = random.uniform(size=(2, slots, 4)).astype(np.float32)
     phrases = _normal(random, 2, slots, config.text_width)
@@ -145,9 +145,10 @@ def _encode(encoder: Any, ids: Any) -> Any:
 
 
 def _text_error(theirs: Any, model: Model, torch: Any) -> float:
-    tokens, random = model.config.tokenizer, np.random.default_rng(2)
+    config, random = model.config.text_encoder, np.random.default_rng(2)
+    tokens = config.tokenizer
     special = (tokens.bos_token_id, tokens.eos_token_id, tokens.pad_token_id)
-    words = np.setdiff1d(np.arange(model.config.text_encoder.vocab_size), special)
+    words = np.setdiff1d(np.arange(config.network.vocab_size), special)
     ids = np.full((2, tokens.max_length), tokens.pad_token_id, np.int32)
     for row, length in zip(ids, (tokens.max_length // 3, tokens.max_length), strict=True):
         row[0], row[length - 1] = tokens.bos_token_id, tokens.eos_token_id

@@ -7,13 +7,17 @@ people's config files are translated, and refused where they ask for something t
 """
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from reground_jax.fields import as_object, check_fields, check_range, typed
 from reground_jax.settings import MAX_SIDE
+from reground_jax.wording import shown
 
 T = TypeVar("T")
+
+GroundingKind = Literal["text"]  # each with a file in networks/grounding/
 
 MAX_LEVELS = 8  # resolutions of a U-Net or autoencoder
 CHANNELS, LAYERS, WIDTH = (1, 2**14), (1, 32), (1, 2**16)
@@ -22,12 +26,29 @@ MAX_TRAIN_STEPS = 10_000
 
 
 @dataclass(frozen=True)
+class UNetLevel:
+    """One resolution of a U-Net on the way down, in the middle, or on the way up."""
+
+    part: Literal["down", "mid", "up"]
+    index: int  # within its part, in order of execution
+    depth: int  # how often the latent's sides have been halved: the index of `block_channels`
+    channels: int
+    inputs: tuple[int, ...]  # channels that each of its resnets reads
+    attentions: int  # spatial transformers, each after a resnet, from the first on
+    num_heads: int
+    transformer_layers: int  # transformer blocks in each of them
+    resamples: bool  # it ends in a down- or up-sampler
+
+
+@dataclass(frozen=True)
 class UNetConfig:
     """A Stable Diffusion 1.x / 2.x U-Net, with or without GLIGEN's fusers.
 
     One entry per resolution level, highest resolution first: `block_channels`, `layers_per_block`,
-    `num_heads`, `down_attention` (level has transformers on the way down). `up_attention` is in the
-    order of the way up, lowest resolution first. The middle block always has one transformer.
+    `num_heads`, `down_attention` (level has transformers on the way down), `transformer_layers`
+    (blocks in each of the level's transformers; None: one each, at all levels). `up_attention` is
+    in the order of the way up, lowest resolution first. The middle block always has one
+    transformer, with as many blocks as the last level's.
     """
 
     in_channels: int = 4  # C latent channels, or 2C + 1 for an inpainting model
@@ -40,22 +61,28 @@ class UNetConfig:
     text_width: int = 768  # E, also the width of a phrase embedding
     norm_groups: int = 32
     sample_size: int = 64  # side of the latent that the checkpoint was trained on
-    grounded: bool = True  # has fusers and a position net
+    grounding: GroundingKind | None = "text"  # what its fusers read; None: it has none
+    inpainting: bool = False  # also reads the known part of the latent, and a mask
+    transformer_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_fields(
             self, in_channels=CHANNELS, out_channels=CHANNELS, block_channels=CHANNELS,
             layers_per_block=LAYERS, num_heads=CHANNELS, text_width=WIDTH, norm_groups=CHANNELS,
-            sample_size=(1, MAX_SIDE),
+            sample_size=(1, MAX_SIDE), transformer_layers=LAYERS,
         )  # fmt: skip
         levels = len(self.block_channels)
         check_range("the number of UNetConfig's levels", levels, 1, MAX_LEVELS)
-        for name in ("layers_per_block", "num_heads", "down_attention", "up_attention"):
+        per_level = ["layers_per_block", "num_heads", "down_attention", "up_attention"]
+        per_level += ["transformer_layers"] if self.transformer_layers is not None else []
+        for name in per_level:
             if len(getattr(self, name)) != levels:
                 raise ValueError(
                     f"UNetConfig.{name} has {len(getattr(self, name))} entries, but block_channels "
                     f"has {levels}: give one per level"
                 )
+        if self.transformer_layers == (1,) * levels:  # one spelling of one model
+            object.__setattr__(self, "transformer_layers", None)
         for channels, heads in zip(self.block_channels, self.num_heads, strict=True):
             if channels % heads or channels % self.norm_groups:
                 raise ValueError(
@@ -63,9 +90,34 @@ class UNetConfig:
                     f"{self.norm_groups} norm groups; choose numbers that divide the channels"
                 )
 
-    @property
-    def is_inpainting(self) -> bool:
-        return self.in_channels == 2 * self.out_channels + 1
+    def levels(self) -> tuple[UNetLevel, ...]:
+        """All levels in order of execution: the one place that follows the skip connections."""
+        widths, deepest = self.block_channels, len(self.block_channels) - 1
+        blocks = self.transformer_layers or (1,) * len(widths)
+        skips = [widths[0]]  # their channels, in the order in which they are made
+        found: list[UNetLevel] = []
+
+        def add(part, index: int, depth: int, inputs: list[int], attentions: int, resamples: bool):
+            found.append(
+                UNetLevel(
+                    part, index, depth, widths[depth], tuple(inputs), attentions,
+                    self.num_heads[depth], blocks[depth], resamples,
+                )
+            )  # fmt: skip
+
+        for depth, width in enumerate(widths):
+            layers, resamples = self.layers_per_block[depth], depth < deepest
+            inputs = [skips[-1]] + [width] * (layers - 1)
+            add("down", depth, depth, inputs, layers * self.down_attention[depth], resamples)
+            skips += [width] * (layers + resamples)
+        add("mid", 0, deepest, [widths[-1]] * 2, 1, False)
+        below = widths[-1]
+        for index, depth in enumerate(reversed(range(len(widths)))):
+            layers = self.layers_per_block[depth] + 1
+            inputs = [fan_in + skips.pop() for fan_in in [below] + [widths[depth]] * (layers - 1)]
+            add("up", index, depth, inputs, layers * self.up_attention[index], depth > 0)
+            below = widths[depth]
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -182,14 +234,34 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class TextEncoderConfig:
+    """A text encoder, and how a text becomes the tokens that it reads."""
+
+    network: CLIPTextConfig = CLIPTextConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything about a model directory but its arrays."""
 
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
-    text_encoder: CLIPTextConfig = CLIPTextConfig()
+    text_encoders: tuple[TextEncoderConfig, ...] = (TextEncoderConfig(),)
     schedule: NoiseSchedule = NoiseSchedule()
-    tokenizer: TokenizerConfig = TokenizerConfig()
+
+    @property
+    def text_encoder(self) -> TextEncoderConfig:
+        """The first text encoder; `check_together` refuses models with another number of them."""
+        return self.text_encoders[0]
+
+    def parts(self) -> dict[str, Any]:
+        """The parts by the names that people know them by: "text_encoder" is the network alone."""
+        text = self.text_encoder
+        return {
+            "unet": self.unet, "vae": self.vae, "text_encoder": text.network,
+            "schedule": self.schedule, "tokenizer": text.tokenizer,
+        }  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -197,35 +269,54 @@ class ModelConfig:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_json`. Raises ValueError that names an unknown, missing or wrong part."""
-        parts: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(cls)}
-        if set(value) != set(parts):
-            raise ValueError(
-                f"model config has parts {sorted(value)}, expected {sorted(parts)}: "
-                "the checkpoint was written by another version; convert it again"
-            )
-        return cls(**{name: from_json(kind, value[name]) for name, kind in parts.items()})
+        check_parts(value, [field.name for field in dataclasses.fields(cls)])
+        encoders = value["text_encoders"]
+        if not isinstance(encoders, (list, tuple)):
+            raise ValueError(f"text_encoders is {shown(encoders)}: it must be a list")
+        return cls(
+            unet=from_json(UNetConfig, value["unet"]),
+            vae=from_json(VAEConfig, value["vae"]),
+            text_encoders=tuple(_text_encoder(encoder) for encoder in encoders),
+            schedule=from_json(NoiseSchedule, value["schedule"]),
+        )
 
     def changes(self) -> dict[str, dict[str, Any]]:
         """The fields that are not at their defaults, by part: all that is particular of a model.
 
         A field that is added later, at a default that means what was before, adds nothing to it.
         """
-        ours, plain = self.to_json(), ModelConfig().to_json()
+        plain = ModelConfig().parts()
+        ours = {name: dataclasses.asdict(part) for name, part in self.parts().items()}
         return {
-            part: {name: v for name, v in fields.items() if v != plain[part][name]}
+            part: {name: v for name, v in fields.items() if v != getattr(plain[part], name)}
             for part, fields in ours.items()
         }
 
 
+def check_parts(value: dict[str, Any], expected: Collection[str]) -> None:
+    if set(value) != set(expected):
+        raise ValueError(
+            f"model config has parts {sorted(value)}, expected {sorted(expected)}: "
+            "the checkpoint was written by another version; convert it again"
+        )
+
+
 def check_together(config: ModelConfig) -> None:
     """Raises ValueError unless the parts fit each other, so that nothing is read out of bounds."""
-    unet, vae, text, tokens = config.unet, config.vae, config.text_encoder, config.tokenizer
-    latent = vae.latent_channels
-    if unet.out_channels != latent or unet.in_channels not in (latent, 2 * latent + 1):
+    if len(config.text_encoders) != 1:
         raise ValueError(
-            f"the U-Net has {unet.in_channels} input and {unet.out_channels} output channels, but "
-            f"the VAE's latents have {latent}: input must be as many, or {2 * latent + 1} for "
-            "inpainting, and output as many"
+            f"the model has {len(config.text_encoders)} text encoders, but only models with one "
+            "can be used so far: take a Stable Diffusion 1.x or 2.x model"
+        )
+    unet, vae = config.unet, config.vae
+    text, tokens = config.text_encoder.network, config.text_encoder.tokenizer
+    latent = vae.latent_channels
+    needed = 2 * latent + 1 if unet.inpainting else latent
+    if (unet.in_channels, unet.out_channels) != (needed, latent):
+        raise ValueError(
+            f"the U-Net has {unet.in_channels} input and {unet.out_channels} output channels and "
+            f"inpainting is {unet.inpainting}, but the VAE's latents have {latent}: output must be "
+            f"as many, and input as many, or {2 * latent + 1} with inpainting"
         )
     if unet.text_width != text.width:
         raise ValueError(
@@ -260,3 +351,11 @@ def from_json(kind: type[T], value: Any) -> T:
             f"{kind.__name__} has no field {', '.join(unknown)}; it has {sorted(known)}"
         )
     return kind(**typed(kind, value))
+
+
+def _text_encoder(value: Any) -> TextEncoderConfig:
+    parts = as_object("a text encoder", value)
+    check_parts(parts, ("network", "tokenizer"))
+    return TextEncoderConfig(
+        from_json(CLIPTextConfig, parts["network"]), from_json(TokenizerConfig, parts["tokenizer"])
+    )

@@ -8,7 +8,7 @@ Element-wise work, norms and softmax are not counted.
 from collections import Counter
 
 from reground_jax.config import UNetConfig, VAEConfig
-from reground_jax.networks.position_net import FOURIER_WIDTH, HIDDEN
+from reground_jax.networks.grounding import KINDS
 
 # Parts of a U-Net that no step changes, or whose result is thrown away (`UNet.prepare`).
 INVARIANT = ("text_kv", "grounding", "dead_queries", "time")
@@ -31,67 +31,64 @@ def unet_macs(
 ) -> Counter[str]:
     """MACs of one sample at a latent of `height` x `width`, by part. `fusers`: run with them."""
     macs: Counter[str] = Counter()
-    channels, text_width = config.block_channels, config.text_width
-    levels, time_width = len(channels), 4 * channels[0]
+    first, time_width = config.block_channels[0], 4 * config.block_channels[0]
     sizes = [(height, width)]
-    for _ in range(levels - 1):
-        sizes.append(tuple(-(-side // 2) for side in sizes[-1]))  # type: ignore[arg-type]
+    for _ in config.block_channels[1:]:
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
     pixels = [h * w for h, w in sizes]
-    fusers = fusers and config.grounded
 
-    def resnet(fan_in: int, fan_out: int, area: int) -> None:
-        macs["resnets"] += conv(fan_in, fan_out, area) + conv(fan_out, fan_out, area)
-        macs["time"] += time_width * fan_out
-        if fan_in != fan_out:
-            macs["shortcuts"] += conv(fan_in, fan_out, area, 1)
-
-    def transformer(c: int, area: int) -> None:
-        macs["proj_in_out"] += 2 * area * c * c
-        macs["self_projections"] += 4 * area * c * c
-        macs["self_scores"] += 2 * area * area * c
-        macs["cross_projections"] += 2 * area * c * c
-        macs["cross_scores"] += 2 * area * text_tokens * c
-        macs["text_kv"] += 2 * text_tokens * text_width * c
-        macs["feed_forward"] += 12 * area * c * c
-        if fusers:
-            g = grounding_tokens
-            macs["fuser_projections"] += 4 * area * c * c
-            macs["fuser_scores"] += 2 * area * (area + g) * c
-            macs["fuser_feed_forward"] += 12 * area * c * c
-            macs["grounding"] += g * text_width * c + 2 * g * c * c
-            macs["dead_queries"] += 2 * g * c * c + 2 * g * (area + g) * c
-
-    macs["conv_in_out"] += conv(config.in_channels, channels[0], pixels[0])
-    macs["conv_in_out"] += conv(channels[0], config.out_channels, pixels[0])
-    macs["time"] += channels[0] * time_width + time_width * time_width
-    if fusers:
-        net = (text_width + FOURIER_WIDTH) * HIDDEN + HIDDEN * HIDDEN + HIDDEN * text_width
-        macs["grounding"] += grounding_tokens * net
-
-    skips = [channels[0]]
-    for level, c in enumerate(channels):
-        for _ in range(config.layers_per_block[level]):
-            resnet(skips[-1], c, pixels[level])
-            if config.down_attention[level]:
-                transformer(c, pixels[level])
-            skips.append(c)
-        if level < levels - 1:
-            macs["resampling"] += conv(c, c, pixels[level + 1])
-            skips.append(c)
-    for _ in range(2):
-        resnet(channels[-1], channels[-1], pixels[-1])
-    transformer(channels[-1], pixels[-1])
-    below = channels[-1]
-    for up, level in enumerate(reversed(range(levels))):
-        c = channels[level]
-        for _ in range(config.layers_per_block[level] + 1):
-            resnet(below + skips.pop(), c, pixels[level])
-            if config.up_attention[up]:
-                transformer(c, pixels[level])
-            below = c
-        if level > 0:
-            macs["resampling"] += conv(c, c, pixels[level - 1])
+    macs["conv_in_out"] = conv(config.in_channels + config.out_channels, first, pixels[0])
+    macs["time"] = first * time_width + time_width * time_width
+    kind = config.grounding if fusers else None
+    if kind is not None:
+        macs["grounding"] = KINDS[kind].macs(config.text_width, grounding_tokens)
+    for level in config.levels():
+        area, c = pixels[level.depth], level.channels
+        for fan_in in level.inputs:
+            macs.update(resnet_macs(fan_in, c, area, time_width))
+        for _ in range(level.attentions):
+            macs["proj_in_out"] += 2 * area * c * c
+            for _ in range(level.transformer_layers):
+                macs.update(block_macs(c, area, text_tokens, config.text_width))
+                if kind is not None:
+                    macs.update(fuser_macs(c, area, grounding_tokens, config.text_width))
+        if level.resamples:
+            to = level.depth + (1 if level.part == "down" else -1)
+            macs["resampling"] += conv(c, c, pixels[to])
     return macs
+
+
+def resnet_macs(fan_in: int, fan_out: int, area: int, time_width: int) -> dict[str, int]:
+    macs = {
+        "resnets": conv(fan_in, fan_out, area) + conv(fan_out, fan_out, area),
+        "time": time_width * fan_out,
+    }
+    if fan_in != fan_out:
+        macs["shortcuts"] = conv(fan_in, fan_out, area, 1)
+    return macs
+
+
+def block_macs(c: int, area: int, text_tokens: int, text_width: int) -> dict[str, int]:
+    """Of a transformer block without its fuser: `c` channels, `area` pixels."""
+    return {
+        "self_projections": 4 * area * c * c,
+        "self_scores": 2 * area * area * c,
+        "cross_projections": 2 * area * c * c,
+        "cross_scores": 2 * area * text_tokens * c,
+        "text_kv": 2 * text_tokens * text_width * c,
+        "feed_forward": 12 * area * c * c,
+    }
+
+
+def fuser_macs(c: int, area: int, slots: int, text_width: int) -> dict[str, int]:
+    """Of GLIGEN's fuser in such a block, with `slots` grounding tokens."""
+    return {
+        "fuser_projections": 4 * area * c * c,
+        "fuser_scores": 2 * area * (area + slots) * c,
+        "fuser_feed_forward": 12 * area * c * c,
+        "grounding": slots * text_width * c + 2 * slots * c * c,
+        "dead_queries": 2 * slots * c * c + 2 * slots * (area + slots) * c,
+    }
 
 
 def vae_decoder_macs(config: VAEConfig, height: int, width: int) -> int:

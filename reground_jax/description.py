@@ -7,11 +7,13 @@ CheckpointError.
 import hashlib
 import json
 import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from reground_jax import format1
 from reground_jax.checkpoint import CheckpointError
 from reground_jax.config import ModelConfig, check_together
 from reground_jax.fields import as_float, as_int, as_object, check_range
@@ -22,7 +24,7 @@ from reground_jax.small_files import read_small
 from reground_jax.wording import shown
 
 PROGRAM = "reground-jax"
-FORMAT = f"{PROGRAM}/1"
+FORMAT = f"{PROGRAM}/2"  # that is written; format1.py translates the one before
 CONFIG_BYTES, TOKENIZER_BYTES = 2**24, 2**27
 MAX_GROUPS = 10**5
 PARTS = ("text_encoder", "unet", "vae", "grounding")  # whose parameters are counted
@@ -39,25 +41,28 @@ class Description(NamedTuple):
     base: str | None  # a model directory relative to this one, which holds the arrays not here
     tokenizer_json: str
     recommended: dict[str, Any]  # fields of Settings that suit the model, for where none are given
+    format: str  # FORMAT, or format1.FORMAT
 
     @property
     def checksum(self) -> str:
         """Of all that makes an image: arrays, configuration and tokenizer."""
-        parts = (self.info["checksum"], *checksums(self.config, self.tokenizer_json).values())
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        files = checksums(self.config, self.tokenizer_json, self.format).values()
+        return hashlib.sha256("\n".join((self.info["checksum"], *files)).encode()).hexdigest()
+
+    def stored_name(self, name: str) -> str:
+        """What the directory calls an array: the name that its checksums are of."""
+        return format1.stored_name(name) if self.format == format1.FORMAT else name
 
     def has_checksum(self, recorded: str) -> bool:
         """Whether `recorded` means this model; earlier versions recorded the arrays' checksum."""
         return recorded in (self.checksum, self.info["checksum"])
 
 
-def checksums(config: ModelConfig, tokenizer_json: str) -> dict[str, str]:
+def checksums(config: ModelConfig, tokenizer_json: str, format: str = FORMAT) -> dict[str, str]:
     """What `info` records of the two files. They are of what the files mean: not of formatting,
     nor of fields at their defaults."""
-    texts = {
-        "config": json.dumps(config.changes(), sort_keys=True),
-        "tokenizer": tokenizer_json,
-    }
+    changes = format1.changes(config) if format == format1.FORMAT else config.changes()
+    texts = {"config": json.dumps(changes, sort_keys=True), "tokenizer": tokenizer_json}
     return {f"{k}_checksum": hashlib.sha256(v.encode()).hexdigest() for k, v in texts.items()}
 
 
@@ -68,7 +73,7 @@ def is_model_directory(path: Path) -> bool:
         content = parse_json(read_small(path / "config.json", CONFIG_BYTES))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and str(content.get("format")).startswith(f"{PROGRAM}/")
+    return isinstance(content, dict) and _version(content.get("format")) is not None
 
 
 def read_description(directory: Path) -> Description:
@@ -85,7 +90,9 @@ def read_description(directory: Path) -> Description:
         base = _base(content.get("base"))
         recommended = check_recommended(content.get("recommended", {}))
         known = ("format", "info", "groups", "base", "recommended")
-        config = ModelConfig.from_json({k: v for k, v in content.items() if k not in known})
+        parts = {k: v for k, v in content.items() if k not in known}
+        old = content["format"] == format1.FORMAT
+        config = ModelConfig.from_json(format1.config_json(parts) if old else parts)
         _check_config(config)
         _check_info(info)
     except KeyError as error:
@@ -93,14 +100,14 @@ def read_description(directory: Path) -> Description:
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be used: {error}; {WAY_OUT}") from error
     tokenizer_json = _read_tokenizer(directory)
-    for name, found in checksums(config, tokenizer_json).items():
+    for name, found in checksums(config, tokenizer_json, content["format"]).items():
         if info.get(name, found) != found:
             file = directory / f"{name.removesuffix('_checksum')}.json"
             raise CheckpointError(
                 f"{file} was changed after the model was written (its checksum is another): undo "
                 f"the edit, or, if it is meant, remove {name} from info in {path}"
             )
-    return Description(config, info, groups, base, tokenizer_json, recommended)
+    return Description(config, info, groups, base, tokenizer_json, recommended, content["format"])
 
 
 def check_recommended(fields: Any) -> dict[str, Any]:
@@ -123,7 +130,7 @@ def check_tokenizer(text: str, config: ModelConfig) -> None:
         tokenizer.encode("a \u732b", add_special_tokens=False)  # finds a missing unknown token
     except Exception as error:  # the library raises bare Exception
         raise ValueError(str(error)) from error
-    size = config.text_encoder.vocab_size
+    size = config.text_encoder.network.vocab_size
     beyond = {word: n for word, n in tokenizer.get_vocab().items() if n >= size}
     if beyond:
         word, number = max(beyond.items(), key=lambda item: item[1])
@@ -152,12 +159,21 @@ def _read_config(directory: Path) -> dict[str, Any]:
             f"{directory} is not a model directory of reground-jax (its config.json is another "
             f"program's, or damaged): {make}"
         )
-    if content["format"] != FORMAT:
-        raise CheckpointError(
-            f"{directory} has format {shown(content['format'])}, this version reads {FORMAT!r}: "
-            "convert it again"
-        )
+    if content["format"] not in (FORMAT, format1.FORMAT):
+        found = f"{directory} has format {shown(content['format'])}, this version reads {FORMAT!r}"
+        if (_version(content["format"]) or 0) > 2:
+            raise CheckpointError(
+                f"{found} and older ones: install a newer reground-jax, or convert the checkpoint "
+                "again with this one"
+            )
+        raise CheckpointError(f"{found}: convert it again")
     return content
+
+
+def _version(format: Any) -> int | None:
+    """The number in a format's name; None for what is no format of ours."""
+    found = re.fullmatch("reground-jax/([0-9]{1,9})", format) if isinstance(format, str) else None
+    return int(found[1]) if found else None
 
 
 def _read_tokenizer(directory: Path) -> str:

@@ -32,7 +32,8 @@ class Facts:
         if "/fuser/" in name or "/position_net/" in name:
             self.parameters["grounding"] += array.size
         if name.endswith(GATES):
-            block = name.removeprefix("unet/").split("/block/")[0]
+            # One block in a transformer, as in Stable Diffusion 1.x and 2.x, goes without number.
+            block = name.removeprefix("unet/").split("/fuser/")[0].removesuffix("/blocks/0")
             self.gates.setdefault(block, []).append(math.tanh(float(array)))
         if not np.isfinite(array).all():
             self.nonfinite.append(name)

@@ -5,6 +5,10 @@ DIR/config.json      format, network configs, noise schedule, tokenizer settings
 DIR/tokenizer.json   of the `tokenizers` library
 DIR/arrays/NNN/      Orbax checkpoints, the arrays of all networks by name
 
+Networks are named as diffusers names their folders; a second text encoder, which no model has yet,
+would be "text_encoder_2", with a tokenizer_2.json. Directories of the format before this one are
+read as well (format1.py).
+
 A directory may stand on another one, its base (`"base"` in config.json, a relative path), and then
 holds only the arrays that differ: fusers trained on one frozen model share its bulk.
 """
@@ -75,7 +79,7 @@ class Model:
 def network(config: ModelConfig, name: str) -> tuple[nnx.GraphDef, Params]:
     """Graph definition and the shapes of the parameters of one network, without any array."""
     build: Callable[[], nnx.Module] = {
-        "text_encoder": lambda: CLIPTextModel(config.text_encoder, rngs=nnx.Rngs(0)),
+        "text_encoder": lambda: CLIPTextModel(config.text_encoder.network, rngs=nnx.Rngs(0)),
         "unet": lambda: UNet(config.unet, rngs=nnx.Rngs(0)),
         "vae": lambda: AutoencoderKL(config.vae, rngs=nnx.Rngs(0)),
     }[name]
@@ -252,7 +256,7 @@ def read_model(
     lines: list[str] = []
     leaves: dict[str, Any] = {}
     for name, array in _stored_arrays(directory):
-        lines.append(line(name, array))
+        lines.append(line(description.stored_name(name), array))
         leaves[name] = place(array)
     if missing := sorted(set(shapes) - set(leaves)):
         raise CheckpointError(f"{directory} lacks {len(missing)} arrays, such as {missing[0]}")
@@ -293,10 +297,12 @@ def _stored_arrays(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     wanted = set(leaf_shapes(chain[0][1].config))
     for place, description in chain:
         shapes = leaf_shapes(description.config)
-        for name, array in load_arrays(place / "arrays", description.groups, shapes):
-            if name in wanted:  # else it is for a model that stands on the base otherwise
-                wanted.remove(name)
-                yield name, array
+        names = {description.stored_name(name): name for name in shapes}
+        stored_shapes = {stored: shapes[name] for stored, name in names.items()}
+        for stored, array in load_arrays(place / "arrays", description.groups, stored_shapes):
+            if names[stored] in wanted:  # else it is for a model that stands on the base otherwise
+                wanted.remove(names[stored])
+                yield names[stored], array
 
 
 def _chain(directory: Path) -> list[tuple[Path, Description]]:

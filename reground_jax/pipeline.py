@@ -90,9 +90,10 @@ class Pipeline:
         return cls(
             programs=Programs(model.config, hardware),
             params=jax.tree.map(hardware.place, model.params),
-            texts=Texts(model.tokenizer_json, model.config.tokenizer),
+            texts=Texts(model.tokenizer_json, model.config.text_encoder.tokenizer),
             info=model.info,
             name=name,
+            recommended=Settings(**model.recommended),
         )
 
     @property

@@ -26,6 +26,7 @@ from reground_jax.hardware import Hardware
 from reground_jax.layout import Layout
 from reground_jax.model import Params, network
 from reground_jax.networks.clip import TextEncoding
+from reground_jax.networks.transformer import reads_grounding
 from reground_jax.networks.unet import Prepared, UNet
 from reground_jax.sampling.loop import (
     INPUT_SPECS,
@@ -221,7 +222,7 @@ class Programs:
 
 def check_grounded(config: ModelConfig, wiring: Wiring) -> None:
     """Raises ValueError for a wiring that grounds, of a model without fusers."""
-    if not config.unet.grounded and wiring != "no_grounding":
+    if config.unet.grounding is None and reads_grounding(wiring):
         raise ValueError(
             "this is a plain Stable Diffusion checkpoint: it has no fusers, so boxes would be "
             "ignored; convert it with a GLIGEN adapter, or use wiring='no_grounding'"

@@ -149,7 +149,7 @@ def choose_seeds(seeds: Any, count: int) -> UInt32[np.ndarray, "B"]:
 
 def check_model(config: ModelConfig, settings: Settings) -> None:
     """Raises ValueError for settings that the model cannot do."""
-    if config.unet.is_inpainting:
+    if config.unet.inpainting:
         raise ValueError(
             "this is an inpainting checkpoint (9-channel U-Net), which needs an image to fill: "
             "use a text-box generation checkpoint, or reground_jax.sampling.advance with "

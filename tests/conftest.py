@@ -41,7 +41,13 @@ def tiny_model_dir(tmp_path_factory) -> Path:
 
 def tiny_config(tokenizer, **unet_changes):
     """The configuration of `tiny_model_dir`."""
-    from reground_jax.config import CLIPTextConfig, ModelConfig, UNetConfig, VAEConfig
+    from reground_jax.config import (
+        CLIPTextConfig,
+        ModelConfig,
+        TextEncoderConfig,
+        UNetConfig,
+        VAEConfig,
+    )
 
     unet = dict(
         block_channels=(16, 32),
@@ -53,13 +59,11 @@ def tiny_config(tokenizer, **unet_changes):
         norm_groups=4,
         sample_size=8,
     )
+    text = CLIPTextConfig(width=16, num_layers=2, num_heads=2, mlp_width=32, eos_token_id=49407)
     return ModelConfig(
         unet=UNetConfig(**(unet | unet_changes)),
         vae=VAEConfig(block_channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4),
-        text_encoder=CLIPTextConfig(
-            width=16, num_layers=2, num_heads=2, mlp_width=32, eos_token_id=49407
-        ),
-        tokenizer=tokenizer,
+        text_encoders=(TextEncoderConfig(text, tokenizer),),
     )
 
 

@@ -15,6 +15,7 @@ from reground_jax.config import (
     CLIPTextConfig,
     ModelConfig,
     NoiseSchedule,
+    TextEncoderConfig,
     TokenizerConfig,
     UNetConfig,
     VAEConfig,
@@ -51,13 +52,17 @@ TINY = ModelConfig(
         sample_size=8,
     ),
     vae=VAEConfig(block_channels=(8, 8), layers_per_block=1, norm_groups=4),
-    text_encoder=CLIPTextConfig(
-        vocab_size=1000, width=12, num_layers=1, num_heads=2, mlp_width=24, eos_token_id=999
+    text_encoders=(
+        TextEncoderConfig(
+            CLIPTextConfig(
+                vocab_size=1000, width=12, num_layers=1, num_heads=2, mlp_width=24, eos_token_id=999
+            ),
+            TokenizerConfig(bos_token_id=998, eos_token_id=999, pad_token_id=999),
+        ),
     ),
     schedule=NoiseSchedule(  # as Stable Diffusion 1.4's scheduler file says
         steps_offset=1, set_alpha_to_one=False, clip_sample=False, skip_prk_steps=True
     ),
-    tokenizer=TokenizerConfig(bos_token_id=998, eos_token_id=999, pad_token_id=999),
 )
 
 

@@ -45,6 +45,7 @@ ODD = dict(
     block_out_channels=(20, 60),
     layers_per_block=(1, 2),
     attention_head_dim=[2, 3],
+    transformer_layers_per_block=[1, 2],
     cross_attention_dim=20,
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),

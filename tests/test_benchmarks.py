@@ -174,7 +174,7 @@ def test_presets_have_the_sizes_that_they_claim():
     fields = json.loads((path / "text_to_image.json").read_text())["model"]["unet"]
     emoji = UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
     ours = preset_config("emoji").unet
-    assert ours == UNetConfig(**vars(emoji) | {"grounded": True})
+    assert ours == UNetConfig(**vars(emoji) | {"grounding": "text"})
     assert len(set(layouts(5))) == 5
 
 
@@ -184,7 +184,7 @@ def test_configs_in_diffusers_form_mean_the_preset(preset):
     files = json.loads(json.dumps(diffusers_configs(config)))
     assert unet_config(files["unet"]) == config.unet
     assert vae_config(files["vae"]) == config.vae
-    assert text_config(files["text_encoder"]) == config.text_encoder
+    assert text_config(files["text_encoder"]) == config.text_encoder.network
     assert noise_schedule(SCHEDULER) == config.schedule
 
 

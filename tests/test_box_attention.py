@@ -9,7 +9,7 @@ import pytest
 
 from reground_jax.devices import WHOLE, over_devices
 from reground_jax.networks.attention import plain
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.regions import inside_boxes, level_size
 from reground_jax.training.box_attention import Watch, box_attention_loss
 

@@ -141,7 +141,7 @@ def _forget_a_group(directory):
 
 def _ask_for_another_width(directory):
     def change(content):
-        content["text_encoder"].update(mlp_width=64)
+        content["text_encoders"][0]["network"].update(mlp_width=64)
         del content["info"]["config_checksum"]  # as in directories of earlier versions
 
     change_config(directory, change)
@@ -192,8 +192,9 @@ def test_a_config_part_of_another_version_is_named(directory):
 
 def test_wrong_arrays_are_refused_and_nothing_is_left(tmp_path, config):
     arrays = dict(random_params(config, 0))
-    text = dataclasses.replace(config.text_encoder, mlp_width=24)
-    wider = dataclasses.replace(config, text_encoder=text)
+    network = dataclasses.replace(config.text_encoder.network, mlp_width=24)
+    text = dataclasses.replace(config.text_encoder, network=network)
+    wider = dataclasses.replace(config, text_encoders=(text,))
     for other, given, message in (
         (config, list(arrays.items())[:-1], "arrays missing: vae/"),
         (config, [*arrays.items(), ("extra", np.zeros(3))], "array extra has shape .* None"),

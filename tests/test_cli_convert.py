@@ -29,7 +29,7 @@ def test_info_says_what_a_model_is(tiny_model_dir, capsys, compiled):
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     assert f"{count:,} parameters" in shown
     assert "4 pairs" in shown  # a fuser on the way down, one in the middle, two on the way up
-    fuser = model.params["unet"]["down_blocks"][0]["attentions"][0]["block"]["fuser"]
+    fuser = model.params["unet"]["down_blocks"][0]["attentions"][0]["blocks"][0]["fuser"]
     gates = [f"{np.tanh(fuser[name]):+.4f}" for name in ("alpha_attn", "alpha_dense")]
     assert f"down_blocks/0/attentions/0 {' '.join(gates)}" in " ".join(shown.split())
     assert "beta_schedule=scaled_linear" in shown

@@ -19,15 +19,15 @@ pytestmark = pytest.mark.usefixtures("kept_programs")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grounded": False}, "this is a plain Stable Diffusion checkpoint"),
-        ({"in_channels": 9}, "this is an inpainting checkpoint"),
+        ({"grounding": None}, "this is a plain Stable Diffusion checkpoint"),
+        ({"in_channels": 9, "inpainting": True}, "this is an inpainting checkpoint"),
     ],
 )
 def test_models_without_boxes_are_refused_before_compiling(
     changes, message, tiny_model_dir, tmp_path, capsys, compiled
 ):
     model = read_model(tiny_model_dir)
-    config = tiny_config(model.config.tokenizer, **changes)
+    config = tiny_config(model.config.text_encoder.tokenizer, **changes)
     write_model(tmp_path / "m", config, random_params(config, 0), model.tokenizer_json, {})
     assert message in one_error(capsys, ["generate", PROMPT, *BEAR, "--model", str(tmp_path / "m")])
     assert compiled == []

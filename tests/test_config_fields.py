@@ -26,7 +26,7 @@ def test_the_forks_field_for_gated_attention_is_read_as_todays():
     for flag, kind in ((True, "gated"), (False, "default")):
         unet = configs.unet_config(fields | {"use_gated_attention": flag})
         assert unet == configs.unet_config(fields | {"attention_type": kind})
-        assert unet.grounded is flag
+        assert unet.grounding == ("text" if flag else None)
         assert unet == configs.unet_config(
             fields | {"use_gated_attention": flag, "attention_type": kind}
         )

@@ -122,7 +122,7 @@ def test_stable_diffusion_1_4_is_our_default():
 def test_stable_diffusion_2_has_heads_per_level_gelu_and_a_wider_text():
     unet = configs.unet_config(SD2_UNET)
     assert unet == UNetConfig(
-        num_heads=(5, 10, 20, 20), text_width=1024, sample_size=96, grounded=False
+        num_heads=(5, 10, 20, 20), text_width=1024, sample_size=96, grounding=None
     )
     text = configs.text_config(SD2_TEXT)
     assert text == CLIPTextConfig(
@@ -133,15 +133,17 @@ def test_stable_diffusion_2_has_heads_per_level_gelu_and_a_wider_text():
 
 
 @pytest.mark.parametrize(
-    ("attention_type", "grounded"), [("gated", True), ("default", False), (None, False)]
+    ("attention_type", "grounding"), [("gated", "text"), ("default", None), (None, None)]
 )
-def test_attention_type_tells_gligen_from_plain(attention_type, grounded):
-    assert configs.unet_config(SD1_UNET | {"attention_type": attention_type}).grounded is grounded
-    assert configs.unet_config(SD1_UNET).grounded is False
+def test_attention_type_tells_gligen_from_plain(attention_type, grounding):
+    fields = SD1_UNET | {"attention_type": attention_type}
+    assert configs.unet_config(fields).grounding == grounding
+    assert configs.unet_config(SD1_UNET).grounding is None
 
 
 def test_nine_input_channels_are_an_inpainting_model():
-    assert configs.unet_config(SD1_UNET | {"in_channels": 9}).is_inpainting
+    assert configs.unet_config(SD1_UNET | {"in_channels": 9}).inpainting
+    assert not configs.unet_config(SD1_UNET).inpainting
 
 
 def test_fields_that_a_unet_may_give_once_or_per_level():
@@ -155,6 +157,10 @@ def test_fields_that_a_unet_may_give_once_or_per_level():
     unet = configs.unet_config(fields)
     assert unet.layers_per_block == (1, 2, 2, 1) and unet.text_width == 768
     assert unet.sample_size == 64
+    assert unet.transformer_layers is None  # one each
+    for layers in (2, [2] * 4):
+        unet = configs.unet_config(SD1_UNET | {"transformer_layers_per_block": layers})
+        assert unet.transformer_layers == (2,) * 4
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_fields_that_a_unet_may_give_once_or_per_level():
         ({"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'"),
         ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift is 'scale_shift'"),
         ({"num_attention_heads": 8}, "num_attention_heads is 8"),
-        ({"transformer_layers_per_block": [1, 2, 10, 10]}, "transformer_layers_per_block"),
+        ({"transformer_layers_per_block": [[1, 2]] * 4}, "transformer_layers_per_block"),
         ({"mid_block_type": None}, "mid_block_type is None"),
         ({"down_block_types": ["AttnDownBlock2D"]}, "down_block_types is 'AttnDownBlock2D'"),
         ({"cross_attention_dim": [768, 1024]}, "the same one everywhere"),
@@ -260,7 +266,7 @@ def defaults(kind):
 
 def test_every_field_that_diffusers_and_transformers_write_is_known():
     unet = configs.unet_config(defaults(UNet2DConditionModel))
-    assert unet == UNetConfig(text_width=1280, grounded=False)
+    assert unet == UNetConfig(text_width=1280, grounding=None)
     vae = configs.vae_config(defaults(AutoencoderKL))
     assert vae == VAEConfig(block_channels=(64,), layers_per_block=1)
     text = configs.text_config(transformers.CLIPTextConfig().to_dict())
@@ -270,7 +276,7 @@ def test_every_field_that_diffusers_and_transformers_write_is_known():
 
 
 def test_an_empty_config_means_the_class_defaults():
-    assert configs.unet_config({}) == UNetConfig(text_width=1280, grounded=False)
+    assert configs.unet_config({}) == UNetConfig(text_width=1280, grounding=None)
     assert configs.vae_config({}) == VAEConfig(block_channels=(64,), layers_per_block=1)
     defaults = transformers.CLIPTextConfig()
     text = configs.text_config({})
@@ -295,7 +301,9 @@ def test_a_folder_gives_one_model(tmp_path):
     unet = SD1_UNET | {"attention_type": "gated"}
     model = configs.from_folder(write_folder(tmp_path, unet), TokenizerConfig(max_length=100))
     assert model.unet == UNetConfig() and model.vae == VAEConfig()
-    assert model.tokenizer == TokenizerConfig(max_length=77)  # cut to the text encoder's
+    assert model.text_encoder.tokenizer == TokenizerConfig(
+        max_length=77
+    )  # cut to the text encoder's
     assert ModelConfig.from_json(json.loads(json.dumps(model.to_json()))) == model
 
 

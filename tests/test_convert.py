@@ -209,7 +209,7 @@ def test_padding_and_length_are_those_of_the_tokenizer_that_was_given(tmp_path, 
     settings = {"pad_token": "!", "model_max_length": length}
     tokenizer = originals.write_tiny_tokenizer(tmp_path / "tokenizer", **settings)
     convert(originals.TEXT_BOX, tmp_path / "ours", tokenizer=tokenizer)
-    config = read_model(tmp_path / "ours").config.tokenizer
+    config = read_model(tmp_path / "ours").config.text_encoder.tokenizer
     assert config.pad_token_id == 1 and config.max_length == kept  # "!" comes after begin-of-text
 
 

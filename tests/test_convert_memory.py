@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reground_jax.config import CLIPTextConfig, ModelConfig, UNetConfig, VAEConfig
+from reground_jax.config import (
+    CLIPTextConfig,
+    ModelConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from reground_jax.convert.keys import Leaf, torch_names
 from reground_jax.model import leaf_shapes
 from tests import reference
@@ -23,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 CONFIG = ModelConfig(
     unet=UNetConfig(block_channels=(224, 448, 896, 896)),
     vae=VAEConfig(block_channels=(32, 32), layers_per_block=1),
-    text_encoder=CLIPTextConfig(vocab_size=1000, num_layers=1, eos_token_id=999),
+    text_encoders=(TextEncoderConfig(CLIPTextConfig(1000, num_layers=1, eos_token_id=999)),),
 )
 CONFIGS = {
     "unet": dict(

@@ -18,7 +18,7 @@ def test_stable_diffusion_and_gligen_have_their_published_counts():
     assert round(total(plain), 1) == 401.6  # with attention scores
     assert round(total(plain, SCORES), 1) == 338.6  # the figure that tools print
     assert round(total(gligen), 1) == 568.4
-    assert total(plain) == total(unet_macs(UNetConfig(grounded=False), 64, 64))
+    assert total(plain) == total(unet_macs(UNetConfig(grounding=None), 64, 64))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from reground_jax.conditioning import Conditioning
 from reground_jax.config import ModelConfig
 from reground_jax.model import network
 from reground_jax.networks.attention import attention_for
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.sampling.loop import Inputs, Program, advance, prepare
 from reground_jax.sampling.solvers import SOLVERS
 

@@ -158,12 +158,12 @@ def test_seeds_are_those_of_layouts_and_differ():
 def test_scaled_gates_are_scaled_and_nothing_else_is():
     model = tiny_model()
     pipe = Pipeline.from_model(model)
-    block = pipe.params["unet"]["down_blocks"][0]["attentions"][0]["block"]
+    block = pipe.params["unet"]["down_blocks"][0]["attentions"][0]["blocks"][0]
     fuser = block["fuser"]
     fuser["alpha_attn"] = jnp.float32(0.1)
     fuser["alpha_dense"] = jnp.float32(-2.0)
     doubled = with_scaled_gates(pipe, 2.0)
-    after = doubled.params["unet"]["down_blocks"][0]["attentions"][0]["block"]
+    after = doubled.params["unet"]["down_blocks"][0]["attentions"][0]["blocks"][0]
     np.testing.assert_allclose(np.tanh(after["fuser"]["alpha_attn"]), 2 * np.tanh(0.1), rtol=1e-5)
     np.testing.assert_allclose(np.tanh(after["fuser"]["alpha_dense"]), -0.999, rtol=1e-5)
     kernel = ("attn1", "to_out", "kernel")

@@ -180,7 +180,7 @@ def test_no_adapter_goes_over_a_base_of_more_channels(
 
 def test_a_gligen_inpainting_checkpoint_still_converts(tmp_path):
     reference.write_diffusers(tmp_path / "model", "inpaint")
-    assert gather(resolve(tmp_path / "model")).config.unet.is_inpainting
+    assert gather(resolve(tmp_path / "model")).config.unet.inpainting
 
 
 # ---- arrays that are no numbers

@@ -4,7 +4,6 @@ sentence, which names the file, before any array is read."""
 import builtins
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 from reground_jax.checkpoint import CheckpointError
 from reground_jax.convert.locate import BUILT_IN, MODELS
-from reground_jax.description import read_description
+from reground_jax.description import FORMAT, checksums, read_description
 from reground_jax.model import read_model
 
 FILES = ("config.json", "tokenizer.json")
@@ -21,9 +20,14 @@ FILES = ("config.json", "tokenizer.json")
 
 @pytest.fixture
 def directory(tmp_path) -> Path:
-    """The two files of the built-in model; what is tested here never comes to its arrays."""
-    for name in FILES:
-        shutil.copy(MODELS / "emoji" / name, tmp_path / name)
+    """The two files of the built-in model, as they are written today; what is tested here never
+    comes to its arrays."""
+    _, info, groups, base, tokenizer, *_ = description = read_description(MODELS / "emoji")
+    info = info | checksums(description.config, tokenizer)
+    facts = {"format": FORMAT, "groups": groups, "base": base, "info": info}
+    content = facts | description.config.to_json()
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer.encode())
     return tmp_path
 
 
@@ -45,7 +49,7 @@ def put(*path_and_value: Any) -> Callable[[Any], None]:
     return edit
 
 
-def drop(name: str, *path: str) -> Callable[[Any], None]:
+def drop(name: str, *path: str | int) -> Callable[[Any], None]:
     def edit(content: Any) -> None:
         for part in path:
             content = content[part]
@@ -54,6 +58,7 @@ def drop(name: str, *path: str) -> Callable[[Any], None]:
     return edit
 
 
+TEXT = ("text_encoders", 0)
 CONFIG_EDITS = {
     "groups text": (put("groups", "x"), "groups is 'x': it must be a whole number"),
     "groups true": (put("groups", True), "groups is True"),
@@ -86,21 +91,35 @@ CONFIG_EDITS = {
     "unet null": (put("unet", None), "it must be a JSON object"),
     "unknown field": (put("unet", "adapter", 1), "has no field adapter"),
     "grey images": (put("vae", "image_channels", 1), "image_channels is 1"),
+    "another grounding": (put("unet", "grounding", "maps"), "grounding is 'maps': it must be one"),
+    "grounding a boolean": (put("unet", "grounding", True), "grounding is True: it must be one"),
+    "inpainting of 12 channels": (put("unet", "inpainting", True), "and inpainting is True, but"),
+    "inpainting no boolean": (put("unet", "inpainting", 0), "it must be true or false"),
+    "channels of inpainting": (put("unet", "in_channels", 25), "inpainting is False, but"),
+    "blocks of one level": (put("unet", "transformer_layers", [2]), "transformer_layers has 1 ent"),
+    "no blocks": (put("unet", "transformer_layers", [0, 1]), "transformer_layers is 0"),
+    "no text encoder": (put("text_encoders", []), "the model has 0 text encoders"),
+    "two text encoders": (
+        lambda c: c["text_encoders"].append(c["text_encoders"][0]), "the model has 2 text encoders",
+    ),
+    "text encoders no list": (put("text_encoders", {}), "text_encoders is {}: it must be a list"),
+    "text encoder no object": (put("text_encoders", [1]), "a text encoder is 1"),
+    "text encoder of one part": (drop("tokenizer", *TEXT), r"has parts \['network'\]"),
     "vae groups": (put("vae", "norm_groups", 5), "do not divide into 5 norm groups"),
     "vae levels": (put("vae", "block_channels", [8] * 40), "levels is 40"),
     "scaling 0": (put("vae", "scaling_factor", 0), "scaling_factor is 0.0"),
     "scaling NaN": (put("vae", "scaling_factor", float("nan")), "scaling_factor is nan"),
     "scaling endless": (put("vae", "scaling_factor", 10**400), "it must be a number"),
-    "text heads": (put("text_encoder", "num_heads", 7), "does not divide into 7 heads"),
-    "layers of text": (put("text_encoder", "num_layers", 10**9), "num_layers is 1000000000"),
-    "activation": (put("text_encoder", "activation", "relu"), "one of 'quick_gelu', 'gelu'"),
-    "activation a list": (put("text_encoder", "activation", []), r"activation is \[\]"),
-    "end token": (put("text_encoder", "eos_token_id", 5), "ends texts with 5: they do not fit"),
-    "vocabulary": (put("text_encoder", "vocab_size", 2), r"\(1, 2, 2\), but the text encoder has"),
-    "end beyond": (put("tokenizer", "eos_token_id", 10**5), "they do not fit"),
-    "start negative": (put("tokenizer", "bos_token_id", -1), "bos_token_id is -1"),
-    "texts too long": (put("tokenizer", "max_length", 64), "texts are 64 tokens long"),
-    "texts without room": (put("tokenizer", "max_length", 2), "max_length is 2"),
+    "text heads": (put(*TEXT, "network", "num_heads", 7), "does not divide into 7 heads"),
+    "layers of text": (put(*TEXT, "network", "num_layers", 10**9), "num_layers is 1000000000"),
+    "activation": (put(*TEXT, "network", "activation", "relu"), "one of 'quick_gelu', 'gelu'"),
+    "activation a list": (put(*TEXT, "network", "activation", []), r"activation is \[\]"),
+    "end token": (put(*TEXT, "network", "eos_token_id", 5), "ends texts with 5: they do not fit"),
+    "vocabulary": (put(*TEXT, "network", "vocab_size", 2), r"are \(1, 2, 2\), but the text enc"),
+    "end beyond": (put(*TEXT, "tokenizer", "eos_token_id", 10**5), "they do not fit"),
+    "start negative": (put(*TEXT, "tokenizer", "bos_token_id", -1), "bos_token_id is -1"),
+    "texts too long": (put(*TEXT, "tokenizer", "max_length", 64), "texts are 64 tokens long"),
+    "texts without room": (put(*TEXT, "tokenizer", "max_length", 2), "max_length is 2"),
     "train steps": (put("schedule", "num_train_steps", 10**12), "num_train_steps is 10000000"),
     "train steps 0": (put("schedule", "num_train_steps", 0), "num_train_steps is 0"),
     "offset": (put("schedule", "steps_offset", 1000), "steps_offset is 1000"),
@@ -130,6 +149,8 @@ CONFIG_EDITS = {
     "part of another version": (put("controlnet", {}), "another version; convert it again"),
     "part too few": (drop("vae"), "another version; convert it again"),
     "format a list": (put("format", []), r"has format \[\]"),
+    "another format": (put("format", "reground-jax/0"), "this version reads .*: convert it again"),
+    "a newer format": (put("format", "reground-jax/3"), "install a newer reground-jax, or convert"),
     "no format": (drop("format"), "another program's, or damaged"),
     "a list": (lambda content: [content], "another program's, or damaged"),
     "base a number": (put("base", 5), "base is 5"),

@@ -1,9 +1,11 @@
 """Proof 1: each network against diffusers and transformers, converted by the real converter."""
 
 import copy
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ import torch
 from reground_jax.config import ModelConfig, UNetConfig
 from reground_jax.convert.rewire import rewire
 from reground_jax.model import network
+from reground_jax.networks import transformer
 from reground_jax.networks.attention import attention_for
-from reground_jax.networks.position_net import fourier_features
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding.text import Grounding, fourier_features
+from reground_jax.networks.transformer import packs, reads_grounding, reads_text
 from reground_jax.settings import WIRINGS
 from tests import reference
 from tests.models import converted, module
@@ -109,19 +112,55 @@ def _swap_value_and_gate(block):
 def test_a_mutation_of_one_block_is_noticed(mutate):
     model, theirs, _ = converted("sd1")
     unet, call = module(model, "unet"), Call(theirs.unet)
-    mutate(unet.mid_block.attentions[0].block)
+    mutate(unet.mid_block.attentions[0].blocks[0])
     assert relative_error(call.ours(unet, "sequential"), call.theirs(theirs.unet)) > 10 * TOLERANCE
 
 
-def test_a_closed_gate_and_no_fuser_give_plain_stable_diffusion():
+@pytest.mark.parametrize("wiring", [w for w in WIRINGS if reads_text(w) and reads_grounding(w)])
+def test_a_closed_gate_and_no_fuser_give_plain_stable_diffusion(wiring):
     model, theirs, _ = converted("sd1")
     unet, call = module(model, "unet"), Call(theirs.unet)
     plain = call.ours(unet, "no_grounding")
-    for wiring in ("sequential", "parallel", "text_first"):
-        # A gate of 0 still computes (and adds) zeros, and in the parallel wiring cross-attention's
-        # q then comes from folded weights: only rounding may differ.
-        assert relative_error(call.ours(unet, wiring, gate=0.0), plain) < TOLERANCE
-        np.testing.assert_array_equal(call.ours(unet, wiring, gate=None), plain)
+    # A gate of 0 still computes (and adds) zeros, and in the parallel wiring cross-attention's q
+    # then comes from folded weights: only rounding may differ.
+    assert relative_error(call.ours(unet, wiring, gate=0.0), plain) < TOLERANCE
+    np.testing.assert_array_equal(call.ours(unet, wiring, gate=None), plain)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As users run it: the tests' type checker would refuse the name before the code does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_wiring_of_which_only_the_name_is_added_is_an_error(monkeypatch, unchecked):
+    """Rather than a block with neither text nor boxes; and so in the reference that proves it."""
+    model, theirs, _ = converted("sd1")
+    unet, call = module(model, "unet"), Call(theirs.unet)
+    text, x = jnp.asarray(call.text.numpy()), jnp.asarray(nhwc(call.x))
+    prepared = unet.prepare(text, None, jnp.array([300.0]), wiring="no_grounding")
+    monkeypatch.setattr(transformer, "WIRINGS", (*WIRINGS, "new"))
+    with pytest.raises(AssertionError, match="new"):
+        unet(x, prepared, gate=None, wiring="new", attend=ATTEND)
+    rewired = copy.deepcopy(theirs.unet)
+    reference.rewire(rewired, "new")
+    with pytest.raises(ValueError, match="wiring 'new' has no formula here"):
+        call.theirs(rewired)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_a_wiring_reads_what_it_says(wiring):
+    model, theirs, _ = converted("sd1")
+    unet, call = module(model, "unet"), Call(theirs.unet)
+    before = call.ours(unet, wiring)
+    call.text = call.text + 1
+    other_text = call.ours(unet, wiring)
+    call.boxes = call.boxes / 2
+    other_boxes = call.ours(unet, wiring)
+    assert (other_text != before).any() == reads_text(wiring)
+    assert (other_boxes != other_text).any() == reads_grounding(wiring)
 
 
 def test_a_gate_of_a_half_scales_both_halves_of_the_fuser():
@@ -151,24 +190,26 @@ def test_branches_share_what_comes_before_their_contexts():
     assert relative_error(run(x), run(jnp.repeat(x, 2, axis=0))) < 1e-6
 
 
+@pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize("name", ["sd1", "odd"])
-def test_the_packed_projection_of_the_parallel_wiring_changes_only_rounding(name):
+def test_the_packed_projection_changes_only_rounding(name, wiring):
     model, theirs, _ = converted(name)
     unet, call = module(model, "unet"), Call(theirs.unet)
     grounding = Grounding(*(jnp.asarray(a.numpy()) for a in (call.boxes, call.phrases, call.mask)))
     text, time = jnp.asarray(call.text.numpy()), jnp.array([300.0])
-    prepared = unet.prepare(text, grounding, time, wiring="parallel")
+    prepared = unet.prepare(text, grounding, time, wiring=wiring)
+    if not packs(wiring):  # its two branches read different features, or it has only one
+        assert set(prepared.packed) == {None}
+        return
     assert all(packed is not None for packed in prepared.packed)
-    unpacked = prepared._replace(packed=(None,) * len(prepared.packed))
+    unpacked = unet.prepare(text, grounding, time, wiring=wiring, pack=False)
 
     def run(prepared):
         x = jnp.asarray(nhwc(call.x))
         gate = jnp.float32(1)
-        return unet(x, prepared, gate=gate, wiring="parallel", attend=ATTEND)
+        return unet(x, prepared, gate=gate, wiring=wiring, attend=ATTEND)
 
     assert relative_error(run(prepared), run(unpacked)) < 1e-5
-    sequential = unet.prepare(text, grounding, time, wiring="sequential")
-    assert set(sequential.packed) == {None}  # there the two branches read different features
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -231,7 +272,7 @@ def test_parameter_counts_are_the_published_ones():
         return sum(leaf.size for leaf in jax.tree.leaves(network(config, name)[1]))
 
     gligen = ModelConfig()
-    plain = ModelConfig(unet=UNetConfig(grounded=False))
+    plain = ModelConfig(unet=UNetConfig(grounding=None))
     assert round(count(gligen, "unet") / 1e6, 2) == 1068.62  # GLIGEN text-box
     assert round(count(plain, "unet") / 1e6, 2) == 859.52  # SD1.x
     assert round(count(gligen, "text_encoder") / 1e6, 2) == 123.06  # CLIP ViT-L/14 text

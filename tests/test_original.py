@@ -13,7 +13,7 @@ from reground_jax.convert.convert import convert
 from reground_jax.devices import compiler_options
 from reground_jax.model import network, read_model
 from reground_jax.networks.attention import attention_for
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.sampling.loop import Inpaint, Inputs, Program, advance, prepare
 from reground_jax.sampling.solvers import SOLVERS

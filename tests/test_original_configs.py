@@ -9,6 +9,7 @@ from reground_jax.config import (
     CLIPTextConfig,
     ModelConfig,
     NoiseSchedule,
+    TextEncoderConfig,
     TokenizerConfig,
     UNetConfig,
     VAEConfig,
@@ -30,8 +31,14 @@ def test_the_original_text_box_checkpoint_is_translated():
         ),
         vae=VAEConfig(block_channels=(32, 32, 32, 32), layers_per_block=1),
         # The U-Net's number of heads, since 48 is not the width of ViT-L/14.
-        text_encoder=CLIPTextConfig(
-            vocab_size=256, width=48, num_layers=2, num_heads=4, mlp_width=96, eos_token_id=255
+        text_encoders=(
+            TextEncoderConfig(
+                CLIPTextConfig(
+                    vocab_size=256, width=48, num_layers=2, num_heads=4, mlp_width=96,
+                    eos_token_id=255,
+                ),
+                TokenizerConfig(bos_token_id=0, eos_token_id=255, pad_token_id=255),
+            ),
         ),
         schedule=NoiseSchedule(
             timestep_spacing="leading",
@@ -40,14 +47,14 @@ def test_the_original_text_box_checkpoint_is_translated():
             clip_sample=False,
             skip_prk_steps=True,
         ),
-        tokenizer=TokenizerConfig(bos_token_id=0, eos_token_id=255, pad_token_id=255),
-    )
+    )  # fmt: skip
 
 
 def test_the_original_inpainting_checkpoint_has_nine_channels_and_three_levels():
     parts, config = sources.open_original(DATA / "original_inpaint_tiny.bin")
     unet = original_configs.translate(config, parts["text_encoder"]).unet
     assert unet.in_channels == parts["model"].shape("input_blocks.0.0.weight")[1] == 9
+    assert unet.inpainting
     assert unet.down_attention == (True, True, False)
     assert unet.up_attention == (False, True, True)
 
@@ -106,9 +113,8 @@ def test_the_text_encoder_of_stable_diffusion_1_has_12_heads_and_the_real_specia
         "text_model.embeddings.token_embedding.weight": (49408, 768),
         "text_model.embeddings.position_embedding.weight": (77, 768),
     } | {f"text_model.encoder.layers.{n}.mlp.fc1.weight": (3072, 768) for n in range(12)}
-    text, tokenizer = single_file.text_configs(shapes, unet_heads=8)
-    assert text == CLIPTextConfig(eos_token_id=49407)
-    assert tokenizer == TokenizerConfig()
+    text = single_file.text_config(shapes, unet_heads=8)
+    assert text == TextEncoderConfig(CLIPTextConfig(eos_token_id=49407), TokenizerConfig())
 
 
 def as_single_file(parts):

@@ -290,7 +290,7 @@ def test_the_layouts_of_benchmarks_are_in_words_that_the_built_in_model_knows():
     directory = built_in("emoji")
     assert directory is not None
     config = read_description(directory).config
-    texts = Texts((directory / "tokenizer.json").read_text("utf-8"), config.tokenizer)
+    texts = Texts((directory / "tokenizer.json").read_text("utf-8"), config.text_encoder.tokenizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         texts.ids(distinct_texts(bench_layouts(64)))

@@ -109,7 +109,7 @@ def test_a_folder_of_annotated_images_trains_grounding(kind, wiring, coco, base,
     command = ["train", "grounding", "--config", str(coco / "config.json"), "--from", str(base)]
     assert main([*command, "--out", str(coco / "run")]) == 0
     model = read_model(coco / "run" / "model")
-    assert model.config.unet.grounded
+    assert model.config.unet.grounding == "text"
     assert model.info["training"][-1]["wiring"] == wiring
     assert "changes" not in model.info["training"][-1]
     assert main([*command, "--out", str(coco / "run")]) == 2  # told at once, not after training

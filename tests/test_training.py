@@ -16,7 +16,7 @@ from reground_jax.config import (
 )
 from reground_jax.model import network, read_model
 from reground_jax.networks.attention import attention_for
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.pipeline import Pipeline
 from reground_jax.training.batches import ImageBatches, LatentBatches
 from reground_jax.training.config import StageConfig
@@ -63,7 +63,7 @@ def test_grounding_changes_every_new_leaf_and_no_frozen_bit(base, tmp_path, monk
     record = read_record(tmp_path / "state" / "00000003")["experiment"]
     assert record["wiring"] == "parallel" and record["recipe"]["batch_size"] == 4
     assert record["start"]["from"] == read_model(base).info["checksum"]
-    assert Pipeline.load(tmp_path / "model").config.unet.grounded
+    assert Pipeline.load(tmp_path / "model").config.unet.grounding == "text"
 
 
 @pytest.mark.slow

@@ -246,7 +246,7 @@ def test_a_stage_that_would_freeze_random_weights_is_refused(base, tmp_path, mon
     unet = changed(TINY, {"unet": {"block_channels": [16]}})
     vae = changed(TINY, {"vae": {"layers_per_block": 2}})
     check_kept(TINY, given, TRAINED["decoder"])
-    grounded = changed(TINY, {"unet": {"grounded": True}})
+    grounded = changed(TINY, {"unet": {"grounding": "text"}})
     check_kept(grounded, given, TRAINED["grounding"])  # new fusers are the point of it
     check_kept(unet, given, TRAINED["text_to_image"])  # which trains it all; the autoencoder not
     for kind in ("text_to_image", "decoder"):

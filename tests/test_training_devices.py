@@ -38,10 +38,10 @@ PROGRAM = """
         norm = np.sqrt(sum(np.square(g).sum() for g in gradients.values()))
         return {name: float(value) for name, value in (metrics | {"norm": norm}).items()}
 
-    config = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, grounded=True))
+    config = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, grounding="text"))
     leaves, attend = dict(random_params(config, 0)), attention_for("cpu", "plain")
     latents = lambda images: images[:, ::2, ::2, :2].astype(np.float32) / 128 - 1
-    texts = Texts(TOKENIZER, config.tokenizer)
+    texts = Texts(TOKENIZER, config.text_encoder.tokenizer)
     batches = LatentBatches(
         Boxes(), 8, texts, encode=latents, pooled=lambda ids: np.ones(8, np.float32), max_boxes=4
     )

@@ -8,6 +8,7 @@ from reground_jax.config import (
     CLIPTextConfig,
     ModelConfig,
     NoiseSchedule,
+    TextEncoderConfig,
     UNetConfig,
     VAEConfig,
 )
@@ -23,15 +24,19 @@ TINY = ModelConfig(
     unet=UNetConfig(
         in_channels=2, out_channels=2, block_channels=(8,), layers_per_block=(1,), num_heads=(2,),
         down_attention=(True,), up_attention=(True,), text_width=8, norm_groups=4, sample_size=8,
-        grounded=False,
+        grounding=None,
     ),
     vae=VAEConfig(latent_channels=2, block_channels=(8, 8), layers_per_block=1, norm_groups=4),
-    text_encoder=CLIPTextConfig(
-        vocab_size=vocabulary_size(TOKENIZER), width=8, num_layers=1, num_heads=2, mlp_width=16,
-        max_length=16, eos_token_id=LENGTHS.eos_token_id,
+    text_encoders=(
+        TextEncoderConfig(
+            CLIPTextConfig(
+                vocab_size=vocabulary_size(TOKENIZER), width=8, num_layers=1, num_heads=2,
+                mlp_width=16, max_length=16, eos_token_id=LENGTHS.eos_token_id,
+            ),
+            dataclasses.replace(LENGTHS, max_length=16),
+        ),
     ),
     schedule=NoiseSchedule(prediction_type="v_prediction", clip_sample=False),
-    tokenizer=dataclasses.replace(LENGTHS, max_length=16),
 )  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def attention(pipe: Pipeline, work: Work) -> list[Case]:
         kinds = {
             "self": queries,
             "fuser": queries + work.settings.max_boxes,
-            "cross": pipe.config.text_encoder.max_length,
+            "cross": pipe.config.text_encoder.network.max_length,
         }
         for (kind, keys), form in ((k, f) for k in kinds.items() for f in forms):
             if form == "plain" and batch * heads * queries * keys > PLAIN_LIMIT:

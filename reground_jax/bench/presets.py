@@ -17,6 +17,7 @@ from reground_jax.config import (
     CLIPTextConfig,
     ModelConfig,
     NoiseSchedule,
+    TextEncoderConfig,
     TokenizerConfig,
     UNetConfig,
     VAEConfig,
@@ -42,9 +43,8 @@ def preset_config(name: Preset | str) -> ModelConfig:
     """Raises ValueError for an unknown name."""
     check_name("preset", name, PRESETS)
     unet, vae, text = {"tiny": _tiny, "emoji": _emoji, "sd14": _sd14}[name]()
-    return ModelConfig(
-        unet, vae, text, SCHEDULE, TokenizerConfig(text.max_length, BOS, EOS, pad_token_id=EOS)
-    )
+    tokens = TokenizerConfig(text.max_length, BOS, EOS, pad_token_id=EOS)
+    return ModelConfig(unet, vae, (TextEncoderConfig(text, tokens),), SCHEDULE)
 
 
 def _text(**shape: Any) -> CLIPTextConfig:

@@ -157,9 +157,9 @@ def printable(line: str) -> str:
 
 
 def kind_of(config: "ModelConfig") -> str:
-    if not config.unet.grounded:
+    if config.unet.grounding is None:
         return "plain Stable Diffusion, without fusers"
-    return "GLIGEN inpainting" if config.unet.is_inpainting else "GLIGEN text-box generation"
+    return "GLIGEN inpainting" if config.unet.inpainting else "GLIGEN text-box generation"
 
 
 def count_parts(counts: dict[str, int]) -> dict[str, str]:
@@ -173,9 +173,9 @@ def count_parts(counts: dict[str, int]) -> dict[str, str]:
 
 def config_lines(config: "ModelConfig") -> Iterator[str]:
     """Every field that is set, wrapped to a terminal."""
-    for part in dataclasses.fields(config):
-        fields = dataclasses.asdict(getattr(config, part.name))
+    for part, value in config.parts().items():
+        fields = dataclasses.asdict(value)
         text = ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
         yield from textwrap.wrap(
-            f"{part.name}: {text}", 96, initial_indent=4 * " ", subsequent_indent=8 * " "
+            f"{part}: {text}", 96, initial_indent=4 * " ", subsequent_indent=8 * " "
         )

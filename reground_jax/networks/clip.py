@@ -9,8 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from reground_jax.config import CLIPTextConfig
+from reground_jax.networks.attention_blocks import merge_heads, split_heads
 from reground_jax.networks.layers import Embedding, LayerNorm, Linear
-from reground_jax.networks.transformer import merge_heads, split_heads
 
 EPS = 1e-5
 

@@ -5,7 +5,8 @@ no guidance: `x` has B samples and the prepared context k * B (k neighbours per 
 branch of guidance). What the branches share, up to the first self-attention, is computed once.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,8 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from reground_jax.config import UNetConfig
+from reground_jax.config import UNetConfig, UNetLevel
 from reground_jax.networks.attention import Attend
+from reground_jax.networks.attention_blocks import add, repeat_to
+from reground_jax.networks.fusers import Packed
+from reground_jax.networks.grounding import KINDS, Grounding
 from reground_jax.networks.layers import (
     Conv,
     Downsample,
@@ -23,22 +27,12 @@ from reground_jax.networks.layers import (
     ResnetBlock,
     Upsample,
 )
-from reground_jax.networks.position_net import PositionNet
-from reground_jax.networks.transformer import BlockContext, Packed, SpatialTransformer, repeat_to
+from reground_jax.networks.transformer import BlockContext, TransformerBlock, reads_grounding
 from reground_jax.settings import Wiring
 from reground_jax.short_repr import short_repr
 
 RESNET_EPS = 1e-5
-
-
-class Grounding(NamedTuple):
-    """What is where: G slots per sample; a slot of mask 0 becomes the learned null token."""
-
-    boxes: Float[Array, "B G 4"]  # xyxy, 0..1, float32
-    phrases: Float[Array, "B G E"]  # pooled CLIP embedding of each phrase
-    mask: Float[Array, "B G"]  # 1 box, 0 empty
-
-    __repr__ = short_repr
+SPATIAL_NORM_EPS = 1e-6
 
 
 class Prepared(NamedTuple):
@@ -46,7 +40,7 @@ class Prepared(NamedTuple):
 
     blocks: tuple[BlockContext, ...]  # of each transformer block in order of execution, batch k * B
     time: tuple[Float[Array, "M C"], ...]  # of each resnet in order, a row per time step, float32
-    packed: tuple[Packed | None, ...]  # of each transformer block; None but in the parallel wiring
+    packed: tuple[Packed | None, ...]  # of each transformer block; None where a wiring has none
 
     __repr__ = short_repr
 
@@ -69,6 +63,46 @@ class TimeEmbedding(nnx.Module):
         return self.linear_2(jax.nn.silu(self.linear_1(waves)))
 
 
+class SpatialTransformer(nnx.Module):
+    """Transformer blocks over the pixels of a feature map, as a residual.
+
+    SD1.x stores proj_in and proj_out as 1x1 convolutions, SD2.x as linear layers: with channels
+    last these are the same thing.
+    """
+
+    def __init__(self, level: UNetLevel, *, config: UNetConfig, rngs: nnx.Rngs):
+        channels = level.channels
+        self.norm = GroupNorm(channels, groups=config.norm_groups, eps=SPATIAL_NORM_EPS, rngs=rngs)
+        self.proj_in = Linear(channels, channels, rngs=rngs)
+        self.blocks = nnx.List(
+            TransformerBlock(
+                channels,
+                config.text_width,
+                num_heads=level.num_heads,
+                grounded=config.grounding is not None,
+                rngs=rngs,
+            )
+            for _ in range(level.transformer_layers)
+        )
+        self.proj_out = Linear(channels, channels, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "A H W C"],
+        contexts: Sequence[tuple[BlockContext, Packed | None]],
+        *,
+        gate: Float[Array, ""] | None,
+        wiring: Wiring,
+        attend: Attend,
+    ) -> Float[Array, "B H W C"]:
+        """`contexts`: of each block, and what `TransformerBlock.pack` gave."""
+        _, height, width, channels = x.shape
+        h = self.proj_in(self.norm(x)).reshape(x.shape[0], height * width, channels)
+        for block, context in zip(self.blocks, contexts, strict=True):
+            h = block(h, *context, gate=gate, wiring=wiring, attend=attend)
+        return add(x, self.proj_out(h).reshape(h.shape[0], height, width, channels))
+
+
 class Level(nnx.Module):
     """Resnets and transformers of one resolution, on the way down, in the middle or up.
 
@@ -76,50 +110,36 @@ class Level(nnx.Module):
     more than transformers.
     """
 
-    def __init__(
-        self,
-        widths: list[int],
-        channels: int,
-        *,
-        attentions: int,
-        num_heads: int,
-        config: UNetConfig,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, level: UNetLevel, *, config: UNetConfig, rngs: nnx.Rngs):
         self.resnets = nnx.List(
             ResnetBlock(
                 width,
-                channels,
+                level.channels,
                 time_width=4 * config.block_channels[0],
                 groups=config.norm_groups,
                 eps=RESNET_EPS,
                 rngs=rngs,
             )
-            for width in widths
+            for width in level.inputs
         )
         self.attentions = nnx.List(
-            SpatialTransformer(
-                channels,
-                config.text_width,
-                num_heads=num_heads,
-                groups=config.norm_groups,
-                grounded=config.grounded,
-                rngs=rngs,
-            )
-            for _ in range(attentions)
+            SpatialTransformer(level, config=config, rngs=rngs) for _ in range(level.attentions)
         )
 
 
 class DownLevel(Level):
-    def __init__(self, *args, channels: int, last: bool, rngs: nnx.Rngs, **kwargs):
-        super().__init__(*args, channels=channels, rngs=rngs, **kwargs)
-        self.downsampler = None if last else Downsample(channels, padding=(1, 1), rngs=rngs)
+    def __init__(self, level: UNetLevel, *, config: UNetConfig, rngs: nnx.Rngs):
+        super().__init__(level, config=config, rngs=rngs)
+        channels = level.channels
+        self.downsampler = (
+            Downsample(channels, padding=(1, 1), rngs=rngs) if level.resamples else None
+        )
 
 
 class UpLevel(Level):
-    def __init__(self, *args, channels: int, last: bool, rngs: nnx.Rngs, **kwargs):
-        super().__init__(*args, channels=channels, rngs=rngs, **kwargs)
-        self.upsampler = None if last else Upsample(channels, rngs=rngs)
+    def __init__(self, level: UNetLevel, *, config: UNetConfig, rngs: nnx.Rngs):
+        super().__init__(level, config=config, rngs=rngs)
+        self.upsampler = Upsample(level.channels, rngs=rngs) if level.resamples else None
 
 
 class UNet(nnx.Module):
@@ -127,61 +147,25 @@ class UNet(nnx.Module):
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config
-        channels = config.block_channels
-        levels = len(channels)
-        self.conv_in = Conv(config.in_channels, channels[0], rngs=rngs)
-        self.time_embedding = TimeEmbedding(channels[0], rngs=rngs)
-        self.position_net = PositionNet(config.text_width, rngs=rngs) if config.grounded else None
-
-        skips = [channels[0]]  # widths of the skip connections, in the order they are made
-        down = []
-        for level, width in enumerate(channels):
-            layers, last = config.layers_per_block[level], level == levels - 1
-            down.append(
-                DownLevel(
-                    [skips[-1]] + [width] * (layers - 1),
-                    channels=width,
-                    last=last,
-                    attentions=layers * config.down_attention[level],
-                    num_heads=config.num_heads[level],
-                    config=config,
-                    rngs=rngs,
-                )
-            )
-            skips += [width] * (layers + (not last))
-        self.down_blocks = nnx.List(down)
-
-        self.mid_block = Level(
-            [channels[-1]] * 2,
-            channels[-1],
-            attentions=1,
-            num_heads=config.num_heads[-1],
-            config=config,
-            rngs=rngs,
+        channels, levels = config.block_channels[0], config.levels()
+        kind = None if config.grounding is None else KINDS[config.grounding]
+        extra = 0 if kind is None else kind.input_channels
+        self.conv_in = Conv(config.in_channels + extra, channels, rngs=rngs)
+        self.time_embedding = TimeEmbedding(channels, rngs=rngs)
+        self.position_net = (
+            None if kind is None else kind.position_net(config.text_width, rngs=rngs)
         )
 
-        up, below = [], channels[-1]
-        for index, level in enumerate(reversed(range(levels))):
-            width, layers = channels[level], config.layers_per_block[level] + 1
-            inputs = [below] + [width] * (layers - 1)
-            up.append(
-                UpLevel(
-                    [fan_in + skips.pop() for fan_in in inputs],
-                    channels=width,
-                    last=level == 0,
-                    attentions=layers * config.up_attention[index],
-                    num_heads=config.num_heads[level],
-                    config=config,
-                    rngs=rngs,
-                )
-            )
-            below = width
-        self.up_blocks = nnx.List(up)
-
+        kinds = {"down": DownLevel, "mid": Level, "up": UpLevel}
+        made = [kinds[level.part](level, config=config, rngs=rngs) for level in levels]
+        middle = len(made) // 2
+        self.down_blocks = nnx.List(made[:middle])
+        self.mid_block = made[middle]
+        self.up_blocks = nnx.List(made[middle + 1 :])
         self.conv_norm_out = GroupNorm(
-            channels[0], groups=config.norm_groups, eps=RESNET_EPS, rngs=rngs
+            channels, groups=config.norm_groups, eps=RESNET_EPS, rngs=rngs
         )
-        self.conv_out = Conv(channels[0], config.out_channels, rngs=rngs)
+        self.conv_out = Conv(channels, config.out_channels, rngs=rngs)
 
     def levels(self) -> Iterator[Level]:
         """All levels in order of execution."""
@@ -206,21 +190,20 @@ class UNet(nnx.Module):
     ) -> Prepared:
         """Everything that no step changes, in the dtype of `text`.
 
-        B counts every branch of guidance. `grounding` may be None under `no_grounding` and for a
-        U-Net without fusers. pack: let both branches of the parallel wiring share one matrix
-        product (`Packed`), where wide products are fast.
+        B counts every branch of guidance. `grounding` may be None under a wiring that reads none
+        and for a U-Net without fusers. pack: let branches that read the same features share one
+        matrix product (`Packed`), where wide products are fast.
         """
         tokens = None
-        if wiring != "no_grounding" and grounding is not None and self.position_net is not None:
-            phrases = grounding.phrases.astype(text.dtype)
-            tokens = self.position_net(grounding.boxes, phrases, grounding.mask)
-        blocks = [attention.block for level in self.levels() for attention in level.attentions]
+        if reads_grounding(wiring) and grounding is not None and self.position_net is not None:
+            tokens = self.position_net(grounding, dtype=text.dtype)
+        attentions = [attention for level in self.levels() for attention in level.attentions]
+        blocks = [block for attention in attentions for block in attention.blocks]
         return Prepared(
             blocks=tuple(block.context(text, tokens, wiring=wiring) for block in blocks),
             time=self.time_table(timesteps),
             packed=tuple(
-                block.pack(text.dtype) if pack and wiring == "parallel" else None
-                for block in blocks
+                block.pack(text.dtype, wiring=wiring) if pack else None for block in blocks
             ),
         )
 
@@ -247,7 +230,9 @@ class UNet(nnx.Module):
             time = next(times)
             h = level.resnets[i](h, time if time.shape[0] == 1 else repeat_to(time, h.shape[0]))
             if i < len(level.attentions):
-                h = level.attentions[i](h, *next(contexts), gate=gate, wiring=wiring, attend=attend)
+                transformer = level.attentions[i]
+                own = list(itertools.islice(contexts, len(transformer.blocks)))
+                h = transformer(h, own, gate=gate, wiring=wiring, attend=attend)
             return h
 
         h = self.conv_in(x.astype(dtype))

@@ -3,11 +3,12 @@
 The unconditional branch reads the negative prompt and keeps its fusers on, over null tokens only.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding import Grounding
 
 
 def interleave(
@@ -25,12 +26,8 @@ def branch_text(
 
 
 def branch_grounding(grounding: Grounding) -> Grounding:
-    """Both branches' grounding: the layout, and the same number of null tokens."""
-    return Grounding(
-        boxes=interleave(grounding.boxes, grounding.boxes),
-        phrases=interleave(grounding.phrases, grounding.phrases),
-        mask=interleave(grounding.mask, jnp.zeros_like(grounding.mask)),
-    )
+    """Both branches' grounding: the layout's, and the same number of null tokens."""
+    return jax.tree.map(interleave, grounding, grounding.null())
 
 
 def guide(

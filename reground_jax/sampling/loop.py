@@ -17,6 +17,7 @@ from reground_jax.conditioning import Conditioning
 from reground_jax.devices import SPLIT, WHOLE
 from reground_jax.model import Params
 from reground_jax.networks.attention import Attend
+from reground_jax.networks.transformer import reads_grounding
 from reground_jax.networks.unet import Prepared
 from reground_jax.sampling.guidance import branch_grounding, branch_text, guide
 from reground_jax.sampling.noise import ETA, step_noise
@@ -120,7 +121,7 @@ def advance(
             noise = step_noise(inputs.seeds, state.x.shape[1:], ETA, row.step)
         return program.solver.update(state, output, row, noise)
 
-    if program.wiring != "no_grounding":
+    if reads_grounding(program.wiring):
         state = jax.lax.fori_loop(first, switch, lambda e, s: evaluate(e, s, grounded=True), state)
         first = switch
     return jax.lax.fori_loop(first, last, lambda e, s: evaluate(e, s, grounded=False), state)

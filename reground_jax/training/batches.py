@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 
 from reground_jax.conditioning import Texts, pack_boxes
 from reground_jax.layout import Layout, check_max_boxes
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.training.config import check_cache
 from reground_jax.training.data import Source
 from reground_jax.training.losses import ImageBatch, LatentBatch

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from reground_jax.networks.attention import Attend
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.regions import inside_boxes, level_size
 from reground_jax.training.means import ratio
 

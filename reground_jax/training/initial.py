@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from reground_jax.checkpoint import flatten
-from reground_jax.config import ModelConfig
+from reground_jax.config import ModelConfig, TextEncoderConfig
 from reground_jax.facts import GATES
 from reground_jax.fields import check_name, parse
 from reground_jax.model import NETWORKS, Model, leaf_shapes
@@ -40,13 +40,15 @@ def fitting_fusers(given: Model, model: ModelConfig, place: Path) -> Leaves:
 
 def changed(model: ModelConfig, parts: dict[str, Any]) -> ModelConfig:
     """`model` with some fields of some parts replaced, as a config file says it."""
+    given = model.parts()
     for name, fields in parts.items():
-        check_name("model part", name, model.to_json())
-        part = getattr(model, name)
+        check_name("model part", name, given)
+        part = given[name]
         if isinstance(fields, dict):  # else `parse` says what it must be
             fields = dataclasses.asdict(part) | fields
-        model = dataclasses.replace(model, **{name: parse(type(part), fields, f"model.{name}")})
-    return model
+        given[name] = parse(type(part), fields, f"model.{name}")
+    text = TextEncoderConfig(given.pop("text_encoder"), given.pop("tokenizer"))
+    return ModelConfig(**given, text_encoders=(text,))
 
 
 def check_kept(model: ModelConfig, leaves: Leaves, may_be_new: Callable[[str], bool]) -> None:
@@ -110,7 +112,7 @@ def opened(name: str, leaf: Any) -> Any:
 def initialised(model: ModelConfig, name: str, seed: int) -> dict[Any, Any]:
     """Fresh float32 parameters of one network; residual branches of the U-Net start at zero."""
     build: Callable[[nnx.Rngs], nnx.Module] = {
-        "text_encoder": lambda rngs: CLIPTextModel(model.text_encoder, rngs=rngs),
+        "text_encoder": lambda rngs: CLIPTextModel(model.text_encoder.network, rngs=rngs),
         "unet": lambda rngs: UNet(model.unet, rngs=rngs),
         "vae": lambda rngs: AutoencoderKL(model.vae, rngs=rngs),
     }[name]

@@ -23,7 +23,7 @@ from reground_jax.fields import POSITIVE, at_least, between, check_number
 from reground_jax.images import from_uint8
 from reground_jax.model import Params, network
 from reground_jax.networks.attention import Attend
-from reground_jax.networks.unet import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.settings import Wiring
 from reground_jax.training.box_attention import Watch

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from reground_jax.checkpoint import flatten
-from reground_jax.config import ModelConfig
+from reground_jax.config import ModelConfig, TextEncoderConfig
 from reground_jax.devices import Device
 from reground_jax.fields import check_name, parse
 from reground_jax.model import read_model
@@ -94,7 +94,8 @@ def open_stage(
     model, leaves, tokenizer_json, info, origins = _start(data, base)
     model = changed(model, config.model)
     if is_diffusion(kind):
-        unet = dataclasses.replace(model.unet, grounded=kind == "grounding")
+        grounding = "text" if kind == "grounding" else None
+        unet = dataclasses.replace(model.unet, grounding=grounding)
         model = dataclasses.replace(model, unet=unet)
     check_size(kind, model, terms, np.shape(data.heldout(1)[0].image)[0])
     if kind != "autoencoder":
@@ -155,7 +156,8 @@ def _start(
         )
     tokenizer_json, tokenizer = data.tokenizer
     info = {"source": "trained by reground_jax.training", "training": []}
-    return ModelConfig(tokenizer=tokenizer), {}, tokenizer_json, info, {}
+    text = TextEncoderConfig(tokenizer=tokenizer)
+    return ModelConfig(text_encoders=(text,)), {}, tokenizer_json, info, {}
 
 
 def check_size(kind: str, model: ModelConfig, terms: Terms, side: int) -> None:

@@ -77,7 +77,7 @@ def _generation(
 ) -> Callable[[Params], UInt8[np.ndarray, "B S S 3"]]:
     """Parameters of all networks -> an image per layout."""
     programs = Programs(stage.model, Hardware.choose(stage.devices))
-    texts = Texts(stage.tokenizer_json, stage.model.tokenizer)
+    texts = Texts(stage.tokenizer_json, stage.model.text_encoder.tokenizer)
     settings = dataclasses.replace(LOOK, wiring=wiring)
     request = Request.of("a preview", programs, layouts, settings, "numpy", {})
 

@@ -109,7 +109,7 @@ def _latent_batches(stage: Stage, frozen: Leaves, *, grounded: bool) -> LatentBa
     return LatentBatches(
         stage.data.source,
         stage.config.recipe.batch_size,
-        Texts(stage.tokenizer_json, stage.model.tokenizer),
+        Texts(stage.tokenizer_json, stage.model.text_encoder.tokenizer),
         encode=functools.partial(encoder(stage), params["vae"]),  # type: ignore[arg-type]
         pooled=pooled,
         cache_examples=stage.config.cache_examples,

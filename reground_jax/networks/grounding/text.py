@@ -1,15 +1,33 @@
-"""Grounding tokens from boxes and phrase embeddings (GLIGEN's `text_grounding_net.py`)."""
+"""Grounding by text: a phrase in a box becomes a token (GLIGEN's `text_grounding_net.py`)."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from reground_jax.networks.layers import Linear
+from reground_jax.short_repr import short_repr
 
 NUM_FREQUENCIES = 8
 FOURIER_WIDTH = NUM_FREQUENCIES * 2 * 4  # frequencies x (sin, cos) x (x0, y0, x1, y1)
 HIDDEN = 512
+
+
+class Grounding(NamedTuple):
+    """What is where: G slots per sample; a slot of mask 0 becomes the learned null token."""
+
+    boxes: Float[Array, "B G 4"]  # xyxy, 0..1, float32
+    phrases: Float[Array, "B G E"]  # pooled CLIP embedding of each phrase
+    mask: Float[Array, "B G"]  # 1 box, 0 empty
+
+    __repr__ = short_repr
+
+    def null(self) -> "Grounding":
+        """As many null tokens: what the unconditional branch of guidance is grounded by."""
+        return self._replace(mask=jnp.zeros_like(self.mask))
 
 
 def fourier_features(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 64"]:
@@ -39,17 +57,17 @@ class PositionNet(nnx.Module):
         self.null_positive_feature = nnx.Param(jnp.zeros((text_width,)))
         self.null_position_feature = nnx.Param(jnp.zeros((FOURIER_WIDTH,)))
 
-    def __call__(
-        self,
-        boxes: Float[Array, "B G 4"],
-        phrases: Float[Array, "B G E"],
-        mask: Float[Array, "B G"],
-    ) -> Float[Array, "B G E"]:
-        """Grounding tokens. `mask` is 1 for a box and 0 for an empty slot, which becomes null."""
-        dtype = phrases.dtype
-        slots = mask[..., None] > 0
-        phrases = jnp.where(slots, phrases, self.null_positive_feature[...].astype(dtype))
-        features = jnp.where(slots, fourier_features(boxes), self.null_position_feature[...])
+    def __call__(self, grounding: Grounding, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
+        """Grounding tokens, computed in `dtype` but for the boxes' features."""
+        slots = grounding.mask[..., None] > 0
+        null_phrase, null_box = self.null_positive_feature[...], self.null_position_feature[...]
+        phrases = jnp.where(slots, grounding.phrases.astype(dtype), null_phrase.astype(dtype))
+        features = jnp.where(slots, fourier_features(grounding.boxes), null_box)
         h = jnp.concatenate([phrases, features.astype(dtype)], axis=-1)
         first, second, last = self.linears
         return last(jax.nn.silu(second(jax.nn.silu(first(h)))))
+
+
+def macs(text_width: int, tokens: int) -> int:
+    """Multiply-accumulates of the position net for one sample."""
+    return tokens * ((text_width + FOURIER_WIDTH) * HIDDEN + HIDDEN * HIDDEN + HIDDEN * text_width)

@@ -1,0 +1,95 @@
+"""Self-attention and cross-attention of the transformer blocks, in pieces that a wiring joins.
+
+Each takes its projections ready-made, so that what no step changes (keys and values of texts and
+grounding tokens) and what two branches share is computed once, by whoever calls it.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from reground_jax.networks.attention import Attend
+from reground_jax.networks.layers import Linear
+from reground_jax.short_repr import short_repr
+
+LAYER_NORM_EPS = 1e-5  # of every LayerNorm in a transformer block
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of tokens that no step changes, per block: computed once before the loop."""
+
+    key: Float[Array, "B S N D"]
+    value: Float[Array, "B S N D"]
+
+    __repr__ = short_repr
+
+
+def split_heads(x: Float[Array, "B T M"], heads: int, parts: int) -> tuple[Array, ...]:
+    """[B, T, parts * N * D] to `parts` arrays [B, T, N, D]."""
+    x = x.reshape(*x.shape[:2], parts, heads, -1)
+    return tuple(x[:, :, part] for part in range(parts))
+
+
+def merge_heads(x: Float[Array, "B T N D"]) -> Float[Array, "B T C"]:
+    return x.reshape(*x.shape[:2], -1)
+
+
+def repeat_to(x: Float[Array, "A ..."], batch: int) -> Float[Array, "B ..."]:
+    """Each sample `batch // A` times in a row: guidance's branches of one sample are neighbours."""
+    return x if x.shape[0] == batch else jnp.repeat(x, batch // x.shape[0], axis=0)
+
+
+def add(x: Float[Array, "A ..."], *residuals: Float[Array, "B ..."] | None) -> Array:
+    """x plus each residual that is there. B may be larger than A: guidance's branches part here."""
+    for residual in residuals:
+        x = x if residual is None else repeat_to(x, residual.shape[0]) + residual
+    return x
+
+
+class SelfAttention(nnx.Module):
+    """Attention over the block's own tokens; with `extra`, over those of the grounding as well.
+
+    q, k, v are stored packed: `to_qkv` [C, 3C] makes what a call takes. No query is computed for
+    extra tokens.
+    """
+
+    def __init__(self, channels: int, *, num_heads: int, rngs: nnx.Rngs):
+        self.to_qkv = Linear(channels, 3 * channels, bias=False, rngs=rngs)
+        self.to_out = Linear(channels, channels, rngs=rngs)
+        self.num_heads = num_heads
+
+    def key_value(self, tokens: Float[Array, "B G C"]) -> KeyValue:
+        kernel = self.to_qkv.kernel[...][:, tokens.shape[-1] :].astype(tokens.dtype)
+        return KeyValue(*split_heads(tokens @ kernel, self.num_heads, 2))
+
+    def __call__(
+        self, qkv: Float[Array, "A T M"], *, extra: KeyValue | None = None, attend: Attend
+    ) -> Float[Array, "B T C"]:
+        q, k, v = split_heads(qkv, self.num_heads, 3)
+        if extra is not None:
+            q, k, v = (repeat_to(part, extra.key.shape[0]) for part in (q, k, v))
+            k = jnp.concatenate([k, extra.key], axis=1)
+            v = jnp.concatenate([v, extra.value], axis=1)
+        return self.to_out(merge_heads(attend(q, k, v)))
+
+
+class CrossAttention(nnx.Module):
+    """Attention over the text, whose keys and values come ready (`key_value`), of `to_q`'s q."""
+
+    def __init__(self, channels: int, text_width: int, *, num_heads: int, rngs: nnx.Rngs):
+        self.to_q = Linear(channels, channels, bias=False, rngs=rngs)
+        self.to_kv = Linear(text_width, 2 * channels, bias=False, rngs=rngs)
+        self.to_out = Linear(channels, channels, rngs=rngs)
+        self.num_heads = num_heads
+
+    def key_value(self, text: Float[Array, "B S E"]) -> KeyValue:
+        return KeyValue(*split_heads(self.to_kv(text), self.num_heads, 2))
+
+    def __call__(
+        self, q: Float[Array, "A T C"], text: KeyValue, *, attend: Attend
+    ) -> Float[Array, "B T C"]:
+        (q,) = split_heads(q, self.num_heads, 1)
+        q = repeat_to(q, text.key.shape[0])
+        return self.to_out(merge_heads(attend(q, text.key, text.value)))

@@ -1,0 +1,88 @@
+"""GLIGEN's fuser, and the projection that it may share with cross-attention.
+
+GLIGEN: arXiv 2301.07093, eq. 8 (`GatedSelfAttentionDense` of the original code).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from reground_jax.networks.attention import Attend
+from reground_jax.networks.attention_blocks import LAYER_NORM_EPS, KeyValue, SelfAttention, add
+from reground_jax.networks.layers import FeedForward, LayerNorm, Linear, normalise, per_channel
+
+
+class GatedSelfAttention(nnx.Module):
+    """GLIGEN's fuser: the whole gated residual, its gated attention and its gated feed-forward."""
+
+    def __init__(self, channels: int, text_width: int, *, num_heads: int, rngs: nnx.Rngs):
+        self.linear = Linear(text_width, channels, rngs=rngs)
+        self.norm1 = LayerNorm(channels, eps=LAYER_NORM_EPS, rngs=rngs)
+        self.attn = SelfAttention(channels, num_heads=num_heads, rngs=rngs)
+        self.norm2 = LayerNorm(channels, eps=LAYER_NORM_EPS, rngs=rngs)
+        self.ff = FeedForward(channels, rngs=rngs)
+        self.alpha_attn = nnx.Param(jnp.zeros(()))
+        self.alpha_dense = nnx.Param(jnp.zeros(()))
+
+    def key_value(self, tokens: Float[Array, "B G E"]) -> KeyValue:
+        return self.attn.key_value(self.norm1(self.linear(tokens)))
+
+    def __call__(
+        self,
+        x: Float[Array, "A T C"],
+        grounding: KeyValue,
+        gate: Float[Array, ""],
+        *,
+        qkv: Float[Array, "A T M"] | None = None,
+        attend: Attend,
+    ) -> Float[Array, "B T C"]:
+        """GSA(x, g) of transformer.py's formulas; `gate` in 0..1 is the step's schedule, float32.
+
+        qkv: the attention's projections of `x`, where they have been computed already (`Packed`).
+        """
+        scale_attn = (gate * jnp.tanh(self.alpha_attn[...].astype(jnp.float32))).astype(x.dtype)
+        scale_dense = (gate * jnp.tanh(self.alpha_dense[...].astype(jnp.float32))).astype(x.dtype)
+        qkv = self.attn.to_qkv(self.norm1(x)) if qkv is None else qkv
+        a = scale_attn * self.attn(qkv, extra=grounding, attend=attend)
+        return a + scale_dense * self.ff(self.norm2(add(x, a)))
+
+
+class Packed(NamedTuple):
+    """One linear layer for the fuser's q, k, v and cross-attention's q, from one normalised input.
+
+    In the parallel wiring both branches read the same features: their LayerNorms have the same
+    statistics, and their affines are folded into the weights here, in float32.
+    """
+
+    kernel: Float[Array, "C M"]  # M = 4 C
+    bias: Float[Array, "M"]
+
+    @classmethod
+    def of(cls, layers: Sequence[tuple[LayerNorm, Linear]], dtype: DTypeLike) -> "Packed":
+        """Of linear layers behind LayerNorms of one input, side by side."""
+        kernels, biases = zip(*(fold(norm, linear) for norm, linear in layers), strict=True)
+        return cls(
+            jnp.concatenate(kernels, axis=1).astype(dtype), jnp.concatenate(biases).astype(dtype)
+        )
+
+
+def fold(norm: LayerNorm, linear: Linear) -> tuple[Float[Array, "C M"], Float[Array, "M"]]:
+    """Kernel and bias that do to normalised features what `linear` does after `norm`; float32."""
+    parts = (linear.kernel, norm.scale, norm.bias)
+    kernel, scale, bias = (jnp.asarray(part[...], jnp.float32) for part in parts)
+    return scale[:, None] * kernel, bias @ kernel
+
+
+def project_both(
+    x: Float[Array, "A T C"], packed: Packed | None
+) -> tuple[Float[Array, "A T M"] | None, Float[Array, "A T C"] | None]:
+    """The fuser's q, k, v and cross-attention's q of `x`, by one matrix product."""
+    if packed is None:
+        return None, None
+    both = normalise(x, LAYER_NORM_EPS) @ packed.kernel
+    both = both + per_channel(packed.bias, both)
+    return both[..., : -x.shape[-1]], both[..., -x.shape[-1] :]
