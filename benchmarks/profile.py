@@ -1,9 +1,9 @@
 """Where the time of one denoising step goes, by part of the U-Net, beside what the counter says.
 
-XLA's trace tells when every operation starts, its program the Python functions that made each; the
-names of these say which part it belongs to. Element-wise work is charged to the part it is fused
-with, or whose function it was written in. Where operations overlap, such as a shortcut with its
-resnet's convolution, one of them is charged with what both take.
+XLA's trace tells when every operation starts, its program the scopes that each was written in
+(`jax.named_scope` in the networks), which say what part it belongs to. Element-wise work is charged
+to the part it is fused with, or in whose scope it was written. Where operations overlap, such as a
+shortcut with its resnet's convolution, one of them is charged with what both take.
 """
 
 import itertools
@@ -22,23 +22,23 @@ from reground_jax.bench.harness import table
 from reground_jax.counter import INVARIANT, unet_macs
 from reground_jax.pipeline import Pipeline
 
-# The first row whose functions are all on an operation's stack names its part, as the counter does.
+# The first row whose scopes are all around an operation names its part, as the counter does.
 PARTS = (
-    ("fuser_scores", ("GatedSelfAttention.__call__", "attention_for.<locals>.attend")),
-    ("fuser_feed_forward", ("GatedSelfAttention.__call__", "FeedForward.__call__")),
-    ("fuser_projections", ("GatedSelfAttention.__call__",)),
-    ("fuser_projections", ("project_both",)),
-    ("cross_scores", ("CrossAttention.__call__", "attention_for.<locals>.attend")),
-    ("cross_projections", ("TransformerBlock.__call__.<locals>.read",)),
-    ("self_scores", ("SelfAttention.__call__", "attention_for.<locals>.attend")),
-    ("feed_forward", ("FeedForward.__call__",)),
-    ("self_projections", ("TransformerBlock.__call__",)),
-    ("proj_in_out", ("SpatialTransformer.__call__",)),
-    ("shortcuts", ("ResnetBlock.__call__", "Linear.__call__")),
-    ("resnets", ("ResnetBlock.__call__",)),
-    ("resampling", ("Upsample.__call__",)),
-    ("resampling", ("Downsample.__call__",)),
-    ("conv_in_out", ("UNet.__call__",)),
+    ("fuser_scores", ("fuser", "scores")),
+    ("fuser_feed_forward", ("fuser", "feed_forward")),
+    ("fuser_projections", ("fuser",)),
+    ("fuser_projections", ("packed_projection",)),
+    ("cross_scores", ("cross_attention", "scores")),
+    ("cross_projections", ("cross_attention",)),
+    ("self_scores", ("self_attention", "scores")),
+    ("feed_forward", ("feed_forward",)),
+    ("self_projections", ("block",)),
+    ("proj_in_out", ("transformer",)),
+    ("shortcuts", ("shortcut",)),
+    ("resnets", ("resnet",)),
+    ("resampling", ("upsample",)),
+    ("resampling", ("downsample",)),
+    ("conv_in_out", ("unet",)),
 )
 CALLS = 3
 OTHER = "other"  # the solver, guidance, and copies that the compiler added
@@ -115,44 +115,24 @@ def operation_times(profile: Any) -> Counter[str]:
 
 
 def operation_parts(program: str) -> dict[str, str]:
-    """Part of every operation of a compiled program's text, by the functions on its stack."""
-    names = dict(re.findall(r'^(\d+) "(.*)"$', _section(program, "FunctionNames"), re.M))
-    locations = dict(
-        re.findall(r"^(\d+) {.*function_name_id=(\d+)", _section(program, "FileLocations"), re.M)
-    )
-    frames = {
-        int(frame): (names[locations[location]], int(parent) - 1)  # 0 is the outermost
-        for frame, location, parent in re.findall(
-            r"^(\d+) {file_location_id=(\d+) parent_frame_id=(\d+)}",
-            _section(program, "StackFrames"),
-            re.M,
-        )
-    }
-
-    def functions(frame: int) -> set[str]:
-        found = set()
-        while frame in frames:
-            name, frame = frames[frame]
-            found.add(name)
-        return found
-
+    """Part of every operation of a compiled program's text, by the scopes that it is in."""
     parts: dict[str, str] = {}
     for name, rest in re.findall(r"^ *(?:ROOT )?%?([\w.-]+) = (.*)", program, re.M):
-        if frame := re.search(r"stack_frame_id=(\d+)", rest):
-            parts[name] = part_of(functions(int(frame[1])))
+        if path := re.search(r'op_name="([^"]*)"', rest):
+            parts[name] = part_of(scopes(path[1]))
         else:  # the compiler's own, such as half of a reduction: it belongs to what it reads
             reads = re.findall(r"%([\w.-]+)", rest.partition("(")[2].partition(")")[0])
             parts[name] = next((parts[read] for read in reads if read in parts), OTHER)
     return parts
 
 
-def part_of(functions: set[str]) -> str:
-    return next((part for part, needed in PARTS if functions.issuperset(needed)), OTHER)
+def scopes(path: str) -> set[str]:
+    """Names of the scopes in an operation's path, without their numbers: "block_0" is a block."""
+    return {re.sub(r"_\d+$", "", name) for name in path.split("/")}
 
 
-def _section(program: str, title: str) -> str:
-    start = program.index(f"{title}\n")
-    return program[start : program.index("\n\n", start)]
+def part_of(scopes: set[str]) -> str:
+    return next((part for part, needed in PARTS if scopes.issuperset(needed)), OTHER)
 
 
 def show(record: dict[str, Any]) -> str:

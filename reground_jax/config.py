@@ -39,6 +39,11 @@ class UNetLevel:
     transformer_layers: int  # transformer blocks in each of them
     resamples: bool  # it ends in a down- or up-sampler
 
+    @property
+    def name(self) -> str:
+        """Such as "down_0"; its scope in a profile."""
+        return f"{self.part}_{self.index}"
+
 
 @dataclass(frozen=True)
 class UNetConfig:

@@ -66,6 +66,7 @@ def attention_for(platform: str, backend: Backend | str | None = None) -> Attend
     if backend is not None:
         check_name("attention backend", backend, BACKENDS)
 
+    @jax.named_scope("scores")
     def attend(
         q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
     ) -> Float[Array, "B T N D"]:

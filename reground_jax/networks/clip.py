@@ -26,6 +26,7 @@ class MLP(nnx.Module):
         self.fc2 = Linear(config.mlp_width, config.width, rngs=rngs)
         self.quick = config.activation == "quick_gelu"
 
+    @jax.named_scope("feed_forward")
     def __call__(self, x: Float[Array, "B S E"]) -> Float[Array, "B S E"]:
         h = self.fc1(x)
         h = h * jax.nn.sigmoid(1.702 * h) if self.quick else jax.nn.gelu(h, approximate=False)
@@ -40,6 +41,7 @@ class CausalAttention(nnx.Module):
         self.out_proj = Linear(config.width, config.width, rngs=rngs)
         self.num_heads = config.num_heads
 
+    @jax.named_scope("self_attention")
     def __call__(self, x: Float[Array, "B S E"]) -> Float[Array, "B S E"]:
         q, k, v = split_heads(self.qkv_proj(x), self.num_heads, 3)
         logits = jnp.einsum("btnd,bsnd->bnts", q, k, preferred_element_type=jnp.float32)
@@ -69,12 +71,14 @@ class CLIPTextModel(nnx.Module):
         self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.num_layers))
         self.final_layer_norm = LayerNorm(config.width, eps=EPS, rngs=rngs)
 
+    @jax.named_scope("clip")
     def __call__(self, ids: Int[Array, "B S"], *, dtype: DTypeLike = jnp.float32) -> TextEncoding:
         """`ids` with begin, end and padding tokens in place, S at most `max_length`."""
         x = self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))[None]
         x = x.astype(dtype)
-        for layer in self.layers:
-            x = layer(x)
+        for i, layer in enumerate(self.layers):
+            with jax.named_scope(f"layer_{i}"):
+                x = layer(x)
         x = self.final_layer_norm(x)
         eos = self.config.eos_token_id
         end = ids.argmax(-1) if eos is None else (ids == eos).argmax(-1)

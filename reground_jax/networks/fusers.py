@@ -6,6 +6,7 @@ GLIGEN: arXiv 2301.07093, eq. 8 (`GatedSelfAttentionDense` of the original code)
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -31,6 +32,7 @@ class GatedSelfAttention(nnx.Module):
     def key_value(self, tokens: Float[Array, "B G E"]) -> KeyValue:
         return self.attn.key_value(self.norm1(self.linear(tokens)))
 
+    @jax.named_scope("fuser")
     def __call__(
         self,
         x: Float[Array, "A T C"],
@@ -77,6 +79,7 @@ def fold(norm: LayerNorm, linear: Linear) -> tuple[Float[Array, "C M"], Float[Ar
     return scale[:, None] * kernel, bias @ kernel
 
 
+@jax.named_scope("packed_projection")
 def project_both(
     x: Float[Array, "A T C"], packed: Packed | None
 ) -> tuple[Float[Array, "A T M"] | None, Float[Array, "A T C"] | None]:

@@ -124,6 +124,7 @@ class FeedForward(nnx.Module):
         self.geglu = GEGLU(channels, 4 * channels, rngs=rngs)
         self.out = Linear(4 * channels, channels, rngs=rngs)
 
+    @jax.named_scope("feed_forward")
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         return self.out(self.geglu(x))
 
@@ -156,7 +157,8 @@ class ResnetBlock(nnx.Module):
         if time is not None:
             h = h + time[:, None, None, :].astype(h.dtype)
         h = self.conv2(jax.nn.silu(self.norm2(h)))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        with jax.named_scope("shortcut"):
+            return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class Upsample(nnx.Module):
@@ -165,6 +167,7 @@ class Upsample(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, rngs=rngs)
 
+    @jax.named_scope("upsample")
     def __call__(
         self, x: Float[Array, "B H W C"], size: tuple[int, int] | None = None
     ) -> Float[Array, "B H2 W2 C"]:
@@ -180,5 +183,6 @@ class Downsample(nnx.Module):
     def __init__(self, channels: int, *, padding: tuple[int, int], rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, stride=2, padding=(padding, padding), rngs=rngs)
 
+    @jax.named_scope("downsample")
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
         return self.conv(x)

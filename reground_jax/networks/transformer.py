@@ -15,6 +15,7 @@ what it reads. One that reads the text is plain Stable Diffusion while its fuser
 
 from typing import NamedTuple, assert_never
 
+import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -72,6 +73,7 @@ class TransformerBlock(nnx.Module):
             else None
         )
 
+    @jax.named_scope("context")
     def context(
         self, text: Float[Array, "B S E"], tokens: Float[Array, "B G E"] | None, *, wiring: Wiring
     ) -> BlockContext:
@@ -111,12 +113,14 @@ class TransformerBlock(nnx.Module):
                 return None
             return self.fuser(h, context.grounding, gate, qkv=qkv, attend=attend)
 
+        @jax.named_scope("cross_attention")
         def read(h: Array, q: Array | None = None) -> Array:
             assert context.text is not None
             q = self.attn2.to_q(self.norm2(h)) if q is None else q
             return self.attn2(q, context.text, attend=attend)
 
-        x = x + self.attn1(self.attn1.to_qkv(self.norm1(x)), attend=attend)
+        with jax.named_scope("self_attention"):
+            x = x + self.attn1(self.attn1.to_qkv(self.norm1(x)), attend=attend)
         match wiring:
             case "sequential":  # GLIGEN: the text is read from features that grounding has changed
                 x = add(x, ground(x))

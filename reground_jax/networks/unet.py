@@ -98,8 +98,9 @@ class SpatialTransformer(nnx.Module):
         """`contexts`: of each block, and what `TransformerBlock.pack` gave."""
         _, height, width, channels = x.shape
         h = self.proj_in(self.norm(x)).reshape(x.shape[0], height * width, channels)
-        for block, context in zip(self.blocks, contexts, strict=True):
-            h = block(h, *context, gate=gate, wiring=wiring, attend=attend)
+        for i, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
+            with jax.named_scope(f"block_{i}"):
+                h = block(h, *context, gate=gate, wiring=wiring, attend=attend)
         return add(x, self.proj_out(h).reshape(h.shape[0], height, width, channels))
 
 
@@ -173,12 +174,14 @@ class UNet(nnx.Module):
         yield self.mid_block
         yield from self.up_blocks
 
+    @jax.named_scope("time_table")
     def time_table(self, timesteps: Float[ArrayLike, "M"]) -> tuple[Float[Array, "M C"], ...]:
         """What each resnet adds to its features at each time step: a table per resnet, float32."""
         h = jax.nn.silu(self.time_embedding(timesteps))
         resnets = (r for level in self.levels() for r in level.resnets)
         return tuple(r.time_emb_proj(h) for r in resnets if r.time_emb_proj is not None)
 
+    @jax.named_scope("prepare")
     def prepare(
         self,
         text: Float[Array, "B S E"],
@@ -207,6 +210,7 @@ class UNet(nnx.Module):
             ),
         )
 
+    @jax.named_scope("unet")
     def __call__(
         self,
         x: Float[Array, "B H W I"],
@@ -228,28 +232,31 @@ class UNet(nnx.Module):
 
         def layer(level: Level, i: int, h: Array) -> Array:
             time = next(times)
-            h = level.resnets[i](h, time if time.shape[0] == 1 else repeat_to(time, h.shape[0]))
+            with jax.named_scope(f"resnet_{i}"):
+                time = time if time.shape[0] == 1 else repeat_to(time, h.shape[0])
+                h = level.resnets[i](h, time)
             if i < len(level.attentions):
                 transformer = level.attentions[i]
                 own = list(itertools.islice(contexts, len(transformer.blocks)))
-                h = transformer(h, own, gate=gate, wiring=wiring, attend=attend)
+                with jax.named_scope(f"transformer_{i}"):
+                    h = transformer(h, own, gate=gate, wiring=wiring, attend=attend)
             return h
 
         h = self.conv_in(x.astype(dtype))
         skips = [h]
-        for level in self.down_blocks:
-            for i in range(len(level.resnets)):
-                h = layer(level, i, h)
-                skips.append(h)
-            if level.downsampler is not None:
-                h = level.downsampler(h)
-                skips.append(h)
-        for i in range(len(self.mid_block.resnets)):
-            h = layer(self.mid_block, i, h)
-        for level in self.up_blocks:
-            for i in range(len(level.resnets)):
-                skip = repeat_to(skips.pop(), h.shape[0])
-                h = layer(level, i, jnp.concatenate([h, skip], axis=-1))
-            if level.upsampler is not None:
-                h = level.upsampler(h, size=skips[-1].shape[1:3])
+        for shape, level in zip(self.config.levels(), self.levels(), strict=True):
+            with jax.named_scope(shape.name):
+                for i in range(len(level.resnets)):
+                    if shape.part == "up":
+                        skip = repeat_to(skips.pop(), h.shape[0])
+                        h = jnp.concatenate([h, skip], axis=-1)
+                    h = layer(level, i, h)
+                    if shape.part == "down":
+                        skips.append(h)
+                if isinstance(level, DownLevel) and level.downsampler is not None:
+                    h = level.downsampler(h)
+                    skips.append(h)
+                if isinstance(level, UpLevel) and level.upsampler is not None:
+                    _, height, width, _ = skips[-1].shape
+                    h = level.upsampler(h, size=(height, width))
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))

@@ -29,6 +29,7 @@ class Attention(nnx.Module):
         self.to_qkv = Linear(channels, 3 * channels, rngs=rngs)
         self.to_out = Linear(channels, channels, rngs=rngs)
 
+    @jax.named_scope("self_attention")
     def __call__(self, x: Float[Array, "B H W C"], *, attend: Attend) -> Float[Array, "B H W C"]:
         batch, height, width, channels = x.shape
         h = self.to_qkv(self.group_norm(x)).reshape(batch, height * width, 1, 3 * channels)
@@ -62,7 +63,8 @@ class Level(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W I"], *, attend: Attend) -> Float[Array, "B H2 W2 O"]:
         for index, resnet in enumerate(self.resnets):
-            x = resnet(x)
+            with jax.named_scope(f"resnet_{index}"):
+                x = resnet(x)
             if index == 0 and self.attention is not None:
                 x = self.attention(x, attend=attend)
         for resample in (self.downsampler, self.upsampler):
@@ -91,11 +93,14 @@ class Encoder(nnx.Module):
         self.conv_norm_out = GroupNorm(channels[-1], groups=config.norm_groups, eps=EPS, rngs=rngs)
         self.conv_out = Conv(channels[-1], 2 * config.latent_channels, rngs=rngs)
 
+    @jax.named_scope("vae_encoder")
     def __call__(self, x: Float[Array, "B H W 3"], *, attend: Attend) -> Float[Array, "B h w M"]:
         h = self.conv_in(x)
-        for level in self.down_blocks:
-            h = level(h, attend=attend)
-        h = self.mid_block(h, attend=attend)
+        for i, level in enumerate(self.down_blocks):
+            with jax.named_scope(f"down_{i}"):
+                h = level(h, attend=attend)
+        with jax.named_scope("mid_0"):
+            h = self.mid_block(h, attend=attend)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
 
 
@@ -120,10 +125,14 @@ class Decoder(nnx.Module):
         self.conv_norm_out = GroupNorm(channels[-1], groups=config.norm_groups, eps=EPS, rngs=rngs)
         self.conv_out = Conv(channels[-1], config.image_channels, rngs=rngs)
 
+    @jax.named_scope("vae_decoder")
     def __call__(self, z: Float[Array, "B h w C"], *, attend: Attend) -> Float[Array, "B H W 3"]:
-        h = self.mid_block(self.conv_in(z), attend=attend)
-        for level in self.up_blocks:
-            h = level(h, attend=attend)
+        h = self.conv_in(z)
+        with jax.named_scope("mid_0"):
+            h = self.mid_block(h, attend=attend)
+        for i, level in enumerate(self.up_blocks):
+            with jax.named_scope(f"up_{i}"):
+                h = level(h, attend=attend)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
 
 

@@ -181,7 +181,7 @@ def check_size(kind: str, model: ModelConfig, terms: Terms, side: int) -> None:
             f'{own}, or make the model one of {side} pixels by "model": {{"unet": '
             f'{{"sample_size": {side // model.vae.downsampling}}}}}'
         )
-    if model.unet.in_channels != model.vae.latent_channels:
+    if model.unet.inpainting or model.unet.in_channels != model.vae.latent_channels:
         raise ValueError(
             f"the U-Net takes {model.unet.in_channels} channels and latents have "
             f"{model.vae.latent_channels}: models for inpainting cannot be trained"

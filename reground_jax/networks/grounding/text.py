@@ -57,6 +57,7 @@ class PositionNet(nnx.Module):
         self.null_positive_feature = nnx.Param(jnp.zeros((text_width,)))
         self.null_position_feature = nnx.Param(jnp.zeros((FOURIER_WIDTH,)))
 
+    @jax.named_scope("grounding_tokens")
     def __call__(self, grounding: Grounding, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
         """Grounding tokens, computed in `dtype` but for the boxes' features."""
         slots = grounding.mask[..., None] > 0
