@@ -150,7 +150,7 @@ class Theirs:
 
 
 def convert(folder: Path, _: dict[str, Any]) -> dict[str, Any]:
-    from reground_jax.convert.convert import convert
+    from reground_jax.convert.conversion import convert
 
     info = convert(folder / "diffusers", folder / "ours")
     return {"unet_parameters": info["parameters"]["unet"], "dtype": info["dtype"]}

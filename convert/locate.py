@@ -13,7 +13,7 @@ from pathlib import Path
 from reground_jax.home import cache_folder, expand_home, writable_cache
 from reground_jax.model import is_model_directory
 
-from .convert import convert
+from .conversion import convert
 from .full_disk import is_full
 from .sources import resolve
 

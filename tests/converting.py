@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import reground_jax.convert.convert as converting
+import reground_jax.convert.conversion as converting
 from reground_jax.cli import main
 from reground_jax.convert import locate
 

@@ -20,7 +20,7 @@ from reground_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from reground_jax.convert.convert import convert
+from reground_jax.convert.conversion import convert
 from reground_jax.convert.tokenizers import build_tokenizer
 from reground_jax.model import Model, network, random_params, read_model
 from tests import reference

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
-from reground_jax.convert.convert import convert
+from reground_jax.convert.conversion import convert
 from reground_jax.convert.hub import tokenizer_files
 from reground_jax.convert.tokenizers import build_tokenizer
 from reground_jax.model import read_model

@@ -29,7 +29,7 @@ from reground_jax.bench.presets import PRESETS, layouts, preset_config, random_m
 from reground_jax.bench.run import run
 from reground_jax.config import UNetConfig
 from reground_jax.convert.configs import noise_schedule, text_config, unet_config, vae_config
-from reground_jax.convert.convert import convert
+from reground_jax.convert.conversion import convert
 from reground_jax.counter import INVARIANT, unet_macs, vae_decoder_macs
 from reground_jax.model import read_model
 from reground_jax.settings import Settings

@@ -19,7 +19,7 @@ import pytest
 from reground_jax import checkpoint
 from reground_jax.checkpoint import CheckpointError, flatten, load_arrays, save_arrays, unflatten
 from reground_jax.config import TokenizerConfig
-from reground_jax.convert.convert import convert
+from reground_jax.convert.conversion import convert
 from reground_jax.emoji.tokenizer import emoji_tokenizer
 from reground_jax.emoji.world import WorldConfig
 from reground_jax.model import random_params, read_model, write_model
@@ -261,7 +261,7 @@ CONVERT = """
 import os, signal, sys
 from pathlib import Path
 from reground_jax import checkpoint
-from reground_jax.convert.convert import convert
+from reground_jax.convert.conversion import convert
 
 checkpoint.GROUP_BYTES = 2**19  # some sixteen groups, so that most of the work is writing
 events = 0
@@ -286,7 +286,7 @@ def test_killed_at_ten_random_moments_a_conversion_leaves_nothing_that_loads(tmp
     reference.write_diffusers(source, "odd")
     # Processes forked from one that has imported everything, so that ten of them take seconds.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["reground_jax.convert.convert", "orbax.checkpoint"])
+    processes.set_forkserver_preload(["reground_jax.convert.conversion", "orbax.checkpoint"])
 
     def run(destination: Path, moment: int = -1) -> int | None:
         """Converts up to a moment, or to the end; the exit code."""

@@ -61,7 +61,7 @@ def test_convert_writes_a_model_and_reports_on_it(byte_tokenizer, tmp_path, caps
 
 
 def fake_verify(monkeypatch, errors: dict[str, float]) -> list:
-    """Stands for `convert/verify.py`, which takes torch and minutes."""
+    """Stands for `convert/verification.py`, which takes torch and minutes."""
     calls = []
 
     def verify(source, destination, **options):
@@ -69,7 +69,7 @@ def fake_verify(monkeypatch, errors: dict[str, float]) -> list:
         return errors
 
     module = types.SimpleNamespace(verify=verify, TOLERANCE=1e-4)
-    monkeypatch.setitem(sys.modules, "reground_jax.convert.verify", module)
+    monkeypatch.setitem(sys.modules, "reground_jax.convert.verification", module)
     return calls
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from reground_jax.config import NoiseSchedule
 from reground_jax.convert import configs
-from reground_jax.convert.convert import gather
+from reground_jax.convert.conversion import gather
 from reground_jax.convert.rules import UnsupportedConfig, read_json
 from reground_jax.convert.sources import detect, resolve
 from tests import reference

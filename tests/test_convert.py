@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from reground_jax.checkpoint import flatten
-from reground_jax.convert.convert import convert
+from reground_jax.convert.conversion import convert
 from reground_jax.convert.keys import KeyMismatch
 from reground_jax.model import read_model
 from tests import originals, reference
@@ -292,7 +292,7 @@ def test_no_source_needs_torch(tmp_path, today, tokenizer):
 import sys
 for name in ("torch", "diffusers", "transformers", "safetensors"):
     sys.modules[name] = None  # makes its import fail
-from reground_jax.convert.convert import convert
+from reground_jax.convert.conversion import convert
 options = dict(tokenizer={str(tokenizer)!r})
 convert({str(originals.TEXT_BOX)!r}, "a", **options)
 convert({str(base)!r}, "b", adapter={str(adapter)!r}, **options)

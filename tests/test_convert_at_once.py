@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reground_jax.convert import locate
-from reground_jax.convert.convert import convert
+from reground_jax.convert.conversion import convert
 from reground_jax.model import is_model_directory, read_model
 from tests import reference
 from tests.converting import WAIT, load, load_without_locks, run_command

@@ -56,7 +56,7 @@ CONFIGS = {
 # The kernel's own high-water mark: ru_maxrss would begin with that of the process that forked.
 CONVERT = """
 import json, sys, time
-from reground_jax.convert.convert import convert
+from reground_jax.convert.conversion import convert
 begin = time.perf_counter()
 info = convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3])
 seconds = time.perf_counter() - begin

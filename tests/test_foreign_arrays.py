@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-import reground_jax.convert.convert as converting
-from reground_jax.convert import full_disk, verify
-from reground_jax.convert.convert import convert, gather
+import reground_jax.convert.conversion as converting
+from reground_jax.convert import full_disk, references
+from reground_jax.convert.conversion import convert, gather
 from reground_jax.convert.keys import KeyMismatch, foreign
 from reground_jax.convert.sources import resolve
 from tests import originals, reference
@@ -126,16 +126,16 @@ def test_a_text_encoder_with_its_projection_converts(tmp_path, monkeypatch, mode
 
 
 def test_the_references_of_a_verification_take_what_a_conversion_takes(tmp_path, model):
-    verify._check_loaded("text_encoder", [], ["text_projection.weight", "logit_scale"])
-    verify._check_loaded("vae", [], ["loss.logvar"])
+    references._check_loaded("text_encoder", [], ["text_projection.weight", "logit_scale"])
+    references._check_loaded("vae", [], ["loss.logvar"])
     with pytest.raises(ValueError, match="missing or unknown there, such as stranger"):
-        verify._check_loaded("vae", [], ["stranger"])
+        references._check_loaded("vae", [], ["stranger"])
     fork = tmp_path / "fork"
     shutil.copytree(model, fork)
     fields = json.loads((fork / "unet" / "config.json").read_text())
     assert fields.pop("attention_type") == "gated"
     (fork / "unet" / "config.json").write_text(json.dumps(fields | {"use_gated_attention": True}))
-    unet = verify._from_folder(fork, None, verify._import(), gated=True)["unet"]
+    unet = references._from_folder(fork, None, references.import_libraries(), gated=True)["unet"]
     assert any(".fuser." in name for name in unet.state_dict())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reground_jax.convert import configs
-from reground_jax.convert.convert import convert, gather
+from reground_jax.convert.conversion import convert, gather
 from reground_jax.convert.sources import resolve
 from reground_jax.convert.tokenizers import build_tokenizer
 from tests import reference

@@ -36,7 +36,7 @@ FLOORS = (
 )
 # Imports from above, with the reason.
 UPWARDS = {
-    ("emoji", "training"): "the world's probes are trained by the trainer, which trains on the world",
+    ("emoji", "training"): "the trainer trains the world's probes, and trains on the world",
 }
 # Rooms that keep to fewer than their floor allows.
 ONLY = {
@@ -172,4 +172,21 @@ def test_every_file_says_what_it_is_and_public_names_what_they_do():
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_":
                 if not ast.get_docstring(node):
                     wrong.append(f"{path}: {node.name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nobody_needs_the_private_names_of_another_file():
+    fields = {"_replace", "_asdict", "_fields"}  # what NamedTuple calls its methods
+    wrong = []
+    for path, tree in sources("reground_jax", "convert", "benchmarks"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                owner, names = ast.unparse(node.value), {node.attr} - fields
+                names = set() if owner in ("self", "cls", "argparse") else names
+            elif isinstance(node, ast.ImportFrom):
+                owner, names = str(node.module), {name.name for name in node.names}
+            else:
+                continue
+            private = [n for n in names if n.startswith("_") and not n.startswith("__")]
+            wrong += [f"{path} uses {owner}.{name}" for name in private]
     assert not wrong, "\n".join(wrong)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reground_jax.conditioning import Conditioning
-from reground_jax.convert.convert import convert
+from reground_jax.convert.conversion import convert
 from reground_jax.devices import compiler_options
 from reground_jax.model import network, read_model
 from reground_jax.networks.attention import attention_for

@@ -9,7 +9,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-import reground_jax.convert.convert
+import reground_jax.convert.conversion
 import reground_jax.convert.locate
 from reground_jax.cli import build_parser, generate, main
 from reground_jax.convert.locate import BUILT_IN, MODELS
@@ -31,7 +31,7 @@ def nothing_is_fetched_or_converted(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", never)
     monkeypatch.setattr(reground_jax.convert.locate, "convert", never)
     monkeypatch.setattr(reground_jax.convert.locate, "resolve", never)
-    monkeypatch.setattr(reground_jax.convert.convert, "convert", never)
+    monkeypatch.setattr(reground_jax.convert.conversion, "convert", never)
 
 
 def image(folder: Path, checkpoint: str | None, checksum: str | None) -> Path:

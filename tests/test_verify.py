@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from reground_jax.checkpoint import flatten
-from reground_jax.convert.convert import convert
-from reground_jax.convert.verify import TOLERANCE, verify
+from reground_jax.convert.conversion import convert
+from reground_jax.convert.verification import TOLERANCE, verify
 from reground_jax.model import read_model, write_model
 from tests import originals, reference
 

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_verifiers()  # before minutes of work
     hint(f"loading {arguments.source} ...")
 
-    from reground_jax.convert.convert import convert
+    from reground_jax.convert.conversion import convert
     from reground_jax.home import expand_home
 
     destination = expand_home(arguments.destination).absolute()
@@ -90,7 +90,7 @@ def check_verifiers() -> None:
 
 def verified(arguments: argparse.Namespace, destination: Path) -> int:
     """Prints the error of each network; 1 if one is above the tolerance, else 0."""
-    from reground_jax.convert.verify import TOLERANCE, verify
+    from reground_jax.convert.verification import TOLERANCE, verify
 
     errors = verify(
         arguments.source, destination, adapter=arguments.adapter, variant=arguments.variant

@@ -172,7 +172,7 @@ def command_of(arguments: argparse.Namespace) -> str:
     """The command that makes this study again, without what leaves its numbers as they are."""
     words = ["reground-jax", "evaluate"]
     defaults = default_arguments()
-    for action in study_parser()._actions:
+    for action in study_parser().actions:
         value = getattr(arguments, action.dest, None)
         if value != getattr(defaults, action.dest, None) and action.dest not in UNTOLD:
             words += [action.option_strings[0], *words_of(value)]

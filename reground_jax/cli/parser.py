@@ -32,6 +32,11 @@ class Parser(argparse.ArgumentParser):
         self.lists: dict[str, str] = {}
         self._by_title: dict[str, argparse._ArgumentGroup] = {}
 
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """All options and arguments, in the order of their declaration."""
+        return self._actions
+
     def group(self, title: str) -> argparse._ArgumentGroup:
         """The group of this heading. Help lists groups in the order of their first use."""
         if title not in self._by_title:
