@@ -11,7 +11,6 @@ from reground_jax.cli import main as command
 # The traffic light has no box: only the prompt asks for it.
 PROMPT = "a dog, a car and a traffic light on the grass"
 BOXES = ["a dog@0.125,0.125,0.5,0.5", "a car@0.375,0.625,0.875,0.9375"]
-LOOK = ["--guidance-scale", "4", "--solver", "dpmpp_2m", "--steps", "20"]  # what suits this model
 
 
 def run(out: Path) -> int:
@@ -19,8 +18,8 @@ def run(out: Path) -> int:
     picture = out / "compare.png"
     for arguments in (
         ["info", "emoji"],
-        ["generate", PROMPT, *boxes, *LOOK, "--out", str(out / "image.png")],
-        ["compare", PROMPT, *boxes, *LOOK, "--seeds", "0,1,2", "--out", str(picture)],
+        ["generate", PROMPT, *boxes, "--out", str(out / "image.png")],
+        ["compare", PROMPT, *boxes, "--seeds", "0,1,2", "--out", str(picture)],
     ):
         print("$ reground-jax", shlex.join(arguments), flush=True)
         if code := command(arguments):
