@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 
 NETWORKS = ("text_encoder", "unet", "vae")
+GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")  # how their names end
+
+
+def is_grounding(name: str) -> bool:
+    """Whether an array is of what GLIGEN adds to Stable Diffusion."""
+    return "/fuser/" in name or name.startswith("unet/position_net/")
 
 
 class Facts:
@@ -28,9 +34,9 @@ class Facts:
         self.dtypes.add(str(array.dtype))
         self.bytes += array.nbytes
         self.parameters[name.split("/")[0]] += array.size
-        if "/fuser/" in name or "/position_net/" in name:
+        if is_grounding(name):
             self.parameters["grounding"] += array.size
-        if name.endswith(("/fuser/alpha_attn", "/fuser/alpha_dense")):
+        if name.endswith(GATES):
             # One block in a transformer, as in Stable Diffusion 1.x and 2.x, goes without number.
             block = name.removeprefix("unet/").split("/fuser/")[0].removesuffix("/blocks/0")
             self.gates.setdefault(block, []).append(math.tanh(float(array)))
