@@ -11,6 +11,11 @@ NETWORKS = ("text_encoder", "unet", "vae")
 GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")  # how the names of fusers' gates end
 
 
+def is_grounding(name: str) -> bool:
+    """Whether an array is of what GLIGEN adds to Stable Diffusion."""
+    return "/fuser/" in name or name.startswith("unet/position_net/")
+
+
 class Facts:
     """Collects the facts of arrays that come one by one."""
 
@@ -29,7 +34,7 @@ class Facts:
         self.dtypes.add(str(array.dtype))
         self.bytes += array.nbytes
         self.parameters[name.split("/")[0]] += array.size
-        if "/fuser/" in name or "/position_net/" in name:
+        if is_grounding(name):
             self.parameters["grounding"] += array.size
         if name.endswith(GATES):
             # One block in a transformer, as in Stable Diffusion 1.x and 2.x, goes without number.

@@ -50,11 +50,16 @@ def changes(config: ModelConfig) -> dict[str, dict[str, Any]]:
     return found | {"unet": unet}
 
 
+def current_parts(parts: dict[str, Any]) -> dict[str, Any]:
+    """The config that another record has, a training folder's, as `ModelConfig.to_json` says it."""
+    return config_json(parts) if "text_encoder" in parts else parts
+
+
 def stored_name(name: str) -> str:
     """What an old directory calls an array."""
-    return re.sub(r"^(unet/.*attentions/\d+)/blocks/0/", r"\1/block/", name)
+    return re.sub(r"(\bunet/\S*attentions/\d+)/blocks/0/", r"\1/block/", name)
 
 
 def current_name(name: str) -> str:
     """Inverse of `stored_name`."""
-    return re.sub(r"^(unet/.*attentions/\d+)/block/", r"\1/blocks/0/", name)
+    return re.sub(r"(\bunet/\S*attentions/\d+)/block/", r"\1/blocks/0/", name)

@@ -75,15 +75,22 @@ class Model:
         return f"Model({self.info.get('source', 'unknown')}, {count:.2f} M parameters, {kinds})"
 
 
+def build(config: ModelConfig, name: str, rngs: nnx.Rngs) -> nnx.Module:
+    """One of NETWORKS with parameters of its own."""
+    match name:
+        case "text_encoder":
+            return CLIPTextModel(config.text_encoder.network, rngs=rngs)
+        case "unet":
+            return UNet(config.unet, rngs=rngs)
+        case "vae":
+            return AutoencoderKL(config.vae, rngs=rngs)
+    raise ValueError(f"there is no network {name!r}: it must be one of {', '.join(NETWORKS)}")
+
+
 @functools.cache
 def network(config: ModelConfig, name: str) -> tuple[nnx.GraphDef, Params]:
     """Graph definition and the shapes of the parameters of one network, without any array."""
-    build: Callable[[], nnx.Module] = {
-        "text_encoder": lambda: CLIPTextModel(config.text_encoder.network, rngs=nnx.Rngs(0)),
-        "unet": lambda: UNet(config.unet, rngs=nnx.Rngs(0)),
-        "vae": lambda: AutoencoderKL(config.vae, rngs=nnx.Rngs(0)),
-    }[name]
-    graph, state = nnx.split(nnx.eval_shape(build))
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(config, name, nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(state)
 
 

@@ -201,7 +201,7 @@ def test_units_that_fail_one_after_the_other_end_the_run(tmp_path, capsys, monke
 def test_an_input_that_changes_under_way_is_named(ten, tmp_path):
     making, units = generator(ten, tmp_path / "out", Stub(2))
     write_lines(ten, [layout(i + 1) for i in range(10)])
-    with pytest.raises(UnitError, match="unit 0 .lines 1 to 4 .*line 1 of the input is not what"):
+    with pytest.raises(UnitError, match="unit 0 .lines 1 to 4 .*line 1 of the input has changed"):
         run_units(making, units[:1], on_entry=lambda entry: None)
     making.close()
 

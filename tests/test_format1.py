@@ -14,8 +14,11 @@ from reground_jax.convert.locate import MODELS
 from reground_jax.description import FORMAT, checksums, is_model_directory, read_description
 from reground_jax.facts import combined, digest, word_sum
 from reground_jax.model import read_model, write_model
+from reground_jax.training.experiment import changes_since
+from reground_jax.training.state import initial_state, load_state, save_state
 from tests.model_directories import ARRAYS, GATE, TOKENIZER, edit, refused, written
 from tests.models import TINY
+from tests.training import tiny_recipe
 
 OLD_GATE = "unet/mid_block/attentions/0/block/fuser/alpha_attn"
 
@@ -143,3 +146,20 @@ def test_inpainting_is_told_by_the_channels_of_an_old_model(directory):
     edit(directory, lambda content: content["unet"].update(in_channels=8))
     with pytest.raises(CheckpointError, match="8 input and 4 output channels"):
         read_description(directory)
+
+
+def test_a_training_folder_of_an_earlier_version_is_gone_on_with(tmp_path):
+    experiment = {"stage": "grounding", "model": json.loads(json.dumps(old_parts()))}
+    given = {"stage": "grounding", "model": TINY.to_json()}
+    checkpoint = tmp_path / "00000002"
+    assert (
+        changes_since({"experiment": experiment}, given, checkpoint=checkpoint, accept=False) == []
+    )
+    wider = {"stage": "grounding", "model": old_parts() | {"vae": {"latent_channels": 8}}}
+    with pytest.raises(ValueError, match="model.vae.latent_channels 8 -> 4"):
+        changes_since({"experiment": wider}, given, checkpoint=checkpoint, accept=False)
+    optimizer = tiny_recipe().transform()
+    old = initial_state({OLD_GATE: np.float32(0.5)}, optimizer)
+    like = initial_state({GATE: np.zeros((), np.float32)}, optimizer)
+    found = load_state(save_state(tmp_path, old, {}), like)
+    assert found.params[GATE] == found.average[GATE] == 0.5

@@ -145,7 +145,7 @@ def test_a_wiring_of_which_only_the_name_is_added_is_an_error(monkeypatch, unche
     with pytest.raises(AssertionError, match="new"):
         unet(x, prepared, gate=None, wiring="new", attend=ATTEND)
     rewired = copy.deepcopy(theirs.unet)
-    reference.rewire(rewired, "new")
+    rewire(rewired, "new")
     with pytest.raises(ValueError, match="wiring 'new' has no formula here"):
         call.theirs(rewired)
 

@@ -14,6 +14,7 @@ from reground_jax.conditioning import Texts
 from reground_jax.config import (
     NoiseSchedule,
 )
+from reground_jax.facts import is_grounding
 from reground_jax.model import network, read_model
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.grounding.text import Grounding
@@ -22,7 +23,6 @@ from reground_jax.training.batches import ImageBatches, LatentBatches
 from reground_jax.training.config import StageConfig
 from reground_jax.training.data import prefetch
 from reground_jax.training.encoding import latent_deviation
-from reground_jax.training.initial import is_grounding
 from reground_jax.training.losses import (
     DiffusionLoss,
     LatentBatch,
@@ -251,7 +251,7 @@ def test_cached_batches_repeat_with_new_positions():
         calls.append(len(images))
         return images[..., :2].astype(np.float32)
 
-    texts = Texts(TOKENIZER, TINY.tokenizer)
+    texts = Texts(TOKENIZER, TINY.text_encoder.tokenizer)
     make = LatentBatches(Squares(), 4, texts, encode=encode, pooled=None, cache_examples=11)
     first, again = make(1), make(3)  # 11 examples are two whole batches of 4
     np.testing.assert_array_equal(first.latents, again.latents)

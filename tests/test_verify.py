@@ -61,7 +61,7 @@ def test_a_result_of_lower_precision_passes(tmp_path, tiny):
 @pytest.mark.parametrize(
     "path",
     [
-        "unet/mid_block/attentions/0/block/fuser/alpha_dense",
+        "unet/mid_block/attentions/0/blocks/0/fuser/alpha_dense",
         "vae/decoder/mid_block/attention/to_qkv/kernel",
         "text_encoder/final_layer_norm/bias",
     ],

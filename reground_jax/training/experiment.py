@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reground_jax.format1 import current_parts
 from reground_jax.identity import Difference, differences, listed
 from reground_jax.training.recipe import FREE, Recipe
 
@@ -38,7 +39,10 @@ def changes_since(
             stacklevel=2,
         )
         return [*changes, {"step": step, "what": ["not recorded before"]}]
-    found = differences(record["experiment"], given)
+    recorded = dict(record["experiment"])
+    if "model" in recorded:
+        recorded["model"] = current_parts(recorded["model"])
+    found = differences(recorded, given)
     refused = [d for d in found if not _is_longer(d)]
     if refused and not accept:
         raise ValueError(

@@ -11,22 +11,14 @@ from flax import nnx
 
 from reground_jax.checkpoint import flatten
 from reground_jax.config import ModelConfig, TextEncoderConfig
-from reground_jax.facts import GATES
+from reground_jax.facts import GATES, NETWORKS, is_grounding
 from reground_jax.fields import check_name, parse
-from reground_jax.model import NETWORKS, Model, leaf_shapes
-from reground_jax.networks.clip import CLIPTextModel
-from reground_jax.networks.unet import UNet
-from reground_jax.networks.vae import AutoencoderKL
+from reground_jax.model import Model, build, leaf_shapes
 from reground_jax.training.state import Leaves, nested
 
 
 def is_decoder(name: str) -> bool:
     return name.startswith(("vae/decoder/", "vae/post_quant_conv/"))
-
-
-def is_grounding(name: str) -> bool:
-    """Whether a parameter is what GLIGEN adds to Stable Diffusion."""
-    return "/fuser/" in name or name.startswith("unet/position_net/")
 
 
 def fitting_fusers(given: Model, model: ModelConfig, place: Path) -> Leaves:
@@ -111,12 +103,7 @@ def opened(name: str, leaf: Any) -> Any:
 
 def initialised(model: ModelConfig, name: str, seed: int) -> dict[Any, Any]:
     """Fresh float32 parameters of one network; residual branches of the U-Net start at zero."""
-    build: Callable[[nnx.Rngs], nnx.Module] = {
-        "text_encoder": lambda rngs: CLIPTextModel(model.text_encoder.network, rngs=rngs),
-        "unet": lambda rngs: UNet(model.unet, rngs=rngs),
-        "vae": lambda rngs: AutoencoderKL(model.vae, rngs=rngs),
-    }[name]
-    params = nnx.to_pure_dict(nnx.state(build(nnx.Rngs(seed))))
+    params = nnx.to_pure_dict(nnx.state(build(model, name, nnx.Rngs(seed))))
     if name != "unet":
         return params
     zero = ("conv2/kernel", "conv2/bias", "/proj_out/kernel", "conv_out/kernel", "conv_out/bias")

@@ -13,6 +13,7 @@ import numpy as np
 from reground_jax.checkpoint import flatten
 from reground_jax.config import ModelConfig, TextEncoderConfig
 from reground_jax.devices import Device
+from reground_jax.facts import is_grounding
 from reground_jax.fields import check_name, parse
 from reground_jax.model import read_model
 from reground_jax.networks.attention import attention_for
@@ -23,7 +24,6 @@ from reground_jax.training.initial import (
     completed,
     fitting_fusers,
     is_decoder,
-    is_grounding,
 )
 from reground_jax.training.losses import AutoencoderTerms, DiffusionTerms
 from reground_jax.training.sources import Data, open_data

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 
 from reground_jax.atomic import publish
 from reground_jax.checkpoint import CheckpointError, load_arrays, save_arrays, unflatten
+from reground_jax.format1 import current_name
 from reground_jax.json_text import parse_json
 from reground_jax.model import Params
 
@@ -110,7 +111,7 @@ def load_state(path: Path, like: TrainState) -> TrainState:
     """
     groups = read_record(path)["groups"]
     try:
-        arrays = dict(load_arrays(path / "arrays", groups))
+        arrays = {current_name(n): array for n, array in load_arrays(path / "arrays", groups)}
     except CheckpointError as error:
         raise CheckpointError(f"{path} is damaged or incomplete: {WAY_OUT}") from error
     expected = {name: array.shape for name, array in _named(like)}
