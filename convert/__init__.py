@@ -7,7 +7,7 @@ model_directory(name)                   the directory behind a name, converted i
 
 from typing import TYPE_CHECKING
 
-from reground_jax.lazy import exports
+from reground_jax.basics.lazy import exports
 
 if TYPE_CHECKING:
     from .conversion import convert

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reground_jax.basics.wording import shown
 from reground_jax.config import (
     CLIPTextConfig,
     GroundingKind,
@@ -24,7 +25,6 @@ from reground_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from reground_jax.wording import shown
 
 from . import config_fields as known
 from .rules import UnsupportedConfig, check_fields, read_json, refused

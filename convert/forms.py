@@ -6,8 +6,8 @@ Downloads are renamed, and a pointer, a login page or half a file is saved under
 from pathlib import Path
 from typing import Literal
 
-from reground_jax.small_files import check_regular
-from reground_jax.wording import shown
+from reground_jax.basics.small_files import check_regular
+from reground_jax.basics.wording import shown
 
 Form = Literal["safetensors", "torch", "index"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from reground_jax.home import cache_folder, expand_home, writable_cache
+from reground_jax.basics.home import cache_folder, expand_home, writable_cache
 from reground_jax.model import is_model_directory
 
 from .conversion import convert

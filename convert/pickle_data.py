@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, no_type_check
 
-from reground_jax.wording import shown
+from reground_jax.basics.wording import shown
 
 # One array takes 45 instructions: a Stable Diffusion file with its optimizer has 350,000.
 MOST_INSTRUCTIONS = 3_000_000

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from reground_jax.wording import named, shown
+from reground_jax.basics.wording import named, shown
 
 from .forms import form_of
 from .pickle_data import BadPickle, Inert, Name, Reader, refused

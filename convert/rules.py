@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reground_jax.json_text import parse_json
-from reground_jax.small_files import read_small
-from reground_jax.wording import shown
+from reground_jax.basics.json_text import parse_json
+from reground_jax.basics.small_files import read_small
+from reground_jax.basics.wording import shown
 
 MAX_BYTES = 2**26  # of a JSON file; the largest real ones, tokenizer.json, have 4 MB
 MAX_LEVELS = 8

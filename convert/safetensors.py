@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from reground_jax.json_text import parse_json
-from reground_jax.wording import named, shown
+from reground_jax.basics.json_text import parse_json
+from reground_jax.basics.wording import named, shown
 
 from .forms import size_of
 from .stored import StoredArray, is_count, is_shape

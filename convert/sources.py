@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reground_jax.description import is_model_directory
-from reground_jax.home import expand_home
-from reground_jax.json_text import parse_json
-from reground_jax.small_files import read_small
-from reground_jax.wording import named, shown
+from reground_jax.basics.home import expand_home
+from reground_jax.basics.json_text import parse_json
+from reground_jax.basics.small_files import read_small
+from reground_jax.basics.wording import named, shown
+from reground_jax.storage.description import is_model_directory
 
 from . import hub
 from .forms import form_of

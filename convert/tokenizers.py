@@ -23,8 +23,8 @@ from tokenizers import (
     processors,
 )
 
+from reground_jax.basics.wording import shown
 from reground_jax.config import TokenizerConfig
-from reground_jax.wording import shown
 
 from .rules import parse_file, read_json, whole
 from .tokenizer_settings import TokenizerSettings, default_settings, read_settings

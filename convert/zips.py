@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from reground_jax.wording import named
+from reground_jax.basics.wording import named
 
 LARGEST_DIRECTORY = 2**25  # bytes; one of 2,600 arrays has 200 kB
 MOST_ENTRIES = 100_000

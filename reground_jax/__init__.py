@@ -14,8 +14,8 @@ The parts of the sampling loop are in `reground_jax.sampling`, the way from PyTo
 
 from typing import TYPE_CHECKING
 
+from reground_jax.basics.lazy import exports
 from reground_jax.layout import Layout
-from reground_jax.lazy import exports
 from reground_jax.settings import Settings
 from reground_jax.version import __version__
 

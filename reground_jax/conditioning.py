@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 
+from reground_jax.basics.short_repr import short_repr
 from reground_jax.config import TokenizerConfig
 from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.networks.clip import TextEncoding
 from reground_jax.networks.grounding.text import Grounding
-from reground_jax.short_repr import short_repr
 
 
 class Conditioning(NamedTuple):

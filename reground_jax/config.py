@@ -11,9 +11,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from reground_jax.fields import as_object, check_fields, check_range, typed
+from reground_jax.basics.fields import as_object, check_fields, check_range, typed
+from reground_jax.basics.wording import shown
 from reground_jax.settings import MAX_SIDE
-from reground_jax.wording import shown
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from reground_jax.boxes import area, overlap
+from reground_jax.basics.boxes import area, overlap
 from reground_jax.layout import Layout
 
 Picture = UInt8[np.ndarray, "H W 3"] | Image.Image

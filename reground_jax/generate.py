@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from reground_jax.basics.progress import reporting
 from reground_jax.conditioning import Texts
 from reground_jax.images import to_uint8
 from reground_jax.model import Params, nonfinite_arrays
 from reground_jax.programs import Programs
-from reground_jax.progress import reporting
 from reground_jax.request import Request
 from reground_jax.sampling.gate import Gamma, gate_table
 from reground_jax.sampling.sweep import num_steps

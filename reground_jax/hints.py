@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection
 
-from reground_jax.options import options
+from reground_jax.basics.options import options
 from reground_jax.settings import Settings
 
 _BOXES = "give Layout(prompt, phrases, boxes), one per image"

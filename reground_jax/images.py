@@ -16,14 +16,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
-from reground_jax import atomic
-from reground_jax.fields import as_int, check_range
-from reground_jax.json_text import parse_json
+from reground_jax.basics import atomic
+from reground_jax.basics.fields import as_int, check_range
+from reground_jax.basics.json_text import parse_json
+from reground_jax.basics.png_text import NotPNG, read_png_text
+from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
-from reground_jax.png_text import NotPNG, read_png_text
 from reground_jax.settings import MAX_SEED, Settings, check_name
 from reground_jax.version import __version__
-from reground_jax.wording import shown
 
 CHUNK = "reground"
 FORMAT = 1  # of the JSON in the chunk; raised when a reader of the old form would misread it

@@ -30,8 +30,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from reground_jax.atomic import publish
-from reground_jax.checkpoint import (
+from reground_jax.basics.atomic import publish
+from reground_jax.config import ModelConfig, check_together
+from reground_jax.networks.clip import CLIPTextModel
+from reground_jax.networks.unet import UNet
+from reground_jax.networks.vae import AutoencoderKL
+from reground_jax.storage.checkpoint import (
     DTYPES,
     CheckpointError,
     flatten,
@@ -39,8 +43,7 @@ from reground_jax.checkpoint import (
     save_arrays,
     unflatten,
 )
-from reground_jax.config import ModelConfig, check_together
-from reground_jax.description import (
+from reground_jax.storage.description import (
     FORMAT,
     WAY_OUT,
     Description,
@@ -49,11 +52,8 @@ from reground_jax.description import (
     checksums,
     read_description,
 )
-from reground_jax.description import is_model_directory as is_model_directory
-from reground_jax.facts import NETWORKS, Facts, combined, digest, word_sum
-from reground_jax.networks.clip import CLIPTextModel
-from reground_jax.networks.unet import UNet
-from reground_jax.networks.vae import AutoencoderKL
+from reground_jax.storage.description import is_model_directory as is_model_directory
+from reground_jax.storage.facts import NETWORKS, Facts, combined, digest, word_sum
 
 MAX_BASES = 8  # one on the other
 

@@ -8,9 +8,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, no_type_check
 
-from reground_jax.fields import as_float, as_int, check_name
-from reground_jax.options import NUMBERS, option, read_gamma, read_number, read_numbers
-from reground_jax.wording import shown
+from reground_jax.basics.fields import as_float, as_int, check_name
+from reground_jax.basics.options import NUMBERS, option, read_gamma, read_number, read_numbers
+from reground_jax.basics.wording import shown
 
 # How a transformer block joins gated self-attention and cross-attention (networks/transformer.py).
 Wiring = Literal["sequential", "parallel", "no_text", "no_grounding", "text_first"]

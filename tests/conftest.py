@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")  # broadcasting is writte
 @pytest.fixture(scope="module", autouse=True)
 def memory_goes_back():
     """What a file of tests has compiled and freed goes back to the system, not to the next file."""
-    from reground_jax.checkpoint import return_freed_memory
+    from reground_jax.storage.checkpoint import return_freed_memory
 
     yield
     gc.collect()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reground_jax.checkpoint import CheckpointError, save_arrays
 from reground_jax.emoji.tokenizer import emoji_tokenizer
 from reground_jax.emoji.world import WorldConfig
 from reground_jax.model import random_params, read_model, write_model
+from reground_jax.storage.checkpoint import CheckpointError, save_arrays
 from tests.models import TINY
 
 TOKENIZER, _ = emoji_tokenizer(WorldConfig())

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from reground_jax.checkpoint import unflatten
 from reground_jax.config import (
     CLIPTextConfig,
     ModelConfig,
@@ -23,6 +22,7 @@ from reground_jax.config import (
 from reground_jax.convert.conversion import convert
 from reground_jax.convert.tokenizers import build_tokenizer
 from reground_jax.model import Model, network, random_params, read_model
+from reground_jax.storage.checkpoint import unflatten
 from tests import reference
 
 

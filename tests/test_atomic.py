@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from reground_jax import atomic
+from reground_jax.basics import atomic
 
 
 def test_a_block_that_fails_leaves_the_old_file_or_folder_and_nothing_else(tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reground_jax.boxes import area, iou, overlap
+from reground_jax.basics.boxes import area, iou, overlap
 
 
 def test_areas_and_what_two_boxes_share():

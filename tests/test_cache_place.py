@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 
 from reground_jax import Pipeline
+from reground_jax.basics.home import cache_folder, expand_home, writable_cache
 from reground_jax.cli import build_parser
 from reground_jax.cli.options import made
 from reground_jax.cli.sampling import Setup, keep_programs, load
 from reground_jax.convert import locate
-from reground_jax.home import cache_folder, expand_home, writable_cache
 from tests import reference
 
 UNWRITABLE = "/proc/nowhere"  # nobody, not even root, can make a folder in /proc

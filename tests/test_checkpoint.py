@@ -16,13 +16,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from reground_jax import checkpoint
-from reground_jax.checkpoint import CheckpointError, flatten, load_arrays, save_arrays, unflatten
 from reground_jax.config import TokenizerConfig
 from reground_jax.convert.conversion import convert
 from reground_jax.emoji.tokenizer import emoji_tokenizer
 from reground_jax.emoji.world import WorldConfig
 from reground_jax.model import random_params, read_model, write_model
+from reground_jax.storage import checkpoint
+from reground_jax.storage.checkpoint import (
+    CheckpointError,
+    flatten,
+    load_arrays,
+    save_arrays,
+    unflatten,
+)
 from tests import reference
 from tests.conftest import tiny_config
 
@@ -260,7 +266,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, config
 CONVERT = """
 import os, signal, sys
 from pathlib import Path
-from reground_jax import checkpoint
+from reground_jax.storage import checkpoint
 from reground_jax.convert.conversion import convert
 
 checkpoint.GROUP_BYTES = 2**19  # some sixteen groups, so that most of the work is writing

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from reground_jax.basics.options import options
 from reground_jax.cli import bench, build_parser, evaluate, request
 from reground_jax.cli.options import given, made
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.sampling import BACKENDS, MAPPERS, Found, Setup
-from reground_jax.options import options
 from reground_jax.settings import Settings
 from tests.command import one_error
 

@@ -15,10 +15,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from reground_jax.checkpoint import flatten
 from reground_jax.convert.conversion import convert
 from reground_jax.convert.keys import KeyMismatch
 from reground_jax.model import read_model
+from reground_jax.storage.checkpoint import flatten
 from tests import originals, reference
 
 CLIP = reference.DATA / "clip" / "bpe_simple_vocab_16e6.txt.gz"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from reground_jax import draw
-from reground_jax.boxes import overlap
+from reground_jax.basics.boxes import overlap
 from reground_jax.draw import PALETTE, comparison_grid, draw_boxes, draw_layout, phrase_colors
 from reground_jax.layout import Layout
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reground_jax.boxes import iou
+from reground_jax.basics.boxes import iou
 from reground_jax.emoji.cases import heldout_cases, nsr1k_cases, pack, with_rich_phrases
 from reground_jax.emoji.placing import BACKGROUND, background_box
 from reground_jax.emoji.probe_networks import NOTHING, Vocabulary

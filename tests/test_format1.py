@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reground_jax import format1
-from reground_jax.checkpoint import CheckpointError, flatten, save_arrays
 from reground_jax.convert.locate import MODELS
-from reground_jax.description import FORMAT, checksums, is_model_directory, read_description
-from reground_jax.facts import combined, digest, word_sum
 from reground_jax.model import read_model, write_model
+from reground_jax.storage import format1
+from reground_jax.storage.checkpoint import CheckpointError, flatten, save_arrays
+from reground_jax.storage.description import FORMAT, checksums, is_model_directory, read_description
+from reground_jax.storage.facts import combined, digest, word_sum
 from reground_jax.training.experiment import changes_since
 from reground_jax.training.state import initial_state, load_state, save_state
 from tests.model_directories import ARRAYS, GATE, TOKENIZER, edit, refused, written

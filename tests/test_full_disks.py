@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reground_jax.checkpoint import CheckpointError
 from reground_jax.cli import sentence
 from reground_jax.images import check_writable, save_png
 from reground_jax.model import (
     write_model,
 )
+from reground_jax.storage.checkpoint import CheckpointError
 from tests.model_directories import ARRAYS, TOKENIZER
 from tests.models import TINY
 

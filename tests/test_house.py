@@ -14,14 +14,13 @@ ROOT = Path(__file__).parent.parent
 # imports only what is on its own floor or below it, at the top of a file and inside functions.
 FLOORS = (
     # plain Python
-    "atomic boxes fields home identity json_text lazy options png_text progress short_repr"
-    " small_files version wording",
+    "basics version",
     # the request and its pictures
     "settings hints layout images draw readers",
     # functions of arrays
     "config counter devices networks regions",
     # models and sampling
-    "checkpoint facts format1 description model conditioning sampling",
+    "storage model conditioning sampling",
     # other people's checkpoints
     "convert",
     # from layouts to images
@@ -40,8 +39,8 @@ UPWARDS = {
 }
 # Rooms that keep to fewer than their floor allows.
 ONLY = {
-    "networks": "config settings short_repr wording",  # no files, no devices
-    "__init__": "layout settings version lazy draw images model pipeline programs session",
+    "networks": "config settings basics",  # no files, no devices
+    "__init__": "layout settings version basics draw images model pipeline programs session",
 }
 # Packages that may be imported at the top of a file in these rooms only; anywhere inside functions.
 JAX = " ".join(FLOORS[2:-1]).replace("__init__", "")
@@ -49,7 +48,7 @@ AT_THE_TOP = {
     "jax": JAX,  # so that a request is checked, or refused, before JAX is imported
     "flax": JAX,
     "optax": "training",  # the extra [train]
-    "tokenizers": "conditioning description convert emoji",
+    "tokenizers": "conditioning storage convert emoji",
     "huggingface_hub": "",  # the Hub is for those who ask for it
     "reground_jax.convert": "convert",
     "orbax": "",  # slow to import
@@ -58,7 +57,7 @@ AT_THE_TOP = {
     **dict.fromkeys(("fcntl", "resource", "pwd", "termios"), ""),  # Windows has none of them
 }
 # Packages that nothing else knows.
-ALONE = {"orbax": "checkpoint", "huggingface_hub": "convert", "optax": "training"}
+ALONE = {"orbax": "storage", "huggingface_hub": "convert", "optax": "training"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
 # Files and functions that are longer, with the reason.
@@ -67,7 +66,7 @@ LONGER = {
     "write_model": "a third of it is its docstring",
 }
 # Rooms whose every public name is documented.
-PUBLIC = "__init__ layout settings images draw conditioning devices sampling atomic".split()
+PUBLIC = "__init__ layout settings images draw conditioning devices sampling".split()
 
 
 def sources(*folders: str) -> Iterator[tuple[str, ast.Module]]:

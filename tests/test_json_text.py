@@ -2,7 +2,7 @@
 
 import pytest
 
-from reground_jax.json_text import parse_json
+from reground_jax.basics.json_text import parse_json
 
 
 def test_a_byte_order_mark_is_skipped():

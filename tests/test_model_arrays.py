@@ -11,15 +11,15 @@ import pytest
 import tensorstore
 
 from reground_jax import model as models
-from reground_jax.checkpoint import CheckpointError
 from reground_jax.cli import main
-from reground_jax.facts import word_sum
 from reground_jax.model import (
     nonfinite_arrays,
     read_description,
     read_model,
     write_model,
 )
+from reground_jax.storage.checkpoint import CheckpointError
+from reground_jax.storage.facts import word_sum
 from tests.model_directories import ARRAYS, GATE, TOKENIZER, edit, refused, rewrite, written
 from tests.models import TINY
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from reground_jax import model as models
-from reground_jax.checkpoint import CheckpointError, flatten
 from reground_jax.model import (
     MAX_BASES,
     random_params,
@@ -15,6 +14,7 @@ from reground_jax.model import (
     read_model,
     write_model,
 )
+from reground_jax.storage.checkpoint import CheckpointError, flatten
 from tests.model_directories import ARRAYS, TOKENIZER, edit, refused, written
 from tests.models import TINY
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from reground_jax.checkpoint import CheckpointError
 from reground_jax.convert.locate import BUILT_IN, MODELS
-from reground_jax.description import FORMAT, checksums, read_description
 from reground_jax.model import read_model
+from reground_jax.storage.checkpoint import CheckpointError
+from reground_jax.storage.description import FORMAT, checksums, read_description
 
 FILES = ("config.json", "tokenizer.json")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reground_jax import json_text
+from reground_jax.basics import json_text
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, attempt, id_text
 from reground_jax.readers.annotated import Annotated

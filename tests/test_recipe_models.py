@@ -13,10 +13,10 @@ import reground_jax.convert.conversion
 import reground_jax.convert.locate
 from reground_jax.cli import build_parser, generate, main
 from reground_jax.convert.locate import BUILT_IN, MODELS
-from reground_jax.description import read_description
 from reground_jax.images import Recipe, read_recipe, save_png
 from reground_jax.layout import Layout
 from reground_jax.settings import Settings
+from reground_jax.storage.description import read_description
 
 EMOJI = read_description(MODELS / "emoji")
 RECIPE = Recipe(Layout("a cat"), Settings(num_steps=2), 3)

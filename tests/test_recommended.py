@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reground_jax.checkpoint import CheckpointError
 from reground_jax.cli import batch, compare, generate, main
 from reground_jax.cli.sampling import Found
 from reground_jax.convert.locate import BUILT_IN, MODELS
 from reground_jax.images import read_recipe
 from reground_jax.model import read_description, read_model, write_model
 from reground_jax.settings import Settings
+from reground_jax.storage.checkpoint import CheckpointError
 from reground_jax.training.package import package
 from tests.batch_cases import generate as run_batch
 from tests.batch_cases import refusal
@@ -68,7 +68,7 @@ def test_settings_that_cannot_be_are_one_sentence(recommended, sentence, copy, t
 
 def test_they_are_written_and_packaged(copy, tmp_path):
     model = read_model(copy)
-    from reground_jax.checkpoint import flatten
+    from reground_jax.storage.checkpoint import flatten
 
     def write(name: str, recommended: dict) -> None:
         arrays = ((path, np.asarray(array)) for path, array in flatten(model.params))

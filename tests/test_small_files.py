@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from reground_jax.small_files import check_regular, read_small
+from reground_jax.basics.small_files import check_regular, read_small
 
 
 def test_a_file_is_read_up_to_a_bound(tmp_path):

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reground_jax.checkpoint import flatten
 from reground_jax.conditioning import Texts
 from reground_jax.config import (
     NoiseSchedule,
 )
-from reground_jax.facts import is_grounding
 from reground_jax.model import network, read_model
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.grounding.text import Grounding
 from reground_jax.pipeline import Pipeline
+from reground_jax.storage.checkpoint import flatten
+from reground_jax.storage.facts import is_grounding
 from reground_jax.training.batches import ImageBatches, LatentBatches
 from reground_jax.training.config import StageConfig
 from reground_jax.training.data import prefetch

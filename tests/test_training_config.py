@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reground_jax.checkpoint import flatten
-from reground_jax.identity import differences
+from reground_jax.basics.identity import differences
 from reground_jax.model import read_model
+from reground_jax.storage.checkpoint import flatten
 from reground_jax.training.config import STAGE_NAMES, StageConfig
 from reground_jax.training.initial import changed, check_kept
 from reground_jax.training.losses import AutoencoderTerms, DiffusionTerms

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reground_jax.checkpoint import CheckpointError
+from reground_jax.basics.identity import differences
 from reground_jax.devices import place_whole
-from reground_jax.identity import differences
+from reground_jax.storage.checkpoint import CheckpointError
 from reground_jax.training.recipe import Recipe
 from reground_jax.training.state import latest_state, read_record
 from reground_jax.training.trainer import Diverged, Trainer

@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from reground_jax.checkpoint import flatten
 from reground_jax.convert.conversion import convert
 from reground_jax.convert.verification import TOLERANCE, verify
 from reground_jax.model import read_model, write_model
+from reground_jax.storage.checkpoint import flatten
 from tests import originals, reference
 
 NETWORKS = {"text_encoder", "unet", "vae"}

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
+from reground_jax.basics.json_text import parse_json
 from reground_jax.batch.store import Store, open_input, write
-from reground_jax.json_text import parse_json
 from reground_jax.layout import check_max_boxes
 from reground_jax.readers import Rejected, attempt
 from reground_jax.readers.forms import read_layouts

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reground_jax.json_text import parse_json
+from reground_jax.basics.json_text import parse_json
 
 TRIES, PAUSE = 4, 0.1  # for a file lock: others hold it briefly, to clean up after a kill
 HEARTBEAT = 30.0  # seconds between two signs of life of a lease

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from reground_jax.basics.json_text import parse_json
 from reground_jax.batch.store import Store, write
-from reground_jax.json_text import parse_json
 
 FOLDER = "manifests"
 SEGMENT = 256

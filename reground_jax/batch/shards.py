@@ -21,11 +21,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from reground_jax.basics.json_text import parse_json
 from reground_jax.batch.manifest import Entry, shard_path
 from reground_jax.batch.run import Run
 from reground_jax.batch.store import Put, Store
 from reground_jax.images import Recipe, encode_png
-from reground_jax.json_text import parse_json
 
 METADATA = "metadata.jsonl"
 Record = dict[str, Any]

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
-from reground_jax import atomic
+from reground_jax.basics import atomic
+from reground_jax.basics.home import expand_home
 from reground_jax.batch.lock import file_lock, lease
-from reground_jax.home import expand_home
 
 LOCKS = "locks"
 Put = Callable[[str, bytes], None]

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from reground_jax.checkpoint import unflatten
 from reground_jax.config import (
     CLIPTextConfig,
     ModelConfig,
@@ -25,6 +24,7 @@ from reground_jax.config import (
 from reground_jax.layout import Layout
 from reground_jax.model import Model, random_params
 from reground_jax.settings import check_name
+from reground_jax.storage.checkpoint import unflatten
 
 Preset = Literal["tiny", "emoji", "sd14"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)

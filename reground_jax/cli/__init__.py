@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from reground_jax.basics.options import options
 from reground_jax.cli import (
     batch,
     batch_verify,
@@ -30,7 +31,6 @@ from reground_jax.cli import (
     train,
 )
 from reground_jax.cli.parser import Parser
-from reground_jax.options import options
 from reground_jax.settings import Settings
 from reground_jax.version import __version__
 

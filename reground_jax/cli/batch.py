@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reground_jax.basics.wording import plural
 from reground_jax.batch.engine import FAILURES, run_units, stopping_on_signals
 from reground_jax.batch.hosts import find_share, start_distributed
 from reground_jax.batch.index import Index, load_index, open_source
@@ -22,7 +23,6 @@ from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import Heartbeat, hint, say
 from reground_jax.cli.sampling import Setup, describe_devices, find_model, load
 from reground_jax.readers.forms import FORMS
-from reground_jax.wording import plural
 
 if TYPE_CHECKING:
     from reground_jax.batch.sampler import PipelineSampler

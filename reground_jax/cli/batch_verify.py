@@ -3,11 +3,11 @@
 import argparse
 import json
 
+from reground_jax.basics.wording import plural
 from reground_jax.batch.store import Store, open_store
 from reground_jax.batch.verify import Report, repair, verify
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import Bar, say
-from reground_jax.wording import plural
 
 EXAMPLES = """\
 examples:

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from reground_jax.atomic import write_json
+from reground_jax.basics.atomic import write_json
 from reground_jax.cli.options import add_options, given, made
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import hint

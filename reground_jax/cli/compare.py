@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 
+from reground_jax.basics.options import NAMES, Option, read_items
 from reground_jax.cli import request
 from reground_jax.cli.options import add_option, add_options, made
 from reground_jax.cli.parser import Parser
@@ -10,7 +11,6 @@ from reground_jax.cli.sampling import Setup, find_model, load, sample
 from reground_jax.draw import comparison_grid
 from reground_jax.images import check_writable, save_png
 from reground_jax.layout import check_max_boxes
-from reground_jax.options import NAMES, Option, read_items
 from reground_jax.settings import WIRINGS, wiring_name
 
 COLUMNS = ("no_grounding", "sequential", "parallel")

@@ -4,12 +4,12 @@ import argparse
 import dataclasses
 import time
 
+from reground_jax.basics.wording import plural
 from reground_jax.cli import request
 from reground_jax.cli.options import add_options, made
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import hint, say
 from reground_jax.cli.sampling import Setup, find_model, keep_programs, load
-from reground_jax.wording import plural
 
 BATCH_SIZE = 1  # as `generate` makes
 EXAMPLES = """\

@@ -60,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_verifiers()  # before minutes of work
     hint(f"loading {arguments.source} ...")
 
+    from reground_jax.basics.home import expand_home
     from reground_jax.convert.conversion import convert
-    from reground_jax.home import expand_home
 
     destination = expand_home(arguments.destination).absolute()
 

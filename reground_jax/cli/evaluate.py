@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reground_jax.basics.home import expand_home
+from reground_jax.basics.options import read_number
 from reground_jax.cli import request
 from reground_jax.cli.options import add_options, made
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import COUNTED, Bar, hint
 from reground_jax.cli.sampling import DEFAULT_MODEL, Found, Setup, find_model, load
-from reground_jax.home import expand_home
-from reground_jax.options import read_number
 from reground_jax.settings import Settings
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reground_jax.basics.wording import plural, shown
 from reground_jax.cli import request
 from reground_jax.cli.options import add_options, given, made
 from reground_jax.cli.parser import Parser
@@ -15,10 +16,9 @@ from reground_jax.draw import draw_boxes
 from reground_jax.images import Recipe, check_writable, read_recipe, save_png
 from reground_jax.layout import check_max_boxes
 from reground_jax.settings import Settings
-from reground_jax.wording import plural, shown
 
 if TYPE_CHECKING:
-    from reground_jax.description import Description
+    from reground_jax.storage.description import Description
 
 EXAMPLES = """\
 examples:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reground_jax.basics.home import expand_home
+from reground_jax.basics.options import options
 from reground_jax.cli.options import shown_default
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.sampling import DEFAULT_MODEL
-from reground_jax.home import expand_home
-from reground_jax.options import options
 from reground_jax.settings import Settings
 
 if TYPE_CHECKING:

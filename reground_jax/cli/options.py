@@ -1,11 +1,11 @@
-"""Command line options made from the fields of a dataclass (see reground_jax/options.py)."""
+"""Command line options made from the fields of a dataclass (see reground_jax/basics/options.py)."""
 
 import argparse
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
+from reground_jax.basics.options import Option, options
 from reground_jax.cli.parser import Parser
-from reground_jax.options import Option, options
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from reground_jax.wording import plural
+from reground_jax.basics.wording import plural
 
 # A bar in images and time, without a rate in units of which there may be less than one per second.
 COUNTED = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} images [{elapsed}<{remaining}]"

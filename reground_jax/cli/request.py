@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, no_type_check
 
-from reground_jax.cli.options import add_option, add_options, given
-from reground_jax.cli.parser import Parser
-from reground_jax.fields import as_int
-from reground_jax.home import expand_home
-from reground_jax.layout import Layout
-from reground_jax.options import (
+from reground_jax.basics.fields import as_int
+from reground_jax.basics.home import expand_home
+from reground_jax.basics.options import (
     NAMES,
     NUMBERS,
     option,
@@ -23,6 +20,9 @@ from reground_jax.options import (
     read_number,
     read_numbers,
 )
+from reground_jax.cli.options import add_option, add_options, given
+from reground_jax.cli.parser import Parser
+from reground_jax.layout import Layout
 from reground_jax.settings import DTYPES, MAX_SEED, WIRINGS, Settings
 
 BOX_FORM = "PHRASE@X0,Y0,X1,Y1"

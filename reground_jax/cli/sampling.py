@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import UInt8
 
+from reground_jax.basics.options import option, read_number
 from reground_jax.cli.progress import Bar, hint, say
 from reground_jax.layout import Layout
-from reground_jax.options import option, read_number
 from reground_jax.settings import DTYPES, Settings, check_name
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def locate(name: str, cache: str | None = None) -> Path:
     cache: the folder that --cache names. Raises ValueError or OSError.
     """
     hint(f"loading {name} ...")
+    from reground_jax.basics.home import expand_home
     from reground_jax.convert.locate import model_directory
-    from reground_jax.home import expand_home
     from reground_jax.model import is_model_directory
 
     path = expand_home(name)
@@ -155,7 +155,7 @@ def keep_programs(cache: str | None = None) -> None:
     """
     import jax
 
-    from reground_jax.home import writable_cache
+    from reground_jax.basics.home import writable_cache
 
     named: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if cache is None and named is not None:  # by JAX_COMPILATION_CACHE_DIR

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from reground_jax.boxes import area
+from reground_jax.basics.boxes import area
 from reground_jax.emoji.artwork import load_artwork
 from reground_jax.emoji.cases import HELDOUT, grounded, pack
 from reground_jax.emoji.placing import background_box

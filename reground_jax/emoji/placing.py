@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from reground_jax.boxes import area, iou, overlap
+from reground_jax.basics.boxes import area, iou, overlap
 from reground_jax.layout import Box
 
 # Share of the smaller box that another may cover: objects must stay recognisable.

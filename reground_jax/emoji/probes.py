@@ -20,14 +20,14 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from reground_jax.boxes import iou
-from reground_jax.checkpoint import flatten, unflatten
+from reground_jax.basics.boxes import iou
 from reground_jax.devices import compiler_options
 from reground_jax.emoji.probe_networks import PROBES, Vocabulary
 from reground_jax.evaluation.detections import Detection
 from reground_jax.images import from_uint8
 from reground_jax.layout import Box
 from reground_jax.model import Params
+from reground_jax.storage.checkpoint import flatten, unflatten
 
 CROP = 32  # pixels: an object's box, stretched to a square
 BATCH = 64  # images or crops at a time, so that another number of them does not compile

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from reground_jax.boxes import area
+from reground_jax.basics.boxes import area
 from reground_jax.emoji.probes import Probes, Scene
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.detections import detection_record

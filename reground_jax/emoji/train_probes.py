@@ -20,8 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 
-from reground_jax.boxes import area
-from reground_jax.checkpoint import flatten, unflatten
+from reground_jax.basics.boxes import area
 from reground_jax.emoji.artwork import load_artwork
 from reground_jax.emoji.placing import background_box
 from reground_jax.emoji.probe_networks import (
@@ -38,6 +37,7 @@ from reground_jax.emoji.world import Example, World, WorldConfig
 from reground_jax.images import from_uint8
 from reground_jax.layout import Box
 from reground_jax.model import Params
+from reground_jax.storage.checkpoint import flatten, unflatten
 from reground_jax.training.recipe import Recipe
 from reground_jax.training.trainer import Trainer
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reground_jax.boxes import iou
+from reground_jax.basics.boxes import iou
 from reground_jax.evaluation.cases import Case
 from reground_jax.layout import Box
 

@@ -12,15 +12,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from reground_jax.checkpoint import flatten, unflatten
 from reground_jax.evaluation.cases import Case, seed_of
-from reground_jax.facts import GATES
 from reground_jax.images import save_png, to_uint8
 from reground_jax.layout import Layout
 from reground_jax.pipeline import Pipeline
 from reground_jax.sampling.gate import gate_table
 from reground_jax.sampling.sweep import num_steps
 from reground_jax.settings import Settings, Wiring
+from reground_jax.storage.checkpoint import flatten, unflatten
+from reground_jax.storage.facts import GATES
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reground_jax.atomic import write_json
+from reground_jax.basics.atomic import write_json
 from reground_jax.evaluation.figures import grid, has_both, percent, trade_off_figure
 from reground_jax.evaluation.scorers import Axis, TradeOff, distances_of, metrics_of
 from reground_jax.evaluation.statistics import Interval

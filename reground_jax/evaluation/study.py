@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from reground_jax.atomic import write_json
+from reground_jax.basics.atomic import write_json
+from reground_jax.basics.identity import differences, listed
+from reground_jax.basics.json_text import parse_json
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.conditions import Condition, Series
 from reground_jax.evaluation.pictures import Generator, generate, read_sheet, save_sheet
 from reground_jax.evaluation.scorers import Scorer, TradeOff, check_scorers
 from reground_jax.evaluation.statistics import Record
-from reground_jax.identity import differences, listed
-from reground_jax.json_text import parse_json
 from reground_jax.settings import Settings
 
 CHUNK = 50  # images of one file

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from reground_jax.basics.short_repr import short_repr
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.layers import Linear
-from reground_jax.short_repr import short_repr
 
 LAYER_NORM_EPS = 1e-5  # of every LayerNorm in a transformer block
 

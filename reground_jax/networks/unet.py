@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from reground_jax.basics.short_repr import short_repr
 from reground_jax.config import UNetConfig, UNetLevel
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.attention_blocks import add, repeat_to
@@ -29,7 +30,6 @@ from reground_jax.networks.layers import (
 )
 from reground_jax.networks.transformer import BlockContext, TransformerBlock, reads_grounding
 from reground_jax.settings import Wiring
-from reground_jax.short_repr import short_repr
 
 RESNET_EPS = 1e-5
 SPATIAL_NORM_EPS = 1e-6

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from reground_jax.json_text import parse_json
+from reground_jax.basics.json_text import parse_json
 
 LONGEST_REASON = 1000  # characters: a reason may quote the entry, which may be of any length
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reground_jax.basics.wording import plural, shown
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, attempt, id_text, read_json
 from reground_jax.readers.annotated import MAX_BOXES, Annotated, crop_box, largest
 from reground_jax.readers.nsr1k import phrase
 from reground_jax.readers.pixels import fractions, image_size
-from reground_jax.wording import plural, shown
 
 Record = dict[str, Any]
 

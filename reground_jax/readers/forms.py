@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from reground_jax.json_text import parse_json
+from reground_jax.basics.json_text import parse_json
+from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, read_json
 from reground_jax.readers.coco import coco_layouts, is_coco
@@ -11,7 +12,6 @@ from reground_jax.readers.instancediffusion import instancediffusion_layouts, is
 from reground_jax.readers.lmd import is_lmd, lmd_layouts
 from reground_jax.readers.nsr1k import is_nsr1k, nsr1k_layouts
 from reground_jax.settings import check_name
-from reground_jax.wording import shown
 
 
 class Form(NamedTuple):

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, attempt
 from reground_jax.readers.pixels import fractions, image_size
-from reground_jax.wording import shown
 
 
 def is_instancediffusion(content: Any) -> bool:

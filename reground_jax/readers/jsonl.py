@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reground_jax.json_text import parse_json
+from reground_jax.basics.json_text import parse_json
+from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, attempt
 from reground_jax.readers.annotated import Annotated
-from reground_jax.wording import shown
 
 FIELDS = {"image", "caption", "phrases", "boxes", "box_format"}
 

@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from reground_jax.json_text import parse_json
+from reground_jax.basics.json_text import parse_json
+from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, id_text, whole_number
 from reground_jax.settings import MAX_SEED
-from reground_jax.wording import shown
 
 
 class Line(NamedTuple):

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, attempt, read_json
 from reground_jax.readers.pixels import fractions
-from reground_jax.wording import shown
 
 SIDE = 512  # pixels of the image that the boxes are for
 BACKGROUND, NEGATIVE = "Background prompt:", "Negative prompt:"

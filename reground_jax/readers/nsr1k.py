@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, attempt, id_text, read_json
-from reground_jax.wording import shown
 
 
 def read_nsr1k(path: str | Path) -> Iterator[Layout | Rejected]:

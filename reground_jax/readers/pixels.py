@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+from reground_jax.basics.wording import shown
 from reground_jax.layout import Box
-from reground_jax.wording import shown
 
 
 def image_size(value: dict[str, Any]) -> tuple[float, float]:

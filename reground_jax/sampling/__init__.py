@@ -13,7 +13,7 @@ README.md has a loop that is built of them.
 
 from typing import TYPE_CHECKING
 
-from reground_jax.lazy import exports
+from reground_jax.basics.lazy import exports
 
 if TYPE_CHECKING:
     from reground_jax.sampling.gate import gate_table, grounded_steps

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, UInt32
 
+from reground_jax.basics.short_repr import short_repr
 from reground_jax.conditioning import Conditioning
 from reground_jax.devices import SPLIT, WHOLE
 from reground_jax.model import Params
@@ -23,7 +24,6 @@ from reground_jax.sampling.guidance import branch_grounding, branch_text, guide
 from reground_jax.sampling.noise import ETA, step_noise
 from reground_jax.sampling.solvers.plan import Plan, Solver, State
 from reground_jax.settings import Wiring
-from reground_jax.short_repr import short_repr
 
 
 class Inpaint(NamedTuple):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, no_type_check
 
-from reground_jax.fields import at_least, check_name, check_number, parse
-from reground_jax.json_text import parse_json
+from reground_jax.basics.fields import at_least, check_name, check_number, parse
+from reground_jax.basics.json_text import parse_json
 from reground_jax.settings import DTYPES, WIRINGS, wiring_name
 from reground_jax.training.recipe import Recipe
 

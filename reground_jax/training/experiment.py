@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reground_jax.format1 import current_parts
-from reground_jax.identity import Difference, differences, listed
+from reground_jax.basics.identity import Difference, differences, listed
+from reground_jax.storage.format1 import current_parts
 from reground_jax.training.recipe import FREE, Recipe
 
 Changes = list[dict[str, Any]]  # {"step": from which on, "what": ["recipe.num_steps 3 -> 6"]}

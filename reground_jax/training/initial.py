@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reground_jax.checkpoint import flatten
+from reground_jax.basics.fields import check_name, parse
 from reground_jax.config import ModelConfig, TextEncoderConfig
-from reground_jax.facts import GATES, NETWORKS, is_grounding
-from reground_jax.fields import check_name, parse
 from reground_jax.model import Model, build, leaf_shapes
+from reground_jax.storage.checkpoint import flatten
+from reground_jax.storage.facts import GATES, NETWORKS, is_grounding
 from reground_jax.training.state import Leaves, nested
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt8
 
+from reground_jax.basics.fields import POSITIVE, at_least, between, check_number
 from reground_jax.config import ModelConfig, NoiseSchedule
-from reground_jax.fields import POSITIVE, at_least, between, check_number
 from reground_jax.images import from_uint8
 from reground_jax.model import Params, network
 from reground_jax.networks.attention import Attend

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from reground_jax.checkpoint import flatten
+from reground_jax.basics.fields import check_name, parse
 from reground_jax.config import ModelConfig, TextEncoderConfig
 from reground_jax.devices import Device
-from reground_jax.facts import is_grounding
-from reground_jax.fields import check_name, parse
 from reground_jax.model import read_model
 from reground_jax.networks.attention import attention_for
+from reground_jax.storage.checkpoint import flatten
+from reground_jax.storage.facts import is_grounding
 from reground_jax.training.config import StageConfig
 from reground_jax.training.initial import (
     changed,

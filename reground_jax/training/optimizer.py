@@ -5,7 +5,7 @@ from typing import Any
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from reground_jax.facts import GATES
+from reground_jax.storage.facts import GATES
 from reground_jax.training.recipe import Recipe
 from reground_jax.training.state import Leaves
 

@@ -13,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from reground_jax.checkpoint import flatten
 from reground_jax.model import read_model, write_model
+from reground_jax.storage.checkpoint import flatten
 
 
 def package(

@@ -7,7 +7,14 @@ it stands for.
 from dataclasses import dataclass
 from typing import no_type_check
 
-from reground_jax.fields import FRACTION, POSITIVE, at_least, between, check_name, check_number
+from reground_jax.basics.fields import (
+    FRACTION,
+    POSITIVE,
+    at_least,
+    between,
+    check_name,
+    check_number,
+)
 from reground_jax.settings import MAX_SEED
 
 RULES = (  # (field, what it may be, whether it is a whole number)

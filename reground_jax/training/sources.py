@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, no_type_check
 
+from reground_jax.basics.fields import at_least, between, check_name, check_number, parse
 from reground_jax.emoji.artwork import Artwork, load_artwork
 from reground_jax.emoji.tokenizer import emoji_tokenizer
 from reground_jax.emoji.world import LARGE, World, WorldConfig
-from reground_jax.fields import at_least, between, check_name, check_number, parse
 from reground_jax.readers import Rejected
 from reground_jax.readers.annotated import Annotated
 from reground_jax.readers.coco import read_coco

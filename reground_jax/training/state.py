@@ -16,11 +16,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from reground_jax.atomic import publish
-from reground_jax.checkpoint import CheckpointError, load_arrays, save_arrays, unflatten
-from reground_jax.format1 import current_name
-from reground_jax.json_text import parse_json
+from reground_jax.basics.atomic import publish
+from reground_jax.basics.json_text import parse_json
 from reground_jax.model import Params
+from reground_jax.storage.checkpoint import CheckpointError, load_arrays, save_arrays, unflatten
+from reground_jax.storage.format1 import current_name
 
 Leaves = dict[str, Any]  # arrays by flat name
 FORMAT = "reground-jax-training/1"

@@ -8,8 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from reground_jax.basics.short_repr import short_repr
 from reground_jax.networks.layers import Linear
-from reground_jax.short_repr import short_repr
 
 NUM_FREQUENCIES = 8
 FOURIER_WIDTH = NUM_FREQUENCIES * 2 * 4  # frequencies x (sin, cos) x (x0, y0, x1, y1)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int32
 
+from reground_jax.basics.short_repr import short_repr
 from reground_jax.config import NoiseSchedule
 from reground_jax.settings import NOISY_SOLVERS
-from reground_jax.short_repr import short_repr
 
 
 class Plan(NamedTuple):

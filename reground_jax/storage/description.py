@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from reground_jax import format1
-from reground_jax.checkpoint import CheckpointError
+from reground_jax.basics.fields import as_float, as_int, as_object, check_range
+from reground_jax.basics.json_text import parse_json
+from reground_jax.basics.small_files import read_small
+from reground_jax.basics.wording import shown
 from reground_jax.config import ModelConfig, check_together
-from reground_jax.fields import as_float, as_int, as_object, check_range
-from reground_jax.json_text import parse_json
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.settings import Settings
-from reground_jax.small_files import read_small
-from reground_jax.wording import shown
+from reground_jax.storage import format1
+from reground_jax.storage.checkpoint import CheckpointError
 
 PROGRAM = "reground-jax"
 FORMAT = f"{PROGRAM}/2"  # that is written; format1.py translates the one before

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from reground_jax.wording import shown
+from reground_jax.basics.wording import shown
 
 T = TypeVar("T")
 Range = tuple[int, int]  # both ends belong to it

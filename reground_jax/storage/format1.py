@@ -8,9 +8,9 @@ in these directories are of what is stored: of the old names, and of the old con
 import re
 from typing import Any
 
+from reground_jax.basics.fields import as_object
+from reground_jax.basics.wording import shown
 from reground_jax.config import ModelConfig, check_parts
-from reground_jax.fields import as_object
-from reground_jax.wording import shown
 
 FORMAT = "reground-jax/1"
 PARTS = ("unet", "vae", "text_encoder", "schedule", "tokenizer")
