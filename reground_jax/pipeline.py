@@ -55,10 +55,8 @@ class Pipeline:
 
         Diffusers folders and Hub ids are converted once, into the folder `cache`, by default
         $XDG_CACHE_HOME/reground-jax, or else ~/.cache/reground-jax. (Compiled programs are kept
-        where JAX's own `jax_compilation_cache_dir` says.) dtype: "float32" or "bfloat16" (or
-        jnp.bfloat16 and the like), of the parameters and the arithmetic. devices: by default all of
-        the default platform that this process has; with several hosts, each process makes images
-        of its own. attention: a backend of networks/attention.py. mapper: "shard_map" or "pmap".
+        where JAX's own `jax_compilation_cache_dir` says.) dtype ("float32", "bfloat16"), devices,
+        attention and mapper are those of `Hardware.choose`: by default all devices of this process.
         Raises ValueError or OSError with a sentence that says what is wrong with `name`.
         """
         hardware = Hardware.choose(devices, dtype=dtype, attention=attention, mapper=mapper)
@@ -114,11 +112,10 @@ class Pipeline:
         what = f"{self.name}, {side}x{side}, {count:.2f} M parameters, {self.dtype}"
         return f"Pipeline({what}, {len(self.devices)} x {self.devices[0].platform})"
 
-    def __copy__(self) -> "Pipeline":
+    def __deepcopy__(self, memo: Any = None) -> "Pipeline":
         return self  # nothing in it changes
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Pipeline":
-        return self
+    __copy__ = __deepcopy__
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -228,8 +225,7 @@ class Pipeline:
         settings: Settings | None = None,
         **keywords: Unpack[CallFields],
     ) -> Session:
-        """One batch at step 0, of a multiple of the number of devices, to run, preview and cancel.
-        batch_size and progress are not read. Raises as a call does."""
+        """One batch at step 0, of a multiple of the number of devices; raises as a call does."""
         request = self._request("session", layouts, settings, "latents", keywords)
         return Session(
             self.programs, self.params,
