@@ -134,30 +134,14 @@ def write_model(
         check_tokenizer(tokenizer_json, config)
     except ValueError as error:
         raise CheckpointError(f"the tokenizer cannot be used: {error}") from error
-    shapes, facts = leaf_shapes(config), Facts()
+    facts = Facts()
     shared = set() if base is None else _digests(Path(base))
-
-    def checked() -> Iterator[tuple[str, np.ndarray]]:
-        for name, array in arrays:
-            expected = shapes.pop(name, None)
-            if expected != array.shape:
-                raise CheckpointError(f"array {name} has shape {array.shape}, expected {expected}")
-            if str(array.dtype) not in DTYPES:
-                raise CheckpointError(
-                    f"array {name} is {array.dtype}, expected {' or '.join(DTYPES)}"
-                )
-            array = np.asarray(array, order="C")
-            facts.add(name, array)
-            if facts.digests[-1] not in shared:
-                yield name, array
-        if shapes:
-            raise CheckpointError(f"arrays missing: {', '.join(sorted(shapes))}")
-
+    new = _new_arrays(arrays, leaf_shapes(config), facts, shared)
     partial = _partial(directory)
     try:
         with _blaming(directory, partial):
             partial.mkdir(parents=True)
-            groups = save_arrays(partial / "arrays", checked())
+            groups = save_arrays(partial / "arrays", new)
             info = info | facts.summary() | checksums(config, tokenizer_json)
             _write(partial / "tokenizer.json", tokenizer_json)
             content = {"format": FORMAT, "groups": groups, "info": info, **config.to_json()}
@@ -171,6 +155,28 @@ def write_model(
         _remove(partial)
         raise
     return info
+
+
+def _new_arrays(
+    arrays: Iterable[tuple[str, np.ndarray]],
+    shapes: dict[str, tuple[int, ...]],
+    facts: Facts,
+    shared: set[str],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Those that are not `shared` with a base; takes the facts of all, which must be `shapes`'."""
+    missing = dict(shapes)
+    for name, array in arrays:
+        expected = missing.pop(name, None)
+        if expected != array.shape:
+            raise CheckpointError(f"array {name} has shape {array.shape}, expected {expected}")
+        if str(array.dtype) not in DTYPES:
+            raise CheckpointError(f"array {name} is {array.dtype}, expected {' or '.join(DTYPES)}")
+        array = np.asarray(array, order="C")
+        facts.add(name, array)
+        if facts.digests[-1] not in shared:
+            yield name, array
+    if missing:
+        raise CheckpointError(f"arrays missing: {', '.join(sorted(missing))}")
 
 
 def _remove(partial: Path) -> None:
