@@ -93,12 +93,15 @@ class Session:
         looked_at = {stop - 1} if stop < self.num_steps else set()
         for start, end in self._stretches(self.step, stop, looked_at, each=progress is not None):
             state = self._live()
-            before = jnp.copy(state.x) if end - start == 1 else None
+            before = jnp.copy(state.x) if end - start == 1 else None  # `_advance` takes its memory
             self._state, self._before = self._advance(state, self._gates, start, end), before
             self.step = end
             if progress is not None:
                 jax.block_until_ready(self._state)
                 progress(end)
+            if self._canceled.is_set():  # by another thread, perhaps during this step
+                self.cancel()
+                raise Canceled(f"canceled after step {end} of {self.num_steps}")
         return self
 
     def finish(self, *, progress: StepProgress | None = None) -> Float32[Array, "B h w C"]:
@@ -152,6 +155,7 @@ class Session:
                 if progress is not None:
                     jax.block_until_ready(state)
                     progress(next(counted))
+                self._live()
             return state
 
         start = jax.tree.map(jnp.copy, state)
@@ -167,8 +171,6 @@ class Session:
 
     def _advance(self, state: State, gates: np.ndarray, start: int, stop: int) -> State:
         """`state` after one stretch under `gates`; takes over its memory."""
-        if self._canceled.is_set():
-            raise Canceled(f"this session was canceled before step {start + 1}")
         inputs = Inputs(
             self._plan, gates, np.float32(self.settings.guidance_scale), self._seeds,  # type: ignore[arg-type]
         )  # fmt: skip

@@ -3,6 +3,7 @@ of different rank never meet unseen."""
 
 import contextlib
 import gc
+import os
 from pathlib import Path
 
 import jax
@@ -14,6 +15,16 @@ from tests.processes import starting
 
 install_import_hook("reground_jax", "tests.typechecker.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")  # broadcasting is written out
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What a test has compiled, no other test of this run compiles again, in any worker."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,6 +5,7 @@ is to be changed here, or gets an exception with its reason.
 """
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +143,15 @@ def test_packages_are_imported_at_the_top_only_where_they_may():
         if room not in ALONE.get(package, room).split():
             wrong.append(f"{path} imports {module}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_package_is_in_the_wheel_with_its_types():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    folders = (path.parent for path in (ROOT / "reground_jax").rglob("__init__.py"))
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(setup["packages"]) == found | {"reground_jax.convert"}
+    assert "py.typed" in setup["package-data"]["reground_jax"]
+    assert (ROOT / "reground_jax" / "py.typed").exists()
 
 
 def test_files_and_functions_are_short():

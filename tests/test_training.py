@@ -158,7 +158,7 @@ def latent_trainer(stage: Stage, out: Path, recipe: Recipe, killed_at: int | Non
     return Trainer(loss, recipe, trained, frozen, make, out, tuple(jax.devices()[:1]))
 
 
-@pytest.mark.slow  # a minute each; test_train_command.py kills a whole process three times
+@pytest.mark.slow  # a minute each; test_train_command.py kills a whole process twice
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_killed_at_three_random_steps_it_goes_on_bit_for_bit(
     optimizer, base, tmp_path, monkeypatch

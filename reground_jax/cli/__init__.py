@@ -17,7 +17,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from reground_jax.basics.options import options
+# Under another name: a file of this package is called `options`.
+from reground_jax.basics.options import options as options_of
 from reground_jax.cli import (
     batch,
     batch_verify,
@@ -51,7 +52,7 @@ first steps, with the small model that comes with the package and then with GLIG
 
 
 # Keywords in messages, and the options that they are here.
-_OPTIONS = {field: option.name for field, option in options(Settings).items()}
+_OPTIONS = {field: option.name for field, option in options_of(Settings).items()}
 _OPTIONS["box_format"] = "--box-format"
 _KEYWORD = re.compile(rf"\b({'|'.join(_OPTIONS)})='?([\w.]+)'?")
 

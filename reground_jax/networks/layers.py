@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 
 def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
@@ -19,7 +19,7 @@ def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
     return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
 
 
-def per_channel(values: Float[Array, "C"], x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+def per_channel(values: Float[ArrayLike, "C"], x: Float[Array, "... C"]) -> Float[Array, "... C"]:
     """One value per channel, in the rank of `x`: nothing here broadcasts by rank in silence."""
     return jnp.expand_dims(values, tuple(range(x.ndim - 1)))
 
