@@ -22,7 +22,7 @@ def test_generate_writes_the_image_with_its_recipe_and_the_boxes(bear, tiny_mode
     recipe = read_recipe(bear)
     assert recipe.layout.phrases == ("a teddy bear", "a bird")
     assert recipe.layout.negative_prompt == "blurry"
-    assert recipe.settings == Settings(gamma=(0.5, 0, 0.5), num_steps=2)
+    assert recipe.settings == Settings(gamma=(0.5, 0, 0.5), num_steps=2, dtype="float32")
     assert (recipe.seed, recipe.checkpoint) == (7, str(tiny_model_dir))
     assert recipe.checksum == read_description(tiny_model_dir).checksum
     assert pixels(bear.with_name("bear.boxes.png")).shape == (512, 512, 3)  # enlarged for labels

@@ -132,13 +132,13 @@ def asked(monkeypatch):
 
 def test_a_command_without_flags_uses_them(asked, tmp_path):
     out = str(tmp_path / "out.png")
-    assert asked("generate", "a cat", "--out", out) == [Settings(**SUITS)]
+    assert asked("generate", "a cat", "--out", out) == [Settings(**SUITS, dtype="float32")]
     recipe = read_recipe(out)
-    assert (recipe.settings, recipe.checkpoint) == (Settings(**SUITS), "emoji")
+    assert (recipe.settings, recipe.checkpoint) == (Settings(**SUITS, dtype="float32"), "emoji")
     given = asked("generate", "a cat", "--out", out, "--steps", "7", "--sampler", "ddim")
     assert given == [Settings(guidance_scale=4, num_steps=7, solver="ddim")]
     columns = asked("compare", "a cat", "--out", out, "--columns", "sequential")
-    assert columns == [Settings(**SUITS, wiring="sequential")]
+    assert columns == [Settings(**SUITS, wiring="sequential", dtype="float32")]
 
 
 def test_an_image_is_made_again_with_its_own_settings(asked, tmp_path):
@@ -162,13 +162,13 @@ def test_a_run_that_was_begun_before_is_not_mixed_with_them(
         "solver plms -> dpmpp_2m",
     ):
         assert difference in message
-    assert "Give the old ones to go on, or another --out" in message
+    assert "Repeat the old ones to resume it" in message
     assert (out / "run.json").read_bytes() == before
     old = ["--guidance-scale", "7.5", "--steps", "50", "--solver", "plms"]
     assert run_batch(ten, out, *old) == 0
     assert run_batch(ten, tmp_path / "new") == 0
     written = json.loads((tmp_path / "new" / "run.json").read_text())["settings"]
-    assert Settings.from_json(written) == Settings(**SUITS)
+    assert Settings.from_json(written) == Settings(**SUITS, dtype="float32")
 
 
 def test_the_identity_of_a_run_does_not_depend_on_how_lists_are_written(stub, ten, tmp_path):
