@@ -22,7 +22,7 @@ from reground_jax.version import __version__
 
 from . import configs, original_configs, single_file
 from .full_disk import naming_a_full_disk
-from .keys import Leaf, foreign, match, normalise
+from .keys import Leaf, foreign, match, normalize
 from .ldm import LDM_PREFIXES, rename
 from .sources import Source, TensorFile, open_folder, open_original, open_tensors, resolve
 from .sources import resolve_tokenizer as find_tokenizer
@@ -196,7 +196,7 @@ def _gather_diffusers(folder: Path, tokenizer: str | Path | None, variant: str |
     tensors: Tensors = {}
     for network in NETWORKS:
         file = open_folder(folder / network, variant)
-        tensors[network] = {normalise(network, name): Located(file, name) for name in file.keys()}
+        tensors[network] = {normalize(network, name): Located(file, name) for name in file.keys()}
     return Gathered(config, tensors, built)
 
 
@@ -207,7 +207,7 @@ def _gather_original(path: Path, tokenizer: str | Path | None) -> Gathered:
     names = {"unet": "model", "vae": "autoencoder", "text_encoder": "text_encoder"}
     tensors = {
         network: {
-            normalise(network, rename(network, name, config)): Located(parts[part], name)
+            normalize(network, rename(network, name, config)): Located(parts[part], name)
             for name in parts[part].keys()
         }
         for network, part in names.items()
@@ -224,7 +224,7 @@ def _gather_ldm(path: Path, tokenizer: str | Path | None) -> Gathered:
         for network, prefix in LDM_PREFIXES.items():
             if name.startswith(prefix):
                 inner = rename(network, name.removeprefix(prefix), config)
-                tensors[network][normalise(network, inner)] = Located(file, name)
+                tensors[network][normalize(network, inner)] = Located(file, name)
                 break
         else:
             if name.startswith(LDM_FOREIGN):

@@ -1,7 +1,7 @@
 """Which torch tensors make which of our parameters: one rule table per network, and its check.
 
 Our modules are named after diffusers' state dict, so that a name is translated by the few rewrites
-below. Every source format is first renamed to diffusers' names (`ldm.py`, `normalise`).
+below. Every source format is first renamed to diffusers' names (`ldm.py`, `normalize`).
 """
 
 import re
@@ -43,7 +43,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # In old files and in no model: the positions 0..76.
 POSITIONS = re.compile(r"(^|\.)embeddings\.position_ids$")
-# Parts of a network's training that take no part in making images; by normalised name.
+# Parts of a network's training that take no part in making images; by normalized name.
 FOREIGN = {
     "unet": re.compile(r"$^"),
     "vae": re.compile(r"^(loss|model_ema)\."),
@@ -98,7 +98,7 @@ def torch_names(path: str) -> tuple[str, ...]:
     return (name,)
 
 
-def normalise(network: str, name: str) -> str:
+def normalize(network: str, name: str) -> str:
     """Today's diffusers name of a tensor: without the text encoder's prefixes and old VAE names."""
     if network == "text_encoder":
         return re.sub(r"^(transformer\.)?(text_model\.)?", "", name)
@@ -116,7 +116,7 @@ def match(
 ) -> list[Leaf]:
     """A leaf for each of our parameters, in the order of `shapes`.
 
-    shapes: ours by path. tensors: theirs, per network, by normalised name. Raises KeyMismatch that
+    shapes: ours by path. tensors: theirs, per network, by normalized name. Raises KeyMismatch that
     lists every parameter without a tensor (-), tensor without a parameter (+) and wrong shape (!).
     """
     leaves = [Leaf(path, torch_names(path), shape) for path, shape in shapes.items()]

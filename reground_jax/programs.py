@@ -68,7 +68,7 @@ class Programs:
         return height // factor, width // factor, self.config.vae.latent_channels
 
     def unet(self, params: Params) -> UNet:
-        """The U-Net as a module, also under jit: for loops of one's own."""
+        """The U-Net as a module, also under jit: for a custom loop."""
         return nnx.merge(network(self.config, "unet")[0], params["unet"])
 
     def plan(self, settings: Settings) -> Plan:

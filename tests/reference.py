@@ -1,6 +1,6 @@
 """Tiny PyTorch models that no one here wrote, with every leaf random.
 
-At diffusers' own initialisation gates and null features are 0 and norm scales 1, which would prove
+At diffusers' own initialization gates and null features are 0 and norm scales 1, which would prove
 nothing about fusers.
 """
 

@@ -17,7 +17,7 @@ SETTINGS = Settings(num_steps=20, guidance_scale=4.0, solver="dpmpp_2m")
 
 
 class Painter:
-    """In the place of a pipeline: the colour of an image says how it was asked for."""
+    """In the place of a pipeline: the color of an image says how it was asked for."""
 
     def __init__(self):
         self.asked: list[tuple[str, list[float], list[int]]] = []

@@ -110,7 +110,7 @@ def test_a_crop_is_its_box_and_a_rim_as_far_as_the_image_goes():
 
 
 def test_cells_are_where_objects_are_to_be_found():
-    """Distances of zero in log: a box of two cells to each side of the centre of its cell."""
+    """Distances of zero in log: a box of two cells to each side of the center of its cell."""
     edges = np.asarray(cell_boxes(jnp.zeros((1, 16, 16, 4))))[0]
     x, y = cell_centers(16)[3, 5]
     assert (x, y) == (5.5 / 16, 3.5 / 16)
@@ -126,7 +126,7 @@ def test_cell_targets_mark_centres_and_small_objects_lie_on_top(world):
     category, edges = cell_targets(scene, names, 16)
     cat, dog = (names.categories.index(name) for name in ("cat", "dog"))
     assert category[7, 7] == cat and category[10, 10] == dog and category[0, 0] == -1
-    # Both have their centre on a corner of four cells; those further are 1.5 cells away.
+    # Both have their center on a corner of four cells; those further are 1.5 cells away.
     assert (category == cat).sum() == (category == dog).sum() == 4
     assert tuple(edges[10, 10]) == small["box"]
     assert tuple(edges[0, 0]) == (0, 0, 1, 1)  # any box without a division by zero

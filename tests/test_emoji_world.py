@@ -1,4 +1,4 @@
-"""The emoji world: what its examples promise, on artwork of coloured shapes made here."""
+"""The emoji world: what its examples promise, on artwork of colored shapes made here."""
 
 import dataclasses
 from functools import cache
@@ -21,7 +21,7 @@ from reground_jax.emoji.world import LARGE, Example, World, WorldConfig
 
 @cache
 def shapes() -> Artwork:
-    """A filled polygon of 3 to 10 corners in its own colour for each category, two families."""
+    """A filled polygon of 3 to 10 corners in its own color for each category, two families."""
     artwork: Artwork = {}
     for number, (noun, category) in enumerate(CATEGORIES.items()):
         drawings = []
@@ -119,7 +119,7 @@ def test_leaving_an_object_out_changes_only_pixels_in_its_box(
             x0, y0, x1, y1 = (round(64 * v) for v in seen[left_out])
             # one pixel: the faint fringe outside the box still mixes with the background
             assert x0 - 1 <= xs.min() and xs.max() <= x1 and y0 - 1 <= ys.min() and ys.max() <= y1
-            # most of a box is opaque (a triangle fills half), and neighbours cover a fifth each
+            # most of a box is opaque (a triangle fills half), and neighbors cover a fifth each
             assert len(xs) > 0.2 * (x1 - x0) * (y1 - y0)
 
 
@@ -227,7 +227,7 @@ def test_every_setting_is_drawn_by_day_and_night(setting: str) -> None:
         assert night.mean() < 0.7 * day.mean()  # a stranger sees that it is dark
     if not SETTINGS[setting].plain:
         gray = day.mean(-1)
-        assert gray.std() > 8  # shows without colour: 8 of 255 levels is faint but visible
+        assert gray.std() > 8  # shows without color: 8 of 255 levels is faint but visible
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -263,7 +263,7 @@ def test_artwork_survives_its_file_and_a_bad_file_is_named(tmp_path) -> None:  #
 def test_a_config_or_artwork_that_lacks_something_is_an_error_that_names_it() -> None:
     with pytest.raises(ValueError, match="categories has 'unicorn'"):
         WorldConfig(categories=("cat", "unicorn"))
-    with pytest.raises(ValueError, match="add one that shows without colour"):
+    with pytest.raises(ValueError, match="add one that shows without color"):
         WorldConfig(settings=("pink",))
     with pytest.raises(ValueError, match="artwork has no 'dog'"):
         World(WorldConfig(), {"car": shapes()["car"], "cat": shapes()["cat"]})

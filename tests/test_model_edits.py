@@ -90,7 +90,7 @@ CONFIG_EDITS = {
     "unet a list": (put("unet", []), "it must be a JSON object"),
     "unet null": (put("unet", None), "it must be a JSON object"),
     "unknown field": (put("unet", "adapter", 1), "has no field adapter"),
-    "grey images": (put("vae", "image_channels", 1), "image_channels is 1"),
+    "gray images": (put("vae", "image_channels", 1), "image_channels is 1"),
     "another grounding": (put("unet", "grounding", "maps"), "grounding is 'maps': it must be one"),
     "grounding a boolean": (put("unet", "grounding", True), "grounding is True: it must be one"),
     "inpainting of 12 channels": (put("unet", "inpainting", True), "and inpainting is True, but"),

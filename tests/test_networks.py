@@ -176,7 +176,7 @@ def test_a_gate_of_a_half_scales_both_halves_of_the_fuser():
 
 
 def test_branches_share_what_comes_before_their_contexts():
-    """x of B samples with contexts of 2B equals x repeated: one row per branch, as neighbours."""
+    """x of B samples with contexts of 2B equals x repeated: one row per branch, as neighbors."""
     model, theirs, _ = converted("sd2")
     unet, call = module(model, "unet"), Call(theirs.unet)
     text = jnp.asarray(call.text.numpy())

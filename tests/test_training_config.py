@@ -240,7 +240,7 @@ def test_a_stage_that_would_freeze_random_weights_is_refused(base, tmp_path, mon
     with pytest.raises(ValueError, match=told):
         model = {"unet": {"block_channels": [16]}}
         opened("grounding", monkeypatch, tmp_path, base=base, model=model)
-    with pytest.raises(ValueError, match="grounding goes on from a trained model: give --from"):
+    with pytest.raises(ValueError, match="grounding starts from a trained model: give --from"):
         opened("grounding", monkeypatch, tmp_path, base=None)
     given = dict(flatten(read_model(base).params))
     unet = changed(TINY, {"unet": {"block_channels": [16]}})

@@ -41,7 +41,7 @@ TINY = ModelConfig(
 
 
 class Squares:
-    """A coloured square on a plain ground: a source that costs nothing."""
+    """A colored square on a plain ground: a source that costs nothing."""
 
     def batch(self, index: int, batch_size: int) -> list[Example]:
         return [self._example(index * batch_size + i) for i in range(batch_size)]

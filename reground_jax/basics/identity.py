@@ -1,6 +1,6 @@
 """What a resumable run depends on, as plain JSON values, and how two of these differ.
 
-A folder that is gone on with must hold the run that is asked for: its record is compared, and every
+A folder that is resumed must hold the run that is asked for: its record is compared, and every
 difference is named.
 """
 

@@ -1,7 +1,7 @@
 """Which units are finished: JSON lines in `manifests/`, written by each host for itself.
 
 A host's manifest is a row of files of at most SEGMENT entries each, because object stores cannot
-append: the last one is written anew (aside, then renamed) with every finished unit, and a process
+append: the last one is rewritten (aside, then renamed) with every finished unit, and a process
 never touches those of an earlier one. A line that is not an entry, such as a half-written one, is
 ignored, and its unit is made again.
 """

@@ -2,7 +2,7 @@
 
     python -m reground_jax.emoji.artwork --out DIR      (needs npm, and `pip install resvg_py`)
 
-writes artwork.npz (pictograms) and artwork.json (packages, versions, licences) into DIR. Only
+writes artwork.npz (pictograms) and artwork.json (packages, versions, licenses) into DIR. Only
 training needs them; a trained model does not.
 """
 

@@ -53,7 +53,7 @@ class Canvas:
 
 
 def _sky(canvas: Canvas, rng: np.random.Generator, color: Color) -> None:
-    """Day: a colour and a sun. Night: dark blue, a moon and stars."""
+    """Day: a color and a sun. Night: dark blue, a moon and stars."""
     canvas.box(0, 0, 1, 1, (30, 36, 100) if canvas.dark else color)
     x, y = rng.uniform(0.1, 0.9), rng.uniform(0.08, 0.16)
     if not canvas.dark:
@@ -244,7 +244,7 @@ class Setting:
     where   how captions say it, preposition included
     paint   draws it
     nights  whether it can be night there
-    plain   whether colour alone tells it, so that a picture without colours does not show it
+    plain   whether color alone tells it, so that a picture without colors does not show it
     """
 
     where: str

@@ -14,7 +14,7 @@ class Category:
     noun      COCO's name, singular; what phrases and captions say
     codes     Unicode code points of its pictograms in hexadecimal, the clearest first
     plural    for captions
-    colors    colours of the pictogram itself: a tint of that name would not be seen
+    colors    colors of the pictogram itself: a tint of that name would not be seen
     upright   whether upside down is seen at once
     """
 

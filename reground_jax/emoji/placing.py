@@ -10,7 +10,7 @@ import numpy as np
 from reground_jax.basics.boxes import area, iou, overlap
 from reground_jax.layout import Box
 
-# Share of the smaller box that another may cover: objects must stay recognisable.
+# Share of the smaller box that another may cover: objects must stay recognizable.
 MAX_COVER = 0.12
 MAX_COVER_REAL = 0.2
 BACKGROUND = 0.3  # largest IoU of a box on no object with any object

@@ -131,13 +131,13 @@ class SceneProbe(nnx.Module):
 
 
 def cell_centers(count: int) -> Float[np.ndarray, "h w 2"]:
-    """x, y of every cell's centre, fractions of the image."""
+    """x, y of every cell's center, fractions of the image."""
     line = (np.arange(count) + 0.5) / count
     return np.stack(np.meshgrid(line, line), axis=-1).astype(np.float32)
 
 
 def cell_boxes(raw: Float[Array, "B h w 4"]) -> Float[Array, "B h w 4"]:
-    """xyxy from log distances of a cell's centre to left, top, right and bottom, in 2 cells."""
+    """xyxy from log distances of a cell's center to left, top, right and bottom, in 2 cells."""
     count = raw.shape[1]
     distances = jnp.exp(jnp.clip(raw, -5, 5)) * (2 / count)
     centers = jnp.asarray(cell_centers(count))[None]

@@ -21,7 +21,7 @@ def _uint8(values: np.ndarray) -> Picture:
 
 
 def _slope(gray: Float32[np.ndarray, "S S"]) -> Float32[np.ndarray, "S S"]:
-    """Largest difference of each pixel to its left and upper neighbours."""
+    """Largest difference of each pixel to its left and upper neighbors."""
     slope = np.zeros_like(gray)
     slope[:, 1:] = np.abs(np.diff(gray, axis=1))
     slope[1:] = np.maximum(slope[1:], np.abs(np.diff(gray, axis=0)))
@@ -48,7 +48,7 @@ def pencil(image: Picture) -> Picture:
 
 
 def pixelated(image: Picture) -> Picture:
-    """Blocks of a sixteenth of the image's side, in few colours."""
+    """Blocks of a sixteenth of the image's side, in few colors."""
     size = image.shape[0]
     block = max(2, size // 20)
     small = Image.fromarray(image).reduce(block)
@@ -58,7 +58,7 @@ def pixelated(image: Picture) -> Picture:
 
 
 def watercolor(image: Picture) -> Picture:
-    """Soft edges, pale colours, darker rims."""
+    """Soft edges, pale colors, darker rims."""
     soft = Image.fromarray(image).filter(ImageFilter.MedianFilter(3))
     values = np.asarray(soft.filter(ImageFilter.GaussianBlur(image.shape[0] / 128))).astype(
         np.float32
@@ -79,7 +79,7 @@ class Style:
     picture   how captions call such a picture: "a pencil drawing"
     apply     the filter
     colors    whether tints of objects are still seen
-    least     how much larger than usual the smallest object must be to be recognised
+    least     how much larger than usual the smallest object must be to be recognized
     """
 
     picture: str

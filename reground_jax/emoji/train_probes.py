@@ -2,7 +2,7 @@
 
     python -m reground_jax.emoji.train_probes --artwork artwork.npz --out DIR
 
-writes DIR/probes.npz, and checkpoints beside it: killed, it goes on. Needs optax
+writes DIR/probes.npz, and checkpoints beside it: if it is killed, the same command resumes. Needs optax
 (`pip install "reground-jax[train]"`). `heldout.py` measures what comes out.
 """
 
@@ -43,7 +43,7 @@ from reground_jax.training.trainer import Trainer
 
 STREAM = 1_000_000  # of examples, far from those that models are trained on
 JITTER = 0.08  # of a box's sides: generated objects do not fill their boxes to the pixel
-CENTER = 1.5  # cells around an object's centre that are to find it
+CENTER = 1.5  # cells around an object's center that are to find it
 
 
 class ObjectBatch(NamedTuple):
@@ -160,7 +160,7 @@ def scene_batch(
 def cell_targets(
     example: Example, names: Vocabulary, count: int
 ) -> tuple[Int[np.ndarray, "h w"], Float[np.ndarray, "h w 4"]]:
-    """What each cell is to find: the object around whose centre it lies, small ones first."""
+    """What each cell is to find: the object around whose center it lies, small ones first."""
     category = np.full((count, count), -1, np.int32)
     edges = np.tile(np.array([0, 0, 1, 1], np.float32), (count, count, 1))
     x, y = cell_centers(count).transpose(2, 0, 1)

@@ -1,7 +1,7 @@
 """The emoji world: scenes of pictograms with captions and boxes, made from an integer seed.
 
 A small stand-in for COCO with GLIGEN's division of labour: phrases and boxes say which thing is
-where; only the caption says where the scene is, how the picture looks, which colour things have,
+where; only the caption says where the scene is, how the picture looks, which color things have,
 and which things have no box. An example depends on (config, artwork, seed) only.
 """
 
@@ -75,7 +75,7 @@ class WorldConfig:
             if wrong := [name for name in getattr(self, field) if name not in names]:
                 raise ValueError(f"{field} has {wrong[0]!r}: choose from {', '.join(names)}")
         if all(SETTINGS[name].plain for name in self.settings):
-            raise ValueError(f"settings are {self.settings}: add one that shows without colour")
+            raise ValueError(f"settings are {self.settings}: add one that shows without color")
 
 
 LARGE = WorldConfig(

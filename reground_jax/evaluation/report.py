@@ -8,7 +8,7 @@ from reground_jax.evaluation.figures import grid, has_both, percent, trade_off_f
 from reground_jax.evaluation.scorers import Axis, TradeOff, distances_of, metrics_of
 from reground_jax.evaluation.statistics import Interval
 from reground_jax.evaluation.study import Records, Study
-from reground_jax.evaluation.summary import Row, summarise
+from reground_jax.evaluation.summary import Row, summarize
 from reground_jax.images import save_png
 
 
@@ -19,7 +19,7 @@ def write_report(study: Study, records: Records, command: str) -> dict[str, Any]
         "settings": study.settings.to_json(),
         **study.identity,
         "scorers": {s.name: {"version": s.version, **s.facts} for s in study.scorers},
-        **summarise(records, study.scorers, study.trade_off.x.metric),
+        **summarize(records, study.scorers, study.trade_off.x.metric),
     }
     write_json(study.out / "results.json", results)
     figure = trade_off_figure(results["conditions"], study.trade_off, study.titles)

@@ -23,7 +23,7 @@ Row = dict[str, Any]  # what was measured, and its numbers by the names of the m
 Values = Mapping[str, np.ndarray]  # by metric, in every resample
 
 
-def summarise(records: Records, scorers: Sequence[Scorer], along: str) -> dict[str, list[Row]]:
+def summarize(records: Records, scorers: Sequence[Scorer], along: str) -> dict[str, list[Row]]:
     """The numbers as JSON: of conditions, of their differences, and of the scorers' references.
 
     "differences" are from the sequential wiring at the same gamma, "equal_boxes" from it at the

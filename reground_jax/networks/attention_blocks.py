@@ -37,7 +37,7 @@ def merge_heads(x: Float[Array, "B T N D"]) -> Float[Array, "B T C"]:
 
 
 def repeat_to(x: Float[Array, "A ..."], batch: int) -> Float[Array, "B ..."]:
-    """Each sample `batch // A` times in a row: guidance's branches of one sample are neighbours."""
+    """Each sample `batch // A` times in a row: guidance's branches of one sample are neighbors."""
     return x if x.shape[0] == batch else jnp.repeat(x, batch // x.shape[0], axis=0)
 
 

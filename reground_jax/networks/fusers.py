@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.attention_blocks import LAYER_NORM_EPS, KeyValue, SelfAttention, add
-from reground_jax.networks.layers import FeedForward, LayerNorm, Linear, normalise, per_channel
+from reground_jax.networks.layers import FeedForward, LayerNorm, Linear, normalize, per_channel
 
 
 class GatedSelfAttention(nnx.Module):
@@ -54,7 +54,7 @@ class GatedSelfAttention(nnx.Module):
 
 
 class Packed(NamedTuple):
-    """One linear layer for the fuser's q, k, v and cross-attention's q, from one normalised input.
+    """One linear layer for the fuser's q, k, v and cross-attention's q, from one normalized input.
 
     In the parallel wiring both branches read the same features: their LayerNorms have the same
     statistics, and their affines are folded into the weights here, in float32.
@@ -73,7 +73,7 @@ class Packed(NamedTuple):
 
 
 def fold(norm: LayerNorm, linear: Linear) -> tuple[Float[Array, "C M"], Float[Array, "M"]]:
-    """Kernel and bias that do to normalised features what `linear` does after `norm`; float32."""
+    """Kernel and bias that do to normalized features what `linear` does after `norm`; float32."""
     parts = (linear.kernel, norm.scale, norm.bias)
     kernel, scale, bias = (jnp.asarray(part[...], jnp.float32) for part in parts)
     return scale[:, None] * kernel, bias @ kernel
@@ -86,6 +86,6 @@ def project_both(
     """The fuser's q, k, v and cross-attention's q of `x`, by one matrix product."""
     if packed is None:
         return None, None
-    both = normalise(x, LAYER_NORM_EPS) @ packed.kernel
+    both = normalize(x, LAYER_NORM_EPS) @ packed.kernel
     both = both + per_channel(packed.bias, both)
     return both[..., : -x.shape[-1]], both[..., -x.shape[-1] :]

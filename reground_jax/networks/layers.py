@@ -65,7 +65,7 @@ class Conv(nnx.Module):
         return y + per_channel(self.bias[...].astype(x.dtype), y)
 
 
-def normalise(x: Float[Array, "... C"], eps: float) -> Float[Array, "... C"]:
+def normalize(x: Float[Array, "... C"], eps: float) -> Float[Array, "... C"]:
     """Zero mean and unit variance over the last axis: LayerNorm before its affine."""
     h = x.astype(jnp.float32)
     h = h - h.mean(-1, keepdims=True)
@@ -79,7 +79,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        h = normalise(x.astype(jnp.float32), self.eps)
+        h = normalize(x.astype(jnp.float32), self.eps)
         scale, bias = (per_channel(part[...], x) for part in (self.scale, self.bias))
         return (h * scale + bias).astype(x.dtype)
 
@@ -162,7 +162,7 @@ class ResnetBlock(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Nearest-neighbour to `size` (by default twice the input), then a 3x3 convolution."""
+    """Nearest-neighbor to `size` (by default twice the input), then a 3x3 convolution."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, rngs=rngs)

@@ -1,7 +1,7 @@
 """Stable Diffusion's U-Net (SD1.x, SD2.x) with GLIGEN's fusers, split by what a step changes.
 
 `prepare` computes once what no step changes; calling the network does the rest. The network knows
-no guidance: `x` has B samples and the prepared context k * B (k neighbours per sample, one per
+no guidance: `x` has B samples and the prepared context k * B (k neighbors per sample, one per
 branch of guidance). What the branches share, up to the first self-attention, is computed once.
 """
 
@@ -224,7 +224,7 @@ class UNet(nnx.Module):
 
         gate: the step's schedule gate (float32 scalar), or None for a network without fusers.
         Computes in the dtype of the context, and returns K = k * B samples in it, each sample's k
-        branches as neighbours; K = B if no block has read a context (`no_text` without fusers).
+        branches as neighbors; K = B if no block has read a context (`no_text` without fusers).
         """
         dtype = jax.tree.leaves(prepared.blocks)[0].dtype
         times = iter(prepared.time)

@@ -1,7 +1,7 @@
 """A layout in the form of InstanceDiffusion's demos (github.com/frank-xwang/InstanceDiffusion).
 
     {"caption": "...", "width": 512, "height": 512,
-     "annos": [{"bbox": [0, 51, 179, 230], "caption": "a grey cat", "mask": [], ...}, ...]}
+     "annos": [{"bbox": [0, 51, 179, 230], "caption": "a gray cat", "mask": [], ...}, ...]}
 
 Boxes are x, y, width, height in pixels. Masks, points and settings have no use in GLIGEN.
 """

@@ -1,4 +1,4 @@
-"""The parts of a sampling loop, for loops of one's own.
+"""The parts of a sampling loop, to build a custom one.
 
     SOLVERS                        a Solver by name: plan, init, update
     Plan, State                    a row per evaluation of the U-Net; what a solver carries along

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: two branches per sample, as neighbours in the batch.
+"""Classifier-free guidance: two branches per sample, as neighbors in the batch.
 
 The unconditional branch reads the negative prompt and keeps its fusers on, over null tokens only.
 """

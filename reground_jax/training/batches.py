@@ -32,7 +32,7 @@ class LatentBatches:
     """Latents by the frozen VAE, token ids of captions, and grounding if `pooled` is given.
 
     cache_examples: train on that many examples over and over, and keep what was made of them;
-    0 makes everything anew. Rounded down to whole batches, so that a batch that is made again
+    0 makes every batch again. Rounded down to whole batches, so that a batch that is made again
     after a resume is the same batch, bit for bit. Raises ValueError for less than one batch.
     """
 

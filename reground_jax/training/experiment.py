@@ -25,7 +25,7 @@ def identity_of(recipe: Recipe, rest: Mapping[str, Any]) -> dict[str, Any]:
 def changes_since(
     record: Mapping[str, Any], given: Mapping[str, Any], *, checkpoint: Path, accept: bool
 ) -> Changes:
-    """The changes so far of the run in `checkpoint`, which goes on as `given`.
+    """The changes so far of the run in `checkpoint`, which continues as `given`.
 
     record: what its state.json says. More num_steps are always accepted: the learning rate follows
     the longer schedule from there on. Raises ValueError that lists all other differences, unless
@@ -34,8 +34,8 @@ def changes_since(
     step, changes = int(checkpoint.name), list(record.get("changes", ()))
     if "experiment" not in record:
         warnings.warn(
-            f"{checkpoint} was written by a version that did not record its experiment: it goes on "
-            "with what is given now; stop it if that is another config or other data",
+            f"{checkpoint} was written by a version that did not record its experiment: it "
+            "continues with what is given now; stop it if that is another config or other data",
             stacklevel=2,
         )
         return [*changes, {"step": step, "what": ["not recorded before"]}]
@@ -47,8 +47,8 @@ def changes_since(
     if refused and not accept:
         raise ValueError(
             f"{checkpoint.parent} holds another experiment: {listed(refused)}. Give the old config "
-            "and data to go on, another --out to begin anew, or --accept-changes to go on all the "
-            "same, which the model's record will say"
+            "and data to resume it, another --out to start from scratch, or --accept-changes to "
+            "continue anyway, which the model's record will say"
         )
     return [*changes, {"step": step, "what": [str(d) for d in found]}] if found else changes
 

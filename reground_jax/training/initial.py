@@ -44,7 +44,7 @@ def changed(model: ModelConfig, parts: dict[str, Any]) -> ModelConfig:
 
 
 def check_kept(model: ModelConfig, leaves: Leaves, may_be_new: Callable[[str], bool]) -> None:
-    """Raises ValueError if `completed` would make a parameter anew that must not be.
+    """Raises ValueError if `completed` would create a parameter that must not be new.
 
     may_be_new: of flat names; what is not trained must not, for it stays as it is.
     """
@@ -65,12 +65,12 @@ def completed(
 ) -> Leaves:
     """All parameters of `model`: those of `leaves` where name and shape agree, else fresh ones.
 
-    A network that would keep only a part of its own is made anew as a whole, unless what is
+    A network that would keep only a part of its own is created from scratch, unless what is
     missing is just GLIGEN's addition.
     """
     result: Leaves = {}
     for name in NETWORKS:
-        fresh = dict(flatten({name: initialised(model, name, seed)}))
+        fresh = dict(flatten({name: initialized(model, name, seed)}))
         if fuser_start == "outputs":
             fresh = {k: opened(k, v) for k, v in fresh.items()}
         if not _lost({k: v.shape for k, v in fresh.items()}, leaves):
@@ -101,7 +101,7 @@ def opened(name: str, leaf: Any) -> Any:
     return jnp.zeros_like(leaf) if "/fuser/" in name and name.endswith(outputs) else leaf
 
 
-def initialised(model: ModelConfig, name: str, seed: int) -> dict[Any, Any]:
+def initialized(model: ModelConfig, name: str, seed: int) -> dict[Any, Any]:
     """Fresh float32 parameters of one network; residual branches of the U-Net start at zero."""
     params = nnx.to_pure_dict(nnx.state(build(model, name, nnx.Rngs(seed))))
     if name != "unet":

@@ -93,7 +93,7 @@ class DiffusionTerms:
 
 @dataclass(frozen=True)
 class AutoencoderLoss:
-    """L1 + `edge_weight` * multi-scale L1 of differences between neighbours + `kl_weight` * KL.
+    """L1 + `edge_weight` * multi-scale L1 of differences between neighbors + `kl_weight` * KL.
 
     The differences are what a blurred picture has too little of. There is no adversary.
     """
@@ -181,7 +181,7 @@ class DiffusionLoss:
 
 
 def edge_loss(error: Float[Array, "B H W C"], scales: int) -> Float[Array, ""]:
-    """Mean |difference of neighbours| of an error image, at full size, a half, a quarter ..."""
+    """Mean |difference of neighbors| of an error image, at full size, a half, a quarter ..."""
     total = jnp.zeros(())
     for scale in range(scales):
         if scale:

@@ -86,7 +86,7 @@ def open_stage(
     """Everything that a stage starts with. Raises ValueError for whatever does not fit.
 
     base: the model directory of the stage before; None starts from nothing (autoencoder). fusers: a
-    grounded model directory whose fusers and position net the stage "grounding" goes on with.
+    grounded model directory whose fusers and position net the stage "grounding" starts from.
     Raises FileExistsError if `out` has its model already.
     """
     terms = _check_request(kind, config, out, base, fusers)
@@ -129,7 +129,7 @@ def _check_request(
     if config.cache_examples and not is_diffusion(kind):
         raise ValueError(f"cache_examples keeps latents, which {kind} has none of: leave it out")
     if base is None and kind != "autoencoder":
-        raise ValueError(f"the stage {kind} goes on from a trained model: give --from DIR")
+        raise ValueError(f"the stage {kind} starts from a trained model: give --from DIR")
     if fusers is not None and kind != "grounding":
         raise ValueError(f"--fusers is for the stage grounding, not for {kind}")
     if (out / "model").exists():

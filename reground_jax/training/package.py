@@ -20,7 +20,7 @@ from reground_jax.storage.checkpoint import flatten
 def package(
     source: Path, target: Path, base: Path | None, recommended: dict[str, Any] | None = None
 ) -> int:
-    """Writes the model directory anew in bfloat16 and returns its size on disk in bytes.
+    """Rewrites the model directory in bfloat16 and returns its size on disk in bytes.
 
     recommended: fields of Settings that suit the model, by default those of `source`. A model card
     in `target` is kept. Raises ValueError if the two do not fit.

@@ -32,14 +32,14 @@ RULES = (  # (field, what it may be, whether it is a whole number)
     ("sample_every", at_least(1), True),
     ("save_every", at_least(1), True),
 )
-# What changes no number of a step: a run may go on with others.
+# What changes no number of a step: a run may resume with other values.
 FREE = ("last_step", "log_every", "sample_every", "save_every")
 
 
 @no_type_check  # the tests' type checker must not run before the checks and sentences below
 @dataclass(frozen=True)
 class Recipe:
-    """How to optimise: warm-up, clipped gradients, and an average of the weights.
+    """How to optimize: warm-up, clipped gradients, and an average of the weights.
 
     optimizer: "adamw", or "muon": kernels by Muon (Jordan et al. 2024), as large as AdamW's
     updates (arXiv 2502.16982), and the rest by AdamW. On the small autoencoder of `configs/emoji64`

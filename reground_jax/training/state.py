@@ -1,4 +1,4 @@
-"""What training changes: float32 master weights, their moving average, the optimiser's moments.
+"""What training changes: float32 master weights, their moving average, the optimizer's moments.
 
 Parameters are flat here ("unet/conv_in/kernel"): which of them are trained is a predicate on names,
 not a second model. Frozen parameters are a separate dict, in any dtype, that no step can touch.
@@ -107,7 +107,7 @@ def read_record(path: Path) -> dict[str, Any]:
 def load_state(path: Path, like: TrainState) -> TrainState:
     """The state in `path`, bit for bit, in the structure of `like`.
 
-    Raises CheckpointError if it is damaged, or belongs to another network or optimiser.
+    Raises CheckpointError if it is damaged, or belongs to another network or optimizer.
     """
     groups = read_record(path)["groups"]
     try:
@@ -118,7 +118,7 @@ def load_state(path: Path, like: TrainState) -> TrainState:
     found = {name: array.shape for name, array in arrays.items()}
     if different := sorted(set(expected.items()) ^ set(found.items())):
         raise CheckpointError(
-            f"{path} was written for another model or optimiser ({different[0][0]} differs): use "
+            f"{path} was written for another model or optimizer ({different[0][0]} differs): use "
             "the config that it was trained with, or another --out folder"
         )
     leaves = [jnp.asarray(arrays[name]).reshape(array.shape) for name, array in _named(like)]

@@ -1,7 +1,7 @@
 """The training loop: one compiled step over all devices, and what happens around it.
 
 Data parallel: each device takes its share of the batch, and gradients are averaged. A checkpoint
-holds all that a step reads, so a run that is killed goes on with the same numbers, bit for bit.
+holds all that a step reads, so a run that is killed resumes with the same numbers, bit for bit.
 """
 
 import json
@@ -189,8 +189,8 @@ class Trainer:
                 raise Diverged(
                     f"training has diverged: {name} is {values[name]} at step {step}. The last "
                     f"checkpoint, {kept or 'none so far'}, is from before; choose a lower "
-                    "learning_rate or more warmup_steps (or dtype float32), and begin anew in "
-                    "another --out, or go on from there with --accept-changes"
+                    "learning_rate or more warmup_steps (or dtype float32), and start again "
+                    "in another --out, or continue from there with --accept-changes"
                 )
         return values
 
