@@ -109,7 +109,7 @@ def test_a_folder_from_before_experiments_were_recorded_goes_on_and_says_so(begu
     (path,) = (begun / "state").glob("*/state.json")
     content = json.loads(path.read_text())
     path.write_text(json.dumps({name: content[name] for name in ("format", "groups")}))
-    with pytest.warns(UserWarning, match="did not record its experiment: it goes on"):
+    with pytest.warns(UserWarning, match="did not record its experiment: it continues"):
         trainer = line(begun, experiment=EXPERIMENT)
     assert int(trainer.state.step) == 2
     assert trainer.changes == [{"step": 2, "what": ["not recorded before"]}]
@@ -126,7 +126,7 @@ def test_a_damaged_state_is_one_sentence_with_a_way_out(content, begun):
 def test_arrays_that_are_gone_do_not_advise_to_convert(begun):
     (path,) = (begun / "state").glob("*/arrays")
     path.rename(path.with_name("lost"))
-    with pytest.raises(CheckpointError, match="remove it to go on from the one before") as caught:
+    with pytest.raises(CheckpointError, match="remove it to continue from") as caught:
         line(begun, experiment=EXPERIMENT)
     assert "convert" not in str(caught.value)
 

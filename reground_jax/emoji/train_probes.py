@@ -2,7 +2,7 @@
 
     python -m reground_jax.emoji.train_probes --artwork artwork.npz --out DIR
 
-writes DIR/probes.npz, and checkpoints beside it: if it is killed, the same command resumes. Needs optax
+writes DIR/probes.npz, and checkpoints beside it: run again after a kill, it resumes. Needs optax
 (`pip install "reground-jax[train]"`). `heldout.py` measures what comes out.
 """
 

@@ -25,7 +25,7 @@ from reground_jax.storage.format1 import current_name
 Leaves = dict[str, Any]  # arrays by flat name
 FORMAT = "reground-jax-training/1"
 KEPT = 2  # checkpoints that stay: the last one, and the one before it
-WAY_OUT = "remove it to go on from the one before it, or to start afresh if there is none"
+WAY_OUT = "remove it to continue from the one before, or to start again if there is none"
 
 
 class TrainState(NamedTuple):
