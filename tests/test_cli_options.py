@@ -168,14 +168,14 @@ def test_names_that_are_repeated_to_spare_imports_are_the_real_ones():
 def test_settings_are_the_models_but_for_what_is_given():
     suits = {"guidance_scale": 4.0, "solver": "dpmpp_2m", "num_steps": 20}
     model = Found(Path("model"), "0" * 64, suits)
-    assert model.settings({}) == Settings(guidance_scale=4, solver="dpmpp_2m", num_steps=20)
+    assert model.settings({}) == Settings(**suits, dtype="float32")
     assert model.settings({"num_steps": 7}).num_steps == 7
-    assert Found(Path("model"), "0" * 64, {}).settings({}) == Settings()
-    assert model.settings({}).dtype == "float32"
+    assert Found(Path("model"), "0" * 64, {}).settings({}) == Settings(dtype="float32")
 
 
 def test_a_benchmark_has_settings_of_its_own():
-    assert bench.settings_of(parse("bench")) == Settings(num_steps=10, gamma=0.3, solver="ddim")
+    given = bench.settings_of(parse("bench"))
+    assert given == Settings(num_steps=10, gamma=0.3, solver="ddim", dtype="float32")
     assert bench.settings_of(parse("bench", "--num-steps", "3")).num_steps == 3
 
 

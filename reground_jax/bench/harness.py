@@ -75,7 +75,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Case:
-    """What can be measured: `call` on the result of `setup`, which is made for each and not timed."""
+    """What can be measured: `call` on the result of `setup`, which is made again, untimed."""
 
     name: str
     shape: str
