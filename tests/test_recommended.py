@@ -136,7 +136,7 @@ def test_a_command_without_flags_uses_them(asked, tmp_path):
     recipe = read_recipe(out)
     assert (recipe.settings, recipe.checkpoint) == (Settings(**SUITS, dtype="float32"), "emoji")
     given = asked("generate", "a cat", "--out", out, "--steps", "7", "--sampler", "ddim")
-    assert given == [Settings(guidance_scale=4, num_steps=7, solver="ddim")]
+    assert given == [Settings(guidance_scale=4, num_steps=7, solver="ddim", dtype="float32")]
     columns = asked("compare", "a cat", "--out", out, "--columns", "sequential")
     assert columns == [Settings(**SUITS, wiring="sequential", dtype="float32")]
 
@@ -144,7 +144,9 @@ def test_a_command_without_flags_uses_them(asked, tmp_path):
 def test_an_image_is_made_again_with_its_own_settings(asked, tmp_path):
     out, again = str(tmp_path / "out.png"), str(tmp_path / "again.png")
     asked("generate", "a cat", "--out", out, "--steps", "7", "--solver", "plms", "--cfg", "7.5")
-    assert asked("generate", "--from", out, "--out", again) == [Settings(num_steps=7)]
+    assert asked("generate", "--from", out, "--out", again) == [
+        Settings(num_steps=7, dtype="float32")
+    ]
 
 
 def test_a_run_that_was_begun_before_is_not_mixed_with_them(
