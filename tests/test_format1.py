@@ -15,6 +15,7 @@ from reground_jax.storage.checkpoint import CheckpointError, flatten, save_array
 from reground_jax.storage.description import FORMAT, checksums, is_model_directory, read_description
 from reground_jax.storage.facts import combined, digest, word_sum
 from reground_jax.training.experiment import changes_since
+from reground_jax.training.optimizer import optimizer
 from reground_jax.training.state import initial_state, load_state, save_state
 from tests.model_directories import ARRAYS, GATE, TOKENIZER, edit, refused, written
 from tests.models import TINY
@@ -158,8 +159,8 @@ def test_a_training_folder_of_an_earlier_version_is_gone_on_with(tmp_path):
     wider = {"stage": "grounding", "model": old_parts() | {"vae": {"latent_channels": 8}}}
     with pytest.raises(ValueError, match="model.vae.latent_channels 8 -> 4"):
         changes_since({"experiment": wider}, given, checkpoint=checkpoint, accept=False)
-    optimizer = tiny_recipe().transform()
-    old = initial_state({OLD_GATE: np.float32(0.5)}, optimizer)
-    like = initial_state({GATE: np.zeros((), np.float32)}, optimizer)
+    rule = optimizer(tiny_recipe())
+    old = initial_state({OLD_GATE: np.float32(0.5)}, rule)
+    like = initial_state({GATE: np.zeros((), np.float32)}, rule)
     found = load_state(save_state(tmp_path, old, {}), like)
     assert found.params[GATE] == found.average[GATE] == 0.5
