@@ -16,6 +16,7 @@ from reground_jax.hardware import Hardware
 from reground_jax.images import from_uint8, to_uint8
 from reground_jax.layout import Layout
 from reground_jax.model import Params, network
+from reground_jax.networks.transformer import reads_grounding
 from reground_jax.programs import Programs
 from reground_jax.request import Request
 from reground_jax.settings import Settings, Wiring
@@ -51,7 +52,7 @@ def generations(stage: Stage, wiring: Wiring, frozen: Leaves) -> Preview:
 
     def draw(step: int, average: Leaves) -> None:
         made = generated(nested(average, frozen))
-        sheet = sample_grid(layouts, [truth, made], boxes=wiring != "no_grounding")
+        sheet = sample_grid(layouts, [truth, made], boxes=reads_grounding(wiring))
         save_grid(sheet, _path(stage, step))
 
     return draw

@@ -10,6 +10,7 @@ import functools
 
 from reground_jax.conditioning import Texts
 from reground_jax.devices import place_whole
+from reground_jax.networks.transformer import reads_grounding
 from reground_jax.settings import Wiring, wiring_name
 from reground_jax.training.batches import ImageBatches, LatentBatches
 from reground_jax.training.encoding import encoder, latent_deviation, phrase_encoder
@@ -82,7 +83,7 @@ def _diffusion(stage: Stage, wiring: Wiring, *, minutes: float | None) -> bool:
         stage.model, stage.attend(), wiring, config.dtype, config.recipe.seed, stage.terms
     )
     trained, frozen = _split(stage)
-    batches = _latent_batches(stage, frozen, grounded=wiring != "no_grounding")
+    batches = _latent_batches(stage, frozen, grounded=reads_grounding(wiring))
     used = {name: leaf for name, leaf in frozen.items() if not name.startswith("vae/")}
     trainer = _trainer(stage, loss, trained, used, batches, generations(stage, wiring, frozen))
     done = trainer.run(minutes=minutes)
