@@ -4,6 +4,7 @@ of different rank never meet unseen."""
 import contextlib
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -76,6 +77,20 @@ def tiny_config(tokenizer, **unet_changes):
         vae=VAEConfig(block_channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4),
         text_encoders=(TextEncoderConfig(text, tokenizer),),
     )
+
+
+@pytest.fixture(scope="session")
+def unchanged(tmp_path_factory) -> Path:
+    """The model directory of tests/model_directories.py; no test changes it."""
+    from tests.model_directories import written
+
+    return written(tmp_path_factory.mktemp("written") / "model")
+
+
+@pytest.fixture
+def directory(unchanged, tmp_path) -> Path:
+    """A copy of it, to damage."""
+    return Path(shutil.copytree(unchanged, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,8 @@
 """`reground-jax info`: the default model, a stranger's, and what it reads."""
 
-import shutil
-from pathlib import Path
-
-import pytest
-
 from reground_jax.cli import main
 from reground_jax.convert.locate import MODELS
-from tests.model_directories import edit, written
-
-
-@pytest.fixture(scope="module")
-def unchanged(tmp_path_factory) -> Path:
-    """A model directory; no test changes it."""
-    return written(tmp_path_factory.mktemp("written") / "model")
-
-
-@pytest.fixture
-def directory(unchanged, tmp_path) -> Path:
-    return Path(shutil.copytree(unchanged, tmp_path / "model"))
+from tests.model_directories import edit
 
 
 def test_info_without_a_model_shows_the_default_one(capsys):

@@ -20,19 +20,8 @@ from reground_jax.model import (
 )
 from reground_jax.storage.checkpoint import CheckpointError
 from reground_jax.storage.facts import word_sum
-from tests.model_directories import ARRAYS, GATE, TOKENIZER, edit, refused, rewrite, written
+from tests.model_directories import ARRAYS, GATE, TOKENIZER, edit, refused, rewrite
 from tests.models import TINY
-
-
-@pytest.fixture(scope="module")
-def unchanged(tmp_path_factory) -> Path:
-    """A model directory; no test changes it."""
-    return written(tmp_path_factory.mktemp("written") / "model")
-
-
-@pytest.fixture
-def directory(unchanged, tmp_path) -> Path:
-    return Path(shutil.copytree(unchanged, tmp_path / "model"))
 
 
 def some_file(directory: Path, name: str) -> Path:

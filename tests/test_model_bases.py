@@ -15,19 +15,8 @@ from reground_jax.model import (
     write_model,
 )
 from reground_jax.storage.checkpoint import CheckpointError, flatten
-from tests.model_directories import ARRAYS, TOKENIZER, edit, refused, written
+from tests.model_directories import ARRAYS, TOKENIZER, edit, refused
 from tests.models import TINY
-
-
-@pytest.fixture(scope="module")
-def unchanged(tmp_path_factory) -> Path:
-    """A model directory; no test changes it."""
-    return written(tmp_path_factory.mktemp("written") / "model")
-
-
-@pytest.fixture
-def directory(unchanged, tmp_path) -> Path:
-    return Path(shutil.copytree(unchanged, tmp_path / "model"))
 
 
 @pytest.mark.parametrize("base", [".", "../model", "./.", "../model/arrays/.."])
