@@ -52,11 +52,6 @@ def unchanged(tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.fixture
-def directory(unchanged, tmp_path) -> Path:
-    return Path(shutil.copytree(unchanged, tmp_path / "model"))
-
-
 @pytest.mark.parametrize(
     ("name", "arrays", "whole"),
     [
