@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
@@ -32,6 +33,7 @@ def generate(
         factor = programs.config.vae.downsampling
         size = (size[0] * factor, size[1] * factor, 3)
     results = [[np.zeros((0, *size), np.float32)] for _ in gammas]
+    latents = None if request.latents is None else jnp.asarray(request.latents)
     batch = request.batch_size * len(programs.hardware.devices)
     starts = range(0, len(layouts), batch)
     steps = num_steps(np.stack([gate_table(gamma, settings.num_steps) for gamma in gammas]))
@@ -43,7 +45,7 @@ def generate(
                 programs, params,
                 programs.encode(params, texts, chosen, max_boxes=settings.max_boxes),
                 settings, request.seeds[rows],
-                latents=None if request.latents is None else request.latents[np.array(rows)],
+                latents=None if latents is None else latents[np.array(rows)],
             )  # fmt: skip
             finals = session.sweep(gammas, progress=report(index))
             for result, final in zip(results, finals, strict=True):

@@ -228,6 +228,14 @@ def test_overflow_is_never_handed_on_in_silence(pipe):
         low([CAT], **run)
 
 
+def test_latents_may_be_numpys_jaxs_or_plain_lists(pipe):
+    latents = np.random.default_rng(0).standard_normal((1, 8, 8, 4)).astype(np.float32)
+    run = dict(num_steps=1, output="latents")
+    expected = pipe([CAT], latents=latents, **run)
+    for same in (jnp.asarray(latents), latents.tolist()):
+        np.testing.assert_array_equal(pipe([CAT], latents=same, **run), expected)
+
+
 def test_latents_of_nan_are_refused(pipe):
     latents = np.zeros((1, 8, 8, 4), np.float32)
     latents[0, 0, 0, 0] = np.nan
