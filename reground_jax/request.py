@@ -14,8 +14,7 @@ from reground_jax.config import ModelConfig
 from reground_jax.hints import refuse_keywords
 from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.programs import Programs, check_grounded
-from reground_jax.sampling.noise import check_seeds
-from reground_jax.settings import Settings, check_name
+from reground_jax.settings import Settings, check_name, checked_seeds
 
 Output = Literal["pil", "numpy", "latents"]
 OUTPUTS: tuple[Output, ...] = ("pil", "numpy", "latents")
@@ -141,10 +140,10 @@ def choose_seeds(seeds: Any, count: int) -> UInt32[np.ndarray, "B"]:
         seeds = range(count)
     elif count == 1 and np.ndim(seeds) == 0:
         seeds = [seeds]
-    chosen = check_seeds(seeds)
+    chosen = checked_seeds(seeds)
     if len(chosen) != count:
         raise ValueError(f"{len(chosen)} seeds for {count} layouts: give one per layout")
-    return chosen
+    return np.array(chosen, np.uint32)
 
 
 def check_model(config: ModelConfig, settings: Settings) -> None:

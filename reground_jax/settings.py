@@ -5,6 +5,7 @@ a command line can check its arguments before it loads anything.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, no_type_check
 
@@ -101,8 +102,8 @@ class Settings:
     )
     solver: str = option(
         "plms",
-        "how the noise is removed step by step: plms (GLIGEN's multistep method), pndm (the form "
-        "of it in diffusers), ddim, dpmpp_2m (DPM-Solver++), dpmpp_2m_karras or euler",
+        "how the noise is removed step by step: plms (GLIGEN's multistep method), "
+        f"{', '.join(SOLVER_NAMES[1:-1])} or {SOLVER_NAMES[-1]}",
         "NAME",
         aliases=("--sampler", "--scheduler"),
     )
@@ -249,6 +250,25 @@ def _eta(value: object, solver: str) -> float:
         noisy = " or ".join(map(repr, NOISY_SOLVERS))
         raise ValueError(f"eta is {eta}, but only solver {noisy} adds noise: use it, or set eta=0")
     return eta
+
+
+def checked_seeds(seeds: Any) -> list[int]:
+    """Seeds of images as Python integers.
+
+    Raises ValueError unless this is an array or an iterable of integers from 0 to MAX_SEED.
+    """
+    rule = f"a seed is an integer from 0 to {MAX_SEED}, one per image"
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise ValueError(f"seeds is {shown(seeds)}: {rule}; give a list")
+    # An array is read at once: each item of a JAX array would be an array on the device.
+    given: list[Any] = getattr(seeds, "tolist", lambda: list(seeds))()
+    checked = []
+    for number, seed in enumerate(given, 1):
+        name = "seed" if len(given) == 1 else f"seed {number} of {len(given)}"
+        checked.append(as_int(name, seed, rule))
+        if not 0 <= checked[-1] <= MAX_SEED:
+            raise ValueError(f"{name} is {shown(seed)}: {rule}")
+    return checked
 
 
 def checked_gamma(value: object) -> float | tuple[float, float, float]:

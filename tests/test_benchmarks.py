@@ -221,8 +221,6 @@ def test_a_profile_charges_operations_to_the_parts_of_the_counter(pipe):
     spent, gmacs = record["milliseconds"], record["gmac"]
     assert set(spent) - {profile.OTHER} == set(gmacs)  # every part is there, and no unknown one
     assert min(spent.values()) > 0
-    # All of the step is charged: what runs on the thread pool, too.
-    assert 0.5 < sum(spent.values()) / record["untraced_ms"] < 4
     shown = profile.show(record)
     assert all(part in shown for part in spent)
 

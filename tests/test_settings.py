@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from reground_jax.settings import SOLVER_NAMES, WIRINGS, Settings, check_name
+from reground_jax.settings import SOLVER_NAMES, WIRINGS, Settings, check_name, checked_seeds
 
 
 def test_defaults_are_the_papers_settings():
@@ -101,3 +101,19 @@ def test_every_wiring_and_solver_name_is_accepted():
         check_name("wiring", Settings(wiring=wiring).wiring, WIRINGS)
     for solver in SOLVER_NAMES:
         assert Settings(solver=solver).solver == solver
+
+
+@pytest.mark.parametrize(
+    "seeds", [[0, 7], (0, np.int64(7)), np.array([0, 7], np.uint32), range(0, 8, 7)]
+)
+def test_seeds_become_python_integers(seeds):
+    assert checked_seeds(seeds) == [0, 7]
+    assert {type(seed) for seed in checked_seeds(seeds)} == {int}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "7", None])
+def test_a_seed_that_is_not_an_integer_of_32_bits_is_refused(seed):
+    with pytest.raises(
+        ValueError, match="seed 2 of 2 is .*: a seed is an integer from 0 to 4294967295"
+    ):
+        checked_seeds([3, seed])

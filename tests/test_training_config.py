@@ -13,8 +13,10 @@ from PIL import Image
 
 from reground_jax.basics.identity import differences
 from reground_jax.model import read_model
+from reground_jax.networks.transformer import reads_grounding
+from reground_jax.settings import WIRINGS
 from reground_jax.storage.checkpoint import flatten
-from reground_jax.training.config import STAGE_NAMES, StageConfig
+from reground_jax.training.config import GROUNDED_WIRINGS, STAGE_NAMES, StageConfig
 from reground_jax.training.initial import changed, check_kept
 from reground_jax.training.losses import AutoencoderTerms, DiffusionTerms
 from reground_jax.training.opening import TERMS, TRAINED, experiment, open_stage
@@ -46,6 +48,10 @@ CONFIGS = Path(__file__).parents[1] / "reground_jax/training/configs"
 def test_a_wrong_field_of_a_stage_is_one_sentence(fields, told):
     with pytest.raises(ValueError, match=told):
         StageConfig(source={}, recipe=tiny_recipe(), **fields)
+
+
+def test_a_stage_trains_any_wiring_that_reads_the_boxes():
+    assert list(GROUNDED_WIRINGS) == [wiring for wiring in WIRINGS if reads_grounding(wiring)]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ webdataset   `shards/000000012.tar` with NAME.png and NAME.json
 Nothing in a shard depends on time, place or machine: making a unit again gives identical bytes.
 """
 
+import abc
 import contextlib
 import hashlib
 import io
@@ -62,7 +63,7 @@ def make(
     return Made(record, content)
 
 
-class Shard:
+class Shard(abc.ABC):
     """A shard that is being written. `entry` is there when it is closed."""
 
     def __init__(self, unit: int, path: str):
@@ -70,8 +71,11 @@ class Shard:
         self.images = self.bytes = 0
         self.digest = hashlib.sha256()
 
-    def add(self, made: Made) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def add(self, made: Made) -> None: ...
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
 
     @property
     def entry(self) -> Entry:

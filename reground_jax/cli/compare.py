@@ -11,7 +11,7 @@ from reground_jax.cli.sampling import Setup, find_model, load, sample
 from reground_jax.draw import comparison_grid
 from reground_jax.images import check_writable, save_png
 from reground_jax.layout import check_max_boxes
-from reground_jax.settings import WIRINGS, wiring_name
+from reground_jax.settings import WIRINGS, checked_seeds, wiring_name
 
 COLUMNS = ("no_grounding", "sequential", "parallel")
 SEEDS = (0, 1, 2)
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in wirings:
         wiring_name(name)
     layout = request.read_layout(arguments)
-    rows = request.checked_seeds(getattr(arguments, "seeds", SEEDS))
+    rows = checked_seeds(getattr(arguments, "seeds", SEEDS))
     out = request.output_path(arguments.out, f"compare-{request.slug(layout.prompt)}.png")
 
     model = find_model(setup.model, setup.cache)

@@ -15,7 +15,7 @@ from reground_jax.cli.sampling import DEFAULT_MODEL, Setup, find_model, load, sa
 from reground_jax.draw import draw_boxes
 from reground_jax.images import Recipe, check_writable, read_recipe, save_png
 from reground_jax.layout import check_max_boxes
-from reground_jax.settings import Settings
+from reground_jax.settings import Settings, checked_seeds
 
 if TYPE_CHECKING:
     from reground_jax.storage.description import Description
@@ -93,7 +93,7 @@ def read_request(arguments: argparse.Namespace) -> Recipe:
     Without --from, the settings are checked, but the model's recommended ones are still missing.
     """
     seed: dict[str, Any] = given(arguments, request.OneSeed)
-    request.checked_seeds(list(seed.values()))
+    checked_seeds(list(seed.values()))
     if arguments.source is None:
         settings = Settings(**request.checked_settings(arguments))
         layout = request.read_layout(arguments)

@@ -3,12 +3,10 @@
 import argparse
 import dataclasses
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, no_type_check
 
-from reground_jax.basics.fields import as_int
 from reground_jax.basics.home import expand_home
 from reground_jax.basics.options import (
     NAMES,
@@ -126,16 +124,6 @@ def checked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     fields = given(arguments, Settings)
     Settings(**fields)
     return fields
-
-
-def checked_seeds(seeds: Sequence[Any]) -> list[int]:
-    """Seeds of images. Raises ValueError if one cannot be."""
-    rule = f"a seed is an integer from 0 to {MAX_SEED}, one per image"
-    for number, seed in enumerate(seeds, 1):
-        name = "seed" if len(seeds) == 1 else f"seed {number} of {len(seeds)}"
-        if not 0 <= as_int(name, seed, rule) <= MAX_SEED:
-            raise ValueError(f"{name} is {seed}: {rule}")
-    return list(seeds)
 
 
 def has_layout(arguments: argparse.Namespace) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from reground_jax.basics.atomic import write_json
 from reground_jax.emoji.categories import CATEGORIES
 
 # npm package and version by family: SVG icon sets with the same file layout and CLDR names.
@@ -152,7 +153,7 @@ def main() -> None:
     if missing := [noun for noun, pictograms in artwork.items() if not pictograms]:
         raise SystemExit(f"no pictogram found of {', '.join(missing)}: check their code points")
     save_artwork(artwork, out / "artwork.npz")
-    (out / "artwork.json").write_text(json.dumps(records, indent=2) + "\n", "utf-8")
+    write_json(out / "artwork.json", records, indent=2)
     print(f"{sum(map(len, artwork.values()))} pictograms of {len(artwork)} categories in {out}")
 
 

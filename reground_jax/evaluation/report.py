@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reground_jax.basics.atomic import write_json
+from reground_jax.basics.atomic import write_json, write_text
 from reground_jax.evaluation.figures import grid, has_both, percent, trade_off_figure
 from reground_jax.evaluation.scorers import Axis, TradeOff, distances_of, metrics_of
 from reground_jax.evaluation.statistics import Interval
@@ -24,9 +24,9 @@ def write_report(study: Study, records: Records, command: str) -> dict[str, Any]
     write_json(study.out / "results.json", results)
     figure = trade_off_figure(results["conditions"], study.trade_off, study.titles)
     if figure is not None:
-        (study.out / "tradeoff.svg").write_text(figure, "utf-8")
+        write_text(study.out / "tradeoff.svg", figure)
     save_png(study.out / "grid.png", grid(study, list(records)))
-    (study.out / "report.md").write_text(markdown(results, study), "utf-8")
+    write_text(study.out / "report.md", markdown(results, study))
     return results
 
 

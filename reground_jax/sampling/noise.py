@@ -4,36 +4,16 @@ An image's noise depends on its own seed only: not on batch order or size, devic
 JAX's global random settings. Every draw is normal(fold_in(fold_in(key(seed), kind), step)).
 """
 
-from collections.abc import Iterable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int, UInt32
-
-from reground_jax.settings import MAX_SEED
 
 # Kinds of noise, the first `fold_in` constant. Never renumber: images would change.
 INITIAL = 0  # x_T
 ETA = 1  # the noise that DDIM adds at each step when eta > 0
 INPAINT = 2  # re-noising of the known region at each step
 VAE = 3  # sampling the encoder's posterior
-
-
-def check_seeds(seeds: Iterable[Any]) -> UInt32[np.ndarray, "B"]:
-    """Seeds as uint32 [B]. Raises ValueError unless each is an integer from 0 to 2**32 - 1."""
-    rule = f"a seed is an integer from 0 to {MAX_SEED}, one per image"
-    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
-        raise ValueError(f"seeds is {seeds!r}: {rule}; give a list")
-    # A JAX array by its numbers, not by its scalars of a device each.
-    given = seeds.tolist() if hasattr(seeds, "tolist") else list(seeds)  # type: ignore[attr-defined]
-    for number, seed in enumerate(given, 1):
-        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-        if not (whole and 0 <= seed <= MAX_SEED):
-            which = "seed" if len(given) == 1 else f"seed {number} of {len(given)}"
-            raise ValueError(f"{which} is {seed!r}: {rule}")
-    return np.array(given, np.uint32)
 
 
 def initial_noise(

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from reground_jax.basics.atomic import write_text
 from reground_jax.model import read_model, write_model
 from reground_jax.storage.checkpoint import flatten
 
@@ -36,7 +37,7 @@ def package(
         recommended=model.recommended if recommended is None else recommended,
     )  # fmt: skip
     if text is not None:
-        card.write_text(text, "utf-8")
+        write_text(card, text)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
 
 
