@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from reground_jax.basics.atomic import write_json
+from reground_jax.basics.fields import check_name
 from reground_jax.bench.harness import environment
 from reground_jax.cli.bench import BENCHMARKS, add_work_options, settings_of, setup_of, work_of
 from reground_jax.cli.parser import Parser
-from reground_jax.settings import check_name
 
 RECORDS = Path(__file__).parent / "records"
 

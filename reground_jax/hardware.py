@@ -7,6 +7,7 @@ from typing import Any, cast
 import jax
 from jaxtyping import Array
 
+from reground_jax.basics.fields import check_name
 from reground_jax.devices import (
     MAPPERS,
     Device,
@@ -16,7 +17,7 @@ from reground_jax.devices import (
     place_whole,
 )
 from reground_jax.networks.attention import Backend, attention_for, check_backend
-from reground_jax.settings import check_name, dtype_name
+from reground_jax.settings import dtype_name
 
 
 @dataclass(frozen=True)

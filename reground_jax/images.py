@@ -17,12 +17,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
 from reground_jax.basics import atomic
-from reground_jax.basics.fields import as_int, check_range
+from reground_jax.basics.fields import as_int, check_name, check_range
 from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.png_text import NotPNG, read_png_text
 from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
-from reground_jax.settings import MAX_SEED, Settings, check_name
+from reground_jax.settings import MAX_SEED, Settings
 from reground_jax.version import __version__
 
 CHUNK = "reground"

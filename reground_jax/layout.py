@@ -14,9 +14,10 @@ from dataclasses import KW_ONLY, InitVar, dataclass
 from pathlib import Path
 from typing import Any, no_type_check
 
+from reground_jax.basics.fields import check_name
 from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import shown
-from reground_jax.settings import MAX_BOXES, check_name
+from reground_jax.settings import MAX_BOXES
 
 Box = tuple[float, float, float, float]
 

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
+from reground_jax.basics.fields import check_name
 from reground_jax.basics.wording import shown
 from reground_jax.config import ModelConfig
 from reground_jax.hints import refuse_keywords
 from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.programs import Programs, check_grounded
-from reground_jax.settings import Settings, check_name, checked_seeds
+from reground_jax.settings import Settings, checked_seeds
 
 Output = Literal["pil", "numpy", "latents"]
 OUTPUTS: tuple[Output, ...] = ("pil", "numpy", "latents")

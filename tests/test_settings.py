@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from reground_jax.settings import SOLVER_NAMES, WIRINGS, Settings, check_name, checked_seeds
+from reground_jax.basics.fields import check_name
+from reground_jax.settings import SOLVER_NAMES, WIRINGS, Settings, checked_seeds
 
 
 def test_defaults_are_the_papers_settings():

@@ -10,13 +10,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from reground_jax.basics.fields import check_name
 from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import shown
 from reground_jax.batch.manifest import SHARD_FORMATS
 from reground_jax.batch.store import Store
 from reground_jax.readers import Rejected, attempt
 from reground_jax.readers.lines import Line
-from reground_jax.settings import MAX_SEED, Settings, check_name
+from reground_jax.settings import MAX_SEED, Settings
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 NAME = "run.json"

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from reground_jax.basics.fields import check_name
 from reground_jax.config import (
     CLIPTextConfig,
     ModelConfig,
@@ -23,7 +24,6 @@ from reground_jax.config import (
 )
 from reground_jax.layout import Layout
 from reground_jax.model import Model, random_params
-from reground_jax.settings import check_name
 from reground_jax.storage.checkpoint import unflatten
 
 Preset = Literal["tiny", "emoji", "sd14"]

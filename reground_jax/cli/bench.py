@@ -4,11 +4,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from reground_jax.basics.atomic import write_json
+from reground_jax.basics.fields import check_name
 from reground_jax.cli.options import add_options, given, made
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import hint
 from reground_jax.cli.sampling import Setup, load, locate
-from reground_jax.settings import DTYPES, Settings, check_name
+from reground_jax.settings import DTYPES, Settings
 
 if TYPE_CHECKING:
     from reground_jax.bench.cases import Work

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import UInt8
 
+from reground_jax.basics.fields import check_name
 from reground_jax.basics.options import option, read_number
 from reground_jax.cli.progress import Bar, hint, say
 from reground_jax.layout import Layout
-from reground_jax.settings import DTYPES, Settings, check_name
+from reground_jax.settings import DTYPES, Settings
 
 if TYPE_CHECKING:
     from reground_jax.devices import Mapper

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from reground_jax.settings import check_name
+from reground_jax.basics.fields import check_name
 
 Backend = Literal["plain", "lean", "cudnn", "pallas"]
 BACKENDS: tuple[Backend, ...] = ("plain", "lean", "cudnn", "pallas")

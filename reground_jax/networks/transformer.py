@@ -20,6 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from reground_jax.basics.fields import check_name
 from reground_jax.basics.short_repr import short_repr
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.attention_blocks import (
@@ -31,7 +32,7 @@ from reground_jax.networks.attention_blocks import (
 )
 from reground_jax.networks.fusers import GatedSelfAttention, Packed, project_both
 from reground_jax.networks.layers import FeedForward, LayerNorm
-from reground_jax.settings import WIRINGS, Wiring, check_name
+from reground_jax.settings import WIRINGS, Wiring
 
 
 def reads_text(wiring: Wiring) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from reground_jax.basics.fields import check_name
 from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
@@ -11,7 +12,6 @@ from reground_jax.readers.coco import coco_layouts, is_coco
 from reground_jax.readers.instancediffusion import instancediffusion_layouts, is_instancediffusion
 from reground_jax.readers.lmd import is_lmd, lmd_layouts
 from reground_jax.readers.nsr1k import is_nsr1k, nsr1k_layouts
-from reground_jax.settings import check_name
 
 
 class Form(NamedTuple):
