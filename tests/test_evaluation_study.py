@@ -188,7 +188,7 @@ def test_the_command_of_a_report_leaves_out_what_is_default():
     ("options", "message"),
     [
         (["--gammas", "0,2"], "gamma is 2.0: give a fraction of the steps in 0..1"),
-        (["--layouts", "5000"], "5000 layouts are asked for: the held-out set has 1 to 1000"),
+        (["--layouts", "5000"], "cannot use 5000 layouts: choose 1 to 1000"),
         (["--layouts", "many"], "--layouts is many: give a whole number, at least 8"),
         (["--gate-scale", "0"], "--gate-scale is 0: give a number above 0"),
         (["--solver", "plsm"], "solver 'plsm' is unknown: did you mean 'plms'?"),
