@@ -44,7 +44,7 @@ def save_arrays(directory: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> in
             raise OSError(*_reason(error), path) from error
 
     context = ocp.Context()
-    # Compression saves only 8 % of trained weights, and took a fifth of the time and half the memory.
+    # Compression saves only 8 % on trained weights, for a fifth of the time and half the memory.
     context.array.saving.use_compression = False
     context.memory.deepcopy_host_arrays = False  # `save` returns only after writing
     count, group, size = 0, {}, 0
