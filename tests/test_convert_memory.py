@@ -101,7 +101,7 @@ def write_large(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A source and its arrays' bytes; removed at once, since pytest would keep gigabytes for days."""
+    """A source and its array bytes; removed at once, as pytest would keep gigabytes for days."""
     folder = tmp_path_factory.mktemp("large")
     yield folder / "source", write_large(folder / "source")
     shutil.rmtree(folder)

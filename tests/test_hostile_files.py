@@ -77,7 +77,7 @@ def test_a_damaged_file_reads_or_ends_with_one_sentence(tmp_path):
 
 
 SLOW = program(pickles.TUPLES + b"0}h\x00Ns")  # a dict key of 2**40 empty tuples
-LARGE = program(b"N", b"r\x00\x00\x00\x10")  # stored at 2**28: a table of 4 GB in Python's unpickler
+LARGE = program(b"N", b"r\x00\x00\x00\x10")  # put at 2**28: a table of 4 GB in Python's unpickler
 CODE = program({"a": call("builtins", "eval", f"open({CANARY!r}, 'w').close()")})
 
 

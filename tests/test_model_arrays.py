@@ -191,7 +191,7 @@ def test_swapped_words_have_equal_sums_and_are_found_by_a_check(directory, capsy
 
 
 def test_every_flipped_bit_changes_the_sum():
-    array = np.random.default_rng(0).standard_normal(5).astype(np.float16)  # 10 bytes: a remainder of 2
+    array = np.random.default_rng(0).standard_normal(5).astype(np.float16)  # 10 bytes, 2 left over
     for byte in range(array.nbytes):
         for bit in range(8):
             content = bytearray(array.tobytes())

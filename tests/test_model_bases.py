@@ -59,7 +59,7 @@ def test_a_base_may_stand_on_another_but_not_without_end(directory):
 
 
 def test_a_base_may_hold_arrays_that_the_model_has_no_use_for(directory, tmp_path):
-    """Plain Stable Diffusion on a grounded model, which used to be written but could not be read."""
+    """Plain Stable Diffusion on a grounded model, which used to be written but not readable."""
     plain = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, grounding=None))
     arrays = dict(random_params(plain, 0)) | {
         name: array for name, array in ARRAYS.items() if name in models.leaf_shapes(plain)
