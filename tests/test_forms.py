@@ -1,4 +1,4 @@
-"""What a file is, told by its bytes: names and contents disagree in downloads."""
+"""A file's format is detected from its bytes: in downloads, names and contents disagree."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_a_folder_of_one_file_is_that_file_in_any_case_of_letters(tmp_path, name
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n  "])
-def test_an_index_of_shards_is_told_by_its_bytes_too_and_may_begin_with_a_mark(tmp_path, mark):
+def test_an_index_of_shards_is_detected_by_its_bytes_too_and_may_begin_with_a_mark(tmp_path, mark):
     safetensors.torch.save_file(WEIGHTS, tmp_path / "first.bin")
     index = tmp_path / "model.safetensors.index"
     where = json.dumps({"weight_map": {"a": "first.bin", "b": "first.bin"}}).encode()

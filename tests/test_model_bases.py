@@ -1,4 +1,4 @@
-"""Model directories that stand on others, and bases that lead nowhere."""
+"""Model directories that are based on others, and bases that lead nowhere."""
 
 import dataclasses
 import shutil
@@ -39,7 +39,7 @@ def test_models_that_stand_on_each_other_are_refused(directory):
 
 
 def test_a_base_may_stand_on_another_but_not_without_end(directory):
-    """`--base` of a packaged model may name one that is itself written on a base."""
+    """`--base` of a packaged model may name one that has a base itself."""
     folder = directory.parent
     before = dict(flatten(read_model(directory).params))
     for index in range(1, MAX_BASES + 2):
@@ -59,7 +59,7 @@ def test_a_base_may_stand_on_another_but_not_without_end(directory):
 
 
 def test_a_base_may_hold_arrays_that_the_model_has_no_use_for(directory, tmp_path):
-    """Plain Stable Diffusion on a grounded model; before, it was written and could not be read."""
+    """Plain Stable Diffusion on a grounded model, which used to be written but not readable."""
     plain = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, grounding=None))
     arrays = dict(random_params(plain, 0)) | {
         name: array for name, array in ARRAYS.items() if name in models.leaf_shapes(plain)
