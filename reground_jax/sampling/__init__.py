@@ -5,7 +5,7 @@
     gate_table, grounded_steps     gamma as one gate per step
     initial_noise, step_noise      noise from one seed per image, independent of the batch
     guide                          classifier-free guidance over adjacent branches
-    prepare, advance               everything computed once per run, and the compiled loop over steps
+    prepare, advance               everything computed once per run; the compiled loop over steps
     Inputs, Inpaint                what may change between calls without recompiling
 
 README.md shows a loop built from them.

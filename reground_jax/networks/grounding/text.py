@@ -33,8 +33,8 @@ class Grounding(NamedTuple):
 def fourier_features(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 64"]:
     """Features [..., 64] of boxes [..., 4] (xyxy, 0..1), in float32.
 
-    Ordered by frequency, then sin and cos, then x0 y0 x1 y1. Frequencies are 100 ** (k / 8), with no
-    pi. Always float32: bfloat16 boxes would be off by 0.1 radian at the highest frequency.
+    Ordered by frequency, then sin and cos, then x0 y0 x1 y1. Frequencies are 100 ** (k / 8), not
+    times pi. Always float32: bfloat16 boxes would be off by 0.1 radian at the highest frequency.
     """
     frequencies = 100.0 ** (jnp.arange(NUM_FREQUENCIES, dtype=jnp.float32) / NUM_FREQUENCIES)
     edges = boxes.astype(jnp.float32)[..., None, :]

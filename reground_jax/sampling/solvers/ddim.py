@@ -52,7 +52,7 @@ def rows(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
             "epsilon_of_output": epsilon_of_output,
             "clip": np.full(num_steps, clip),
             "of_x0": np.sqrt(after),
-            # With eta = 1 the last step is exactly 0, which rounding may make negative.
+            # With eta = 1, this is 0 at the last step, where rounding may make it negative.
             "of_epsilon": np.sqrt(np.maximum(1 - after - deviation**2, 0)),
             "of_noise": deviation,
         },
