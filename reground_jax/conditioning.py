@@ -58,7 +58,7 @@ class Texts:
         if cut:
             shown = "; ".join(f"{lost!r} of {text[:40]!r}..." for text, lost in cut[:3])
             warnings.warn(
-                f"texts truncated to {room} tokens: {len(cut)}; dropped: {shown}. "
+                f"{len(cut)} text(s) truncated to {room} tokens; dropped: {shown}. "
                 "Shorten them so that nothing is dropped.",
                 stacklevel=3,
             )

@@ -139,9 +139,9 @@ def _pmapped(function, in_specs, out_specs, devices, donate):
 
 @contextlib.contextmanager
 def compile_clock(prefix: str = "/jax/core/compile/") -> Iterator[Callable[[], float]]:
-    """Yields a function that returns the total seconds of JAX events with names in `prefix`.
+    """Yields a function that returns the total seconds of JAX events starting with `prefix`.
 
-    Names are those of jax.monitoring; the default covers tracing and all of compilation.
+    Event names are those of jax.monitoring; the default covers tracing and all of compilation.
     """
     seconds = 0.0
 

@@ -46,7 +46,7 @@ class Recipe:
     checksum: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` gives an equal Recipe back."""
+        """Plain JSON values; `from_json` returns an equal Recipe."""
         return {
             "format": FORMAT,
             "software": f"reground-jax {__version__}",

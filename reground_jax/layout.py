@@ -93,7 +93,7 @@ class Layout:
         return f'<img width="256" alt="" src="{source}"><br>{words}'
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, boxes as xyxy lists; `from_json` gives an equal Layout back."""
+        """Plain JSON values, boxes as xyxy lists; `from_json` returns an equal Layout."""
         value = dataclasses.asdict(self)
         value |= {"phrases": list(self.phrases), "boxes": [list(box) for box in self.boxes]}
         if self.id is None:
@@ -215,7 +215,7 @@ def _box(box: Any, name: str, box_format: str) -> Box:
     x0, y0, x1, y1 = map(_snap, (x0, y0, x1, y1))
     for edge, value in zip(edges, (x0, y0, x1, y1), strict=True):
         if not 0 <= value <= 1:
-            pixels = " (divide pixels by the image's size)" if value > 1 else ""
+            pixels = " (divide pixels by the image's width and height)" if value > 1 else ""
             raise ValueError(f"{name}: {edge} is {value:.9g}, outside 0..1; {way_out}{pixels}")
     for order, low, high in zip(orders, (x0, y0), (x1, y1), strict=True):
         if high < low:

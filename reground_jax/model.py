@@ -232,7 +232,7 @@ def _is_running(pid: int) -> bool:
     """Whether another process has this id; True if that cannot be determined."""
     if pid == os.getpid():
         return False
-    if os.name != "posix":  # where `os.kill(pid, 0)` would really kill
+    if os.name != "posix":  # where `os.kill(pid, 0)` is more than a probe
         return True
     try:
         os.kill(pid, 0)
