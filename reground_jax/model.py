@@ -274,7 +274,9 @@ def read_model(
     if missing := sorted(set(shapes) - set(leaves)):
         raise CheckpointError(f"{directory}: {len(missing)} missing arrays, such as {missing[0]}")
     if combined(lines) != info[kind]:
-        raise CheckpointError(f"{directory}: checksum mismatch, arrays damaged; convert it again")
+        raise CheckpointError(
+            f"{directory}: its arrays are damaged (checksum mismatch); convert it again"
+        )
     params = unflatten(leaves.items())
     return Model(config, params, description.tokenizer_json, info, description.recommended)
 
@@ -300,7 +302,7 @@ def nonfinite_arrays(params: Params) -> list[str]:
 def _digests(directory: Path) -> set[str]:
     """The digests, as in `Facts`, of all arrays of a model directory that is to be a base."""
     if len(_chain(directory)) == MAX_BASES:
-        raise CheckpointError(f"{directory} has {MAX_BASES - 1} bases itself: use one of them")
+        raise CheckpointError(f"{directory} has a chain of {MAX_BASES - 1} bases: use one of them")
     return {digest(name, array) for name, array in _stored_arrays(directory)}
 
 
