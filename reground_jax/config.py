@@ -34,7 +34,7 @@ class UNetLevel:
     depth: int  # how often the latent's sides have been halved: the index into `block_channels`
     channels: int
     inputs: tuple[int, ...]  # input channels of each resnet
-    attentions: int  # number of spatial transformers, one after each of the first resnets
+    attentions: int  # number of spatial transformers, each after a resnet, from the first on
     num_heads: int
     transformer_layers: int  # transformer blocks per spatial transformer
     resamples: bool  # ends in a downsampler or an upsampler
@@ -257,7 +257,7 @@ class ModelConfig:
 
     @property
     def text_encoder(self) -> TextEncoderConfig:
-        """The first text encoder; `check_together` rejects models with more than one or none."""
+        """The first text encoder; `check_together` rejects models with several or none."""
         return self.text_encoders[0]
 
     def parts(self) -> dict[str, Any]:

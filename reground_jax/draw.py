@@ -61,7 +61,7 @@ def comparison_grid(
 
     layouts     one per row; the first column, "layout", is drawn from them
     columns     header -> one image per row, all of the same size
-    row_labels  such as "seed 0", written beside the rows; none, or one per row
+    row_labels  written beside the rows, such as "seed 0"; empty, or one per row
 
     The prompt is below the rows that share it, with its phrases in the colors of their boxes.
     Raises ValueError if the numbers or sizes of the images do not match.

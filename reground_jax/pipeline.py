@@ -225,7 +225,7 @@ class Pipeline:
         settings: Settings | None = None,
         **keywords: Unpack[CallFields],
     ) -> Session:
-        """One batch at step 0, a multiple of the number of devices. Raises as a call does."""
+        """One batch at step 0, sized a multiple of the number of devices; raises as a call does."""
         request = self._request("session", layouts, settings, "latents", keywords)
         return Session(
             self.programs, self.params,

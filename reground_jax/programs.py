@@ -89,7 +89,7 @@ class Programs:
         )
 
     def encode_ids(self, params: Params, ids: Int[np.ndarray, "n S"]) -> TextEncoding:
-        """Encodes any number of texts, in fixed-size chunks, to float32 arrays on the host."""
+        """Any number of texts, in fixed-size chunks: float32 on the host, [n, S, E] and [n, E]."""
         chunk = TEXT_CHUNK * len(self.hardware.devices)
         padded = np.resize(ids, (-(-len(ids) // chunk) * chunk, ids.shape[1]))
         run, encoder = self._text_program(), params["text_encoder"]
