@@ -95,5 +95,5 @@ def test_an_empty_prompt_is_legal_and_a_long_one_is_cut_with_one_warning(
     long = " ".join(["bird"] * 75 + ["badger"])  # one token each: 76, one too many
     assert main([*argv, long, "--out", str(tmp_path / "long.png")]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert line.startswith("reground-jax: warning: 1 of the texts") and "'badger'" in line
+    assert line.startswith("reground-jax: warning: 1 text(s) truncated") and "'badger'" in line
     assert not list(tmp_path.glob("*.boxes.png"))  # there are no boxes to draw

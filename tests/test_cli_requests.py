@@ -78,7 +78,7 @@ BAD_REQUESTS = {
     "not a number": (["x", "--box", "a@0,0,wide,1"], "a box is a list of four numbers"),
     "three numbers": (["x", "--box", "a@0,0,1"], "a box has four numbers, not 3"),
     "no at sign": (["x", "--box", "a bird"], "--box 'a bird' has no '@'"),
-    "empty phrase": (["x", "--box", "@0,0,1,1"], "phrase 1 .* must be a text that is not empty"),
+    "empty phrase": (["x", "--box", "@0,0,1,1"], "phrase 1 .* must be a nonempty string"),
     "31 boxes": (
         ["x", *(["--box", "a@0,0,1,1"] * 31)],
         "31 boxes, more than --max-boxes 30: .* set --max-boxes 31",

@@ -70,7 +70,7 @@ def test_a_later_process_uses_the_existing_model_or_reports_it(tmp_path, folder,
     found = [results.get(timeout=WAIT) for _ in range(2)]
     (loaded,) = [value for kind, value in found if value == str(place)]
     ((code, errors),) = [value for _, value in found if value != loaded]
-    sentence = f"reground-jax: error: {place} exists now: another process has written it meanwhile"
+    sentence = f"reground-jax: error: {place} exists now: another process wrote it in the meantime"
     assert code == 2 and errors.strip().splitlines()[-1] == sentence
     assert read_model(place).info["checksum"] == info["checksum"]
     assert {path.name for path in cache.iterdir()} == {place.name, f".{place.name}.lock"}

@@ -170,7 +170,7 @@ def test_an_unset_length_is_clips(tmp_path, vocabulary):
 def test_words_that_a_model_does_not_know_are_named():
     text, config = emoji_tokenizer(WorldConfig())
     texts = Texts(text, config)
-    with pytest.warns(UserWarning, match=r"does not know 'unicorn', 'moon': say it in other words"):
+    with pytest.warns(UserWarning, match=r"vocabulary: 'unicorn', 'moon'; use other words"):
         texts.ids(["a unicorn and a cat", "a unicorn on the moon"])
 
 

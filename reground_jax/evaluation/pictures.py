@@ -65,7 +65,7 @@ def generate(
 
     with warnings.catch_warnings():
         # Real captions have words that a small model does not know; that is what is measured.
-        warnings.filterwarnings("ignore", message="this model does not know")
+        warnings.filterwarnings("ignore", message="not in this model's vocabulary")
         images = generator.sweep(
             [case.layout for case in cases],
             dataclasses.replace(settings, wiring=wiring),
