@@ -161,7 +161,7 @@ def test_a_batch_that_does_not_divide_is_refused(pipe):
             hardware=dataclasses.replace(pipe.programs.hardware, devices=pipe.devices * 2),
         ),
     )
-    with pytest.raises(ValueError, match="the batch is 3 on 2 devices: take a multiple of 2"):
+    with pytest.raises(ValueError, match="the batch is 3 on 2 devices: use a multiple of 2"):
         run("vae", two, Work(STEPS, batch=3), repeats=1)
 
 
