@@ -56,7 +56,7 @@ def test_every_combination_of_wirings_gammas_and_seeds_is_made_once(ten, tmp_pat
     "options, reason",
     [
         (["--gammas", "1", "0.3/0/0.7"], "fractions or three parts, not both"),
-        (["--gammas", "0.5", "0.50"], "gammas are .0.5, 0.5.: give each once"),
+        (["--gammas", "0.5", "0.50"], "gammas are .0.5, 0.5.: give at least one, each once"),
         (["--wirings", "sideways"], "wiring 'sideways' is unknown"),
         (["--seeds", "-1"], "run seed is -1"),
         (["--batch-size", "0"], "--batch-size is 0"),

@@ -151,7 +151,7 @@ def test_a_line_that_is_too_long_is_rejected_and_its_neighbors_are_read(tmp_path
     assert [row["id"] for row in metadata(tmp_path / "out")] == ["cat-0", "cat-2"]
     found = rejected(tmp_path / "out")
     assert [entry["line"] for entry in found] == [2, 3, 5]
-    assert found[1]["reason"] == "the line has 202 bytes, more than the 200 that are read"
+    assert found[1]["reason"] == "the line has 202 bytes, more than the limit of 200"
     assert found[1]["text"] == "x" * 201
 
 
