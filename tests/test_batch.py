@@ -62,7 +62,7 @@ def test_every_combination_of_wirings_gammas_and_seeds_is_made_once(ten, tmp_pat
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--quality", "101"], "quality is 101"),
         (["--host-index", "0"], "--host-index and --host-count go together"),
-        (["--captions", "x", "--form", "nsr1k"], "COCO's instances need a captions file"),
+        (["--captions", "x", "--form", "nsr1k"], "COCO instances need a captions file"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_is_written(
