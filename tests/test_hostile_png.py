@@ -131,7 +131,7 @@ FILES = {
     "no model": (lambda: without("checkpoint"), "does not say which model made it: add --model"),
     "model a list": (lambda: changed("checkpoint", ["emoji"]), r"checkpoint is \['emoji'\]"),
     "checksum a number": (lambda: changed("checksum", 5), "checksum is 5"),
-    "checksum": (lambda: changed("checkpoint", "emoji"), "of checksum '000000000000', but 'emoji'"),
+    "checksum": (lambda: changed("checkpoint", "emoji"), r"checksum '000000000000'\), but 'emoji'"),
     "model endless": (lambda: changed("checkpoint", "a" * 10**6), "no model directory"),
     "model with codes": (lambda: changed("checkpoint", "\x1b[2J\n\r"), "no model directory"),
     "model half a character": (lambda: changed("checkpoint", "\ud800"), "no model directory"),
