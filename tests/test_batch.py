@@ -1,4 +1,4 @@
-"""The batch generator around the model: what it makes, and how it goes on; sampler stubbed."""
+"""The batch generator around the model: what it makes, and how it resumes; sampler stubbed."""
 
 import hashlib
 import io
@@ -110,7 +110,7 @@ def test_the_image_folder_is_read_by_the_datasets_library(tmp_path):
     lines = [layout(i, **bare if i < 4 else {}) for i in range(10)]
     source = write_lines(tmp_path / "in.jsonl", lines)
     generate(source, tmp_path / "out", "--wirings", "sequential", "parallel")
-    program = (  # the stub writes what an image is of into its pixels
+    program = (  # the stub encodes what an image is of in its pixels
         "import sys; from datasets import load_dataset\n"
         "for row in load_dataset('imagefolder', data_dir=sys.argv[1], split='train'):\n"
         "    text = f\"{row['prompt']} {row['seed']} {row['wiring']}\".encode()\n"

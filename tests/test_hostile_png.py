@@ -175,7 +175,7 @@ FILES = {
             chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)), said(RECIPE.to_json()),
             chunk(b"fdAT", b"\0" * 99),
         ),
-        "was made with model 'someone/model', and no model directory of its checksum",
+        "was made with model 'someone/model', and no model directory with its checksum",
     ),
     "more fields": (lambda: changed("comment", {"by": "me"}), "someone/model"),
     "two texts": (lambda: png(said({}), said(RECIPE.to_json())), "someone/model"),

@@ -75,7 +75,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to measure: `call` on the result of `setup`, which runs untimed before each call."""
+    """Something to measure: `call` on the result of `setup`, rerun untimed before each call."""
 
     name: str
     shape: str

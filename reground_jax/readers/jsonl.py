@@ -26,7 +26,8 @@ def read_jsonl(path: str | Path) -> Iterator[Annotated | Rejected]:
     """
     path = Path(path)
     try:
-        # In binary mode, lines end only at a line feed, and not at a carriage return too.
+        # Binary lines end only at a line feed; str.splitlines would also end them at U+2028 and
+        # others, which may be inside a JSON string.
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
