@@ -1,6 +1,6 @@
 """From process start to the first denoising step, with an empty and a warm compilation cache.
 
-    python -m benchmarks.startup FOLDER OPTIONS      is one such process; OPTIONS: JSON
+Run as `python -m benchmarks.startup FOLDER OPTIONS`, it is one such process; OPTIONS is JSON.
 """
 
 import json

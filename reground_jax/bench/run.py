@@ -19,9 +19,7 @@ def run(name: str, pipe: Pipeline, work: Work, *, repeats: int, warmup: int = 1)
     """`name`: a key of CASES. `work.batch` must be a multiple of the number of devices."""
     count = len(pipe.devices)
     if work.batch % count:
-        raise ValueError(
-            f"the batch is {work.batch} on {count} devices: use a multiple of {count}"
-        )
+        raise ValueError(f"the batch is {work.batch} on {count} devices: use a multiple of {count}")
     facts = environment(pipe.devices)
     results = measure(CASES[name](pipe, work), repeats=repeats, warmup=warmup)
     memory, on_device = peak_memory(), device_memory(pipe.devices[0])

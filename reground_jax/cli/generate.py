@@ -54,9 +54,7 @@ def add(commands) -> Parser:
         help="PNG file, or folder, to write (default: a name made from the prompt and the seed)",
     )  # fmt: skip
     parser.alias("--out", "-o", "--output")
-    output.add_argument(
-        "--no-boxes-image", action="store_true", help="do not write NAME.boxes.png"
-    )
+    output.add_argument("--no-boxes-image", action="store_true", help="do not write NAME.boxes.png")
     return parser
 
 
