@@ -191,7 +191,7 @@ def corrupt(out: Path, offset: int, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("offset", [16, 24], ids=["where a line is", "of which id"])
-def test_a_damaged_index_is_made_anew_and_drops_no_layout(tmp_path, capsys, offset):
+def test_a_damaged_index_is_rebuilt_and_drops_no_layout(tmp_path, capsys, offset):
     out = tmp_path / "out"
     source = write_lines(tmp_path / "in.jsonl", [layout(i) for i in range(8)])
     generate(source, out)
@@ -228,7 +228,7 @@ def test_a_unit_that_a_damaged_index_made_too_small_is_made_again(tmp_path):
     "content",
     [b"{}", b"[]", b"", b"[" * 100_000, b'{"facts": 5}', b'{"lines": "10"}', b"\xff", b"null"],
 )
-def test_an_index_description_of_any_content_is_made_anew(ten, tmp_path, content):
+def test_an_index_description_of_any_content_is_rebuilt(ten, tmp_path, content):
     out = tmp_path / "out"
     generate(ten, out)
     whole = (out / "index.json").read_bytes()
@@ -238,7 +238,7 @@ def test_an_index_description_of_any_content_is_made_anew(ten, tmp_path, content
 
 
 @pytest.mark.parametrize("change", [-3, -16, 5, 16])
-def test_an_index_of_another_length_is_made_anew(ten, tmp_path, change):
+def test_an_index_of_another_length_is_rebuilt(ten, tmp_path, change):
     out = tmp_path / "out"
     generate(ten, out)
     whole = (out / "index.bin").read_bytes()
@@ -247,7 +247,7 @@ def test_an_index_of_another_length_is_made_anew(ten, tmp_path, change):
     assert (out / "index.bin").read_bytes() == whole
 
 
-def test_an_index_without_a_checksum_is_made_anew(ten, tmp_path):
+def test_an_index_without_a_checksum_is_rebuilt(ten, tmp_path):
     """As earlier versions wrote it, with the names of that time."""
     out = tmp_path / "out"
     generate(ten, out)
@@ -261,7 +261,7 @@ def test_an_index_without_a_checksum_is_made_anew(ten, tmp_path):
     assert not verify(open_store(str(out))).problems
 
 
-def test_a_report_of_bad_lines_that_is_gone_is_made_anew(tmp_path):
+def test_a_report_of_bad_lines_that_is_gone_is_rebuilt(tmp_path):
     source = write_lines(tmp_path / "in.jsonl", [layout(0), "{"])
     generate(source, tmp_path / "out")
     (tmp_path / "out/rejected.jsonl").unlink()

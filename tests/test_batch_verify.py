@@ -150,7 +150,7 @@ def test_a_shard_that_no_line_asks_for_is_found(ten, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("offset", [0, 24, 159])
-def test_a_damaged_index_is_found_and_the_next_batch_makes_it_anew(ten, tmp_path, capsys, offset):
+def test_a_damaged_index_is_found_and_the_next_batch_rebuilds_it(ten, tmp_path, capsys, offset):
     out = tmp_path / "out"
     generate(ten, out)
     flip(out / "index.bin", offset)

@@ -61,7 +61,7 @@ class Report:
 
 
 def verify(store: Store, *, on_unit: Callable[[int, int], None] | None = None) -> Report:
-    """Reads the whole output. on_unit is called with the numbers of units checked and in total.
+    """Reads the whole output. on_unit is called with the number of units checked and the total.
 
     Raises ValueError if `store` is not an output of `batch`.
     """

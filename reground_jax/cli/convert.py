@@ -96,7 +96,7 @@ def verified(arguments: argparse.Namespace, destination: Path) -> int:
         arguments.source, destination, adapter=arguments.adapter, variant=arguments.variant
     )
     for network, error in errors.items():
-        verdict = "as PyTorch's" if error <= TOLERANCE else f"ABOVE the tolerance {TOLERANCE:g}"
+        verdict = "matches PyTorch" if error <= TOLERANCE else f"ABOVE the tolerance {TOLERANCE:g}"
         print(f"  verify        {network} differs by {error:.1e} of its largest value: {verdict}")
     # NaN fails this comparison, as it should.
     return 0 if all(error <= TOLERANCE for error in errors.values()) else 1
