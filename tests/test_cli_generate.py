@@ -1,4 +1,4 @@
-"""`reground-jax generate`: what it writes, and how it makes an image again."""
+"""`reground-jax generate`: what it writes, and how it reproduces an image."""
 
 import dataclasses
 import re
@@ -38,7 +38,7 @@ def test_generate_from_an_image_makes_the_same_file(bear, tmp_path, capsys):
     cost, device, *bars = printed.err.splitlines()
     assert cost == f"reground-jax: {bear}: 64x64 pixels, 2 steps, 2 boxes, model 'model'"
     assert re.fullmatch(r"reground-jax: cpu, float32, compiled in \d+\.\d s", device)
-    assert "2/2" in bars[-1] and "step" in bars[-1]  # "step/s", or "s/step" where it is slow
+    assert "2/2" in bars[-1] and "step" in bars[-1]  # "step/s", or "s/step" if it is slow
     assert list(tmp_path.iterdir()) == [again]
 
 

@@ -1,4 +1,4 @@
-"""What a request on the command line means, and which ones are refused: without a model."""
+"""What a request on the command line means, and which are refused, without a model."""
 
 import dataclasses
 import json
@@ -172,4 +172,4 @@ def test_bad_requests_are_refused_before_jax_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 2  # a sentence each
+    assert len(done.stderr.splitlines()) == 2  # one sentence each

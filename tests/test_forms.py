@@ -86,7 +86,7 @@ def test_each_shard_is_opened_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("length", [0x8B1F, 0x5A42, 0x4B50, 0x0280, 0x2B7B, 0x0708])
 def test_a_header_whose_length_looks_like_another_form_is_safetensors(tmp_path, length):
-    """Its first two bytes are then those of gzip, bzip2, a zip, a pickle, JSON, ONNX."""
+    """Its first two bytes are then those of gzip, bzip2, zip, a pickle, JSON or ONNX."""
     header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(length)
     (tmp_path / "x").write_bytes(length.to_bytes(8, "little") + header + bytes(8))
     assert open_tensors(tmp_path / "x").keys() == ["a"]

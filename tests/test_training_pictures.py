@@ -109,7 +109,7 @@ def test_sixteen_bits_become_eight_and_are_not_cut_to_white(tmp_path):
 @pytest.mark.parametrize(("mode", "dtype"), [("I", np.int32), ("F", np.float32)])
 def test_a_mode_without_a_defined_white_is_rejected_by_name(mode, dtype, tmp_path):
     Image.fromarray(np.full((4, 4), 7, dtype)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=rf"a.tif: its pixels are of mode '{mode}'.* 8 or 16 bits"):
+    with pytest.raises(ValueError, match=rf"a.tif: its pixels have mode '{mode}'.* 8 or 16 bits"):
         seen(tmp_path / "a.tif")
 
 
