@@ -99,7 +99,7 @@ def test_a_larger_study_takes_over_a_smaller_one(tmp_path):
 def test_a_folder_of_another_study_is_refused(tmp_path):
     study(tmp_path, Painter()).run()
     other = dataclasses.replace(SETTINGS, num_steps=10)
-    there = "another study: rich_phrases false -> true; settings.num_steps 20 -> 10. Give the old"
+    there = "another study: rich_phrases false -> true; settings.num_steps 20 -> 10. Repeat the old"
     with pytest.raises(ValueError, match=there):
         study(tmp_path, Painter(), settings=other, identity={"rich_phrases": True}).run()
 
