@@ -126,7 +126,7 @@ def write_model(
     directory = Path(directory)
     if os.path.lexists(directory):  # a dangling link is in the way, too
         raise FileExistsError(
-            f"{directory} exists already: choose another place, or remove it first"
+            f"{directory} already exists: choose another place, or remove it first"
         )
     check_together(config)
     recommended = check_recommended(dict(recommended or {}))

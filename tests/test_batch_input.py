@@ -41,7 +41,7 @@ def test_a_line_is_a_layout_with_an_id_and_perhaps_a_seed(line, expected):
         (layout(1, seed=True), "seed is True"),
         (layout(1, boxes=[[0.5, 0, 0.1, 1]]), "x1 must not be less than x0"),
         (layout(1, color="red"), "layout field 'color' is unknown"),
-        ({"id": True, "prompt": "a cat"}, "id is True: it must be a text or a whole number"),
+        ({"id": True, "prompt": "a cat"}, "id is True: it must be a string or a whole number"),
     ],
 )
 def test_a_line_that_is_no_layout_says_why(line, reason):

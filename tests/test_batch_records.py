@@ -51,7 +51,7 @@ def test_half_of_a_surrogate_pair_in_any_text_rejects_its_line(tmp_path, field):
         (layout(1, seed=1.5), "seed is 1.5: a seed is an integer"),
         (layout(1, seed="1"), "seed is '1'"),
         (layout(1, seed=float("nan")), "seed is nan"),
-        (layout(1, id=[1]), "id is [1]: it must be a text or a whole number"),
+        (layout(1, id=[1]), "id is [1]: it must be a string or a whole number"),
         (layout(1, id=1.5), "id is 1.5"),
         ({"rejected": {"a": 1}}, "{'a': 1}"),
         (5, 'has no "id"'),

@@ -230,7 +230,7 @@ def test_a_model_on_a_base_holds_only_what_differs(written, config, tmp_path):
 
 
 def test_an_existing_destination_is_refused(written, config):
-    with pytest.raises(FileExistsError, match="exists already: choose another place, or remove it"):
+    with pytest.raises(FileExistsError, match="already exists: choose another place, or remove it"):
         write_model(written, config, random_params(config, 0), TOKENIZER, {})
 
 

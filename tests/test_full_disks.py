@@ -93,7 +93,7 @@ def test_an_error_of_the_arrays_source_keeps_its_own_name(tmp_path):
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("nowhere")])
 def test_a_place_that_is_taken_is_kept(make, tmp_path):
     make(tmp_path / "model")
-    with pytest.raises(FileExistsError, match="exists already: choose another place"):
+    with pytest.raises(FileExistsError, match="already exists: choose another place"):
         write_model(tmp_path / "model", TINY, ARRAYS.items(), TOKENIZER, {})
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -136,7 +136,7 @@ def test_a_caption_that_is_no_text_rejects_its_image(tmp_path, caption):
     captions = [{"id": 7, "image_id": 1, "caption": caption}, {"image_id": 2, "caption": "a dog"}]
     layouts, (rejected,) = read(write(tmp_path, captions=captions))
     assert [layout.id for layout in layouts] == ["2"]
-    assert rejected.reason == f"caption of annotation 7 is {caption!r}: it must be a text"
+    assert rejected.reason == f"caption of annotation 7 is {caption!r}: it must be a string"
 
 
 def test_captions_of_no_image_are_reported_and_those_of_other_images_are_left_out(tmp_path):

@@ -243,7 +243,7 @@ def test_bad_lines_of_annotated_images_are_rejected_and_the_others_are_read(tmp_
     changes: list[tuple[dict, str]] = [
         ({"image": None}, "image is None: it must be the path of a file"),
         ({"image": 5}, "image is 5"),
-        ({"caption": None}, "caption is None: it must be a text or a list of texts"),
+        ({"caption": None}, "caption is None: it must be a string or a list of strings"),
         ({"caption": ["a cat", 5]}, "caption is ['a cat', 5]"),
         ({"boxes": 5}, "boxes of"),
         ({"boxes": [[0, 0, 1]]}, "a box has four numbers, not 3"),

@@ -227,7 +227,7 @@ def test_a_caption_that_is_not_a_string_is_refused_by_the_reader(tmp_path):
     line = {"image": "a.png", "caption": ["a dog", 5]}
     (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
     (entry,) = read_jsonl(tmp_path / "train.jsonl")
-    assert isinstance(entry, Rejected) and "['a dog', 5]: it must be a text" in entry.reason
+    assert isinstance(entry, Rejected) and "['a dog', 5]: it must be a string" in entry.reason
 
 
 # ---- the order of examples

@@ -103,7 +103,7 @@ class _Split:
             text = annotation.get("caption")
             if not isinstance(text, str):
                 called = _called(annotation)
-                raise ValueError(f"caption of {called} is {shown(text)}: it must be a text")
+                raise ValueError(f"caption of {called} is {shown(text)}: it must be a string")
             captions.append(text.strip())
         return tuple(captions)
 
@@ -134,7 +134,7 @@ class _Split:
             raise ValueError(f"its category {given} has several names: {shown(names)}")
         if not isinstance(names[0], str) or phrase(names[0]) == "a ":
             raise ValueError(
-                f"the name of its category {given} is {shown(names[0])}: it must be a text"
+                f"the name of its category {given} is {shown(names[0])}: it must be a string"
             )
         return names[0]
 

@@ -53,5 +53,5 @@ def _captions(value: Any) -> tuple[str, ...]:
     captions = tuple(value) if isinstance(value, list) else (value,)
     for caption in captions:
         if not isinstance(caption, str):
-            raise ValueError(f"caption is {shown(value)}: it must be a text or a list of texts")
+            raise ValueError(f"caption is {shown(value)}: it must be a string or a list of strings")
     return captions

@@ -42,7 +42,7 @@ def parse_line(text: bytes) -> Line | None:
     if not isinstance(value, dict) or value.get("id") in (None, ""):
         raise ValueError(f'{shown(value)} has no "id": give each layout its own')
     if (name := id_text(value["id"])) is None:
-        raise ValueError(f"id is {shown(value['id'])}: it must be a text or a whole number")
+        raise ValueError(f"id is {shown(value['id'])}: it must be a string or a whole number")
     given = value.pop("seed", None)
     seed = whole_number(given)
     if given is not None and not (seed is not None and 0 <= seed <= MAX_SEED):
