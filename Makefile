@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up all they need, in .venv, on a fresh machine.
+# `make demo` and `make test` set up everything they need in .venv, even on a fresh machine.
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet

@@ -1,1 +1,1 @@
-"""Measurements that the README's claims about speed rest on: `python -m benchmarks NAME`."""
+"""The measurements behind the README's claims about speed: `python -m benchmarks NAME`."""

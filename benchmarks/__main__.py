@@ -25,10 +25,10 @@ def parser() -> Parser:
     parser.add_argument("name", help=f"one of {', '.join([*BENCHMARKS, *OTHERS])}")
     add_work_options(parser)
     parser.add_argument(
-        "--parallel", action="store_true", help="peer: measure our parallel wiring as well"
+        "--parallel", action="store_true", help="peer: also measure our parallel wiring"
     )
     parser.add_argument("--compile", action="store_true", help="peer: torch.compile, on a GPU")
-    parser.add_argument("--out", type=Path, help="write JSON there")
+    parser.add_argument("--out", type=Path, help="write JSON to this file")
     parser.add_argument(
         "--record", action="store_true",
         help="write command, table and JSON to a dated folder of benchmarks/records",
@@ -57,7 +57,7 @@ def flags(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _work(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """A random pipeline, and the work for it."""
+    """A pipeline with random weights, and the work for it."""
     from reground_jax.bench.presets import random_model
     from reground_jax.pipeline import Pipeline
 
@@ -161,7 +161,7 @@ def main(argv: list[str]) -> int:
 
 
 class Tee(io.StringIO):
-    """Text that is printed at once and kept."""
+    """Prints text immediately and keeps a copy."""
 
     def write(self, text: str) -> int:
         if sys.__stdout__ is not None:

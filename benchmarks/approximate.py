@@ -1,8 +1,8 @@
 """What the approximate options cost in quality: the shipped small model on held-out layouts.
 
-Fewer steps of DPM-Solver++, and guidance in a part of the steps only, beside 50 steps of PLMS:
-boxes and text by the probes of `reground-jax evaluate`, paired by layout and seed. The work is
-counted in forward passes of the U-Net for one image.
+Compares fewer steps of DPM-Solver++, and guidance in only part of the steps, with 50 steps of PLMS:
+the probes of `reground-jax evaluate` score boxes and text, paired by layout and seed. Work is
+counted in forward passes of the U-Net per image.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from reground_jax.settings import Settings, guided_steps
 
 MODEL, LAYOUTS, BATCH = "emoji", 250, 25
 MEASURED = ("box", "text")
-# The first is what the others are compared with.
+# The first is the baseline.
 OPTIONS: tuple[dict[str, Any], ...] = (
     {"solver": "plms", "num_steps": 50},
     {"solver": "dpmpp_2m", "num_steps": 25},
@@ -30,7 +30,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 
 
 def measure(gamma: float, *, layouts: int = LAYOUTS) -> dict[str, Any]:
-    """A row per option; intervals are of 95 %, differences paired."""
+    """One row per option, with 95 % intervals and paired differences."""
     pipe, cases = Pipeline.load(MODEL), heldout_cases(layouts)
     scorer = emoji_scorer(Probes.load())
     statistics = {m.name: m.statistic for m in scorer.metrics if m.name in MEASURED}
@@ -59,7 +59,7 @@ def measure(gamma: float, *, layouts: int = LAYOUTS) -> dict[str, Any]:
 
 
 def forwards(pipe: Pipeline, settings: Settings) -> int:
-    """Passes of one image through the U-Net, both branches of guidance counted."""
+    """Forward passes of the U-Net per image, counting both guidance branches."""
     guided = guided_steps(settings.guidance_interval, settings.num_steps)
     return sum(1 + (int(step) in guided) for step in pipe.programs.plan(settings).step)
 

@@ -1,4 +1,4 @@
-"""A GLIGEN with random weights in diffusers' form, so that diffusers and we read the same files."""
+"""A random GLIGEN checkpoint in diffusers' format, so that both sides read the same files."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ SCHEDULER = {
 
 
 def write_checkpoint(folder: Path, preset: str, *, dtype: str = "float16", seed: int = 0) -> None:
-    """A diffusers folder of the preset's size; no tensor is zero, no norm the identity."""
+    """Writes a diffusers folder of the preset's size; no tensor is zero, no norm an identity."""
     config = preset_config(preset)
     random = np.random.default_rng(seed)
     leaves: dict[str, list[Leaf]] = {name: [] for name in FILES}
@@ -55,7 +55,7 @@ def _stored_shape(leaf: Leaf) -> tuple[int, ...]:
 def _write_safetensors(
     path: Path, shapes: dict[str, tuple[int, ...]], dtype: str, random: np.random.Generator
 ) -> None:
-    """Length of the header, header, data; one tensor in memory at a time."""
+    """Writes header length, header and data, with one tensor in memory at a time."""
     header, offset, size = {}, 0, np.dtype(dtype).itemsize
     for name, shape in shapes.items():
         ends = [offset, offset := offset + size * int(np.prod(shape))]
@@ -70,7 +70,7 @@ def _write_safetensors(
 def _random(name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
     values = np.asarray(random.standard_normal(shape, np.float32))
     if len(shape) > 1 and "embedding" not in name:
-        return values / np.sqrt(np.prod(shape[1:]))  # keeps the variance of what goes through
+        return values / np.sqrt(np.prod(shape[1:]))  # preserves the variance of activations
     if shape == ():
         return 0.5 + 0.1 * values  # a gate
     if "norm" in name and name.endswith("weight"):
@@ -95,7 +95,7 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
 
 
 def diffusers_configs(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """The config.json of each network; for text-box models as the presets are."""
+    """The config.json of each network, for text-box models like the presets."""
     unet, vae = config.unet, config.vae
     text, tokens = config.text_encoder.network, config.text_encoder.tokenizer
     levels = len(vae.block_channels)

@@ -1,7 +1,7 @@
-"""Images per hour and cost of a million images on accelerators this project has not run on: paper.
+"""Projected images per hour and cost per million images, on hardware this project never ran on.
 
-Rate of a chip = its datasheet peak in bfloat16 x the share of it that is assumed, over the FLOP of
-one image by our counter. Nothing here is measured; every assumption is below, and printed.
+A chip's rate is its bfloat16 datasheet peak times an assumed share of it, divided by the FLOP of
+one image from our counter. Nothing is measured; every assumption is below, and is printed.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ DTYPE = "bfloat16"
 @dataclass(frozen=True)
 class Fleet:
     name: str
-    chip: str  # as `Device.device_kind` begins
+    chip: str  # prefix of `Device.device_kind`
     chips: int
     share: float  # of the datasheet peak that a run reaches
     reason: str  # for the share
@@ -27,9 +27,9 @@ class Fleet:
 
 
 # SDXL in JAX reached 62.5 % of a v5e's peak and 41.6 % of a v6e's in MLPerf Inference 4.1. Matrix
-# units work on tiles of 128 (v5e) and 256 (v6e): padded to these, SDXL's products grow 1.15 and
-# 1.54 times, GLIGEN's, with heads of width 40, 1.53 and 2.52 times. So GLIGEN is given less.
-# Prices are round figures of the order of on-demand lists, no quotation: put in your own.
+# units work on tiles of 128 (v5e) and 256 (v6e): with padding to these, SDXL's products grow by
+# factors of 1.15 and 1.54, and GLIGEN's, with heads of width 40, by 1.53 and 2.52. GLIGEN's share
+# is reduced accordingly. Prices are rough on-demand list prices, not quotes: use your own.
 FLEETS = (
     Fleet("TPU v5e-256", "TPU v5 lite", 256, 0.625 * 1.15 / 1.53,
           "SDXL's 62.5 % in MLPerf 4.1, x 1.15/1.53 for padding to 128", 1.20),
@@ -41,7 +41,7 @@ FLEETS = (
 
 
 def estimate(preset: str, settings: Settings) -> dict[str, Any]:
-    """The table's rows, one per fleet, with the counts they follow from."""
+    """The table's rows, one per fleet, with the counts they are derived from."""
     config = preset_config(preset)
     side = config.unet.sample_size
     grounded = grounded_steps(gate_table(settings.gamma, settings.num_steps))
@@ -91,10 +91,10 @@ def show(record: dict[str, Any]) -> str:
     notes = [f"{row['fleet']}: share of peak from {row['reason']}" for row in record["rows"]]
     return "\n".join(
         [
-            f"On paper, nothing measured: {settings['num_steps']} steps, guidance, gamma "
+            f"Projected, not measured: {settings['num_steps']} steps, guidance, gamma "
             f"{settings['gamma']}, {pixels}x{pixels}, {DTYPE}: {record['image_tflop']:.1f} TFLOP "
-            "an image (U-Net and VAE, by the counter).",
-            "Every chip works all the time; an image costs what its chips cost by the hour.",
+            "per image (U-Net and VAE, from the counter).",
+            "Assumes that every chip is always busy, and that only chip hours cost money.",
             table([head, *rows]),
             *notes,
         ]

@@ -1,7 +1,7 @@
-"""One denoising step on CPU under each of XLA's kinds of YNNPACK fusion, in turns.
+"""One denoising step on CPU under each of XLA's types of YNNPACK fusion, measured in turn.
 
-The package compiles without any (devices.py). Both of the first two kinds together are what jaxlib
-0.10.2 does by itself.
+The package compiles without any (devices.py). The first two types together are jaxlib 0.10.2's
+default.
 """
 
 import functools
@@ -19,9 +19,9 @@ KINDS = ((), ("INDIVIDUAL_DOT",), ("REDUCE",), ("INDIVIDUAL_DOT", "REDUCE"),
 
 
 def compare(pipe: Pipeline, work: Work, *, repeats: int) -> dict[str, Any]:
-    """Times under each kind, and how far each is from the result without any."""
+    """Times with each type, and how far each result is from the one without any."""
     if pipe.devices[0].platform != "cpu":
-        raise ValueError("YNNPACK fusions are XLA's on CPU: set JAX_PLATFORMS=cpu")
+        raise ValueError("XLA has YNNPACK fusions only on CPU: set JAX_PLATFORMS=cpu")
     denoising = Denoising.of(pipe, work)
     program, (params, _, *others) = denoising.program()
     lowered = program.lower(params, denoising.start(), *others)

@@ -1,8 +1,8 @@
-"""Operations of one denoising step, before and after what no step changes was taken out of it.
+"""Operations of one denoising step, before and after hoisting step-invariant work out of it.
 
-Counted in the traced program, before any compiler: XLA's own hoisting and fusion differ by
-platform. "before" is the U-Net as the papers' code calls it: both branches of guidance from the
-latent on, contexts and time embedding computed in every call.
+Counted in the traced program, before compilation: XLA's own hoisting and fusion differ by platform.
+"before" is the U-Net as the papers' code calls it: both guidance branches from the latents on, with
+contexts and time embedding computed in every call.
 """
 
 from collections import Counter
@@ -22,12 +22,12 @@ from reground_jax.networks.unet import UNet
 from reground_jax.settings import Wiring
 
 ATTEND = attention_for("cpu", "plain")
-BATCH, SLOTS = 1, 30  # images, and grounding tokens of each
+BATCH, SLOTS = 1, 30  # images, and grounding tokens per image
 HEAVY = {"dot_general": "matrix products", "conv_general_dilated": "convolutions"}
 
 
 def count(preset: str) -> dict[str, dict[str, int]]:
-    """Operations by kind: in a step before, and in a step now in either wiring."""
+    """Operations of a step by kind: before, and now under either wiring."""
     now = {f"now, {wiring}": _now(preset, wiring) for wiring in ("sequential", "parallel")}
     return {"before": _before(preset), **now}
 
@@ -88,7 +88,7 @@ def _operations(jaxpr: Any) -> dict[str, int]:
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations but calls, whose own are listed in their place."""
+    """All equations, with calls replaced by the equations inside them."""
     for equation in jaxpr.eqns:
         inner = list(core.jaxprs_in_params(equation.params))
         if not inner:

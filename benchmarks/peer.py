@@ -1,8 +1,8 @@
-"""diffusers' StableDiffusionGLIGENPipeline beside ours: same weights, inputs and steps, in turns.
+"""diffusers' StableDiffusionGLIGENPipeline vs. ours: same weights, inputs and steps, in turn.
 
-Each side is a process of its own, which waits while the other one works. A repetition measures one
-guided denoising step with fusers on (the median of a run's steps but the first), and a whole run at
-gamma 0.3, from texts to image. Both results must agree, or the numbers would mean nothing.
+Each side has its own process, which waits while the other one works. A repetition measures one
+guided denoising step with fusers on (the median of a run's steps without the first), and a whole
+run at gamma 0.3, from text to image. Both results must agree, or the numbers would be meaningless.
 """
 
 import json
@@ -29,7 +29,7 @@ class Options:
     steps: int = 10
     repeats: int = 3
     dtype: str = "float32"
-    parallel: bool = False  # measure our parallel wiring as well; diffusers has no such thing
+    parallel: bool = False  # also measure our parallel wiring, which diffusers does not have
     compile: bool = False  # torch.compile for diffusers, on a GPU
 
     @property
@@ -38,11 +38,11 @@ class Options:
 
 
 class Process:
-    """A side at work: `ask` sends a request and waits for its reply."""
+    """The process of one side: `ask` sends a request and waits for its reply."""
 
     def __init__(self, name: str, folder: Path, options: Options):
         self.name, self.log = name, (folder / f"{name}.log").open("w")
-        # Both sides share a GPU, so none may take all of its memory at once.
+        # Both sides share a GPU, so neither may preallocate its memory.
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         facts = asdict(options) | {"wirings": options.wirings}
         self.process = subprocess.Popen(
@@ -77,7 +77,7 @@ class Process:
 
 
 def prepare(folder: Path, options: Options) -> dict[str, Any]:
-    """Writes random weights in diffusers' form and converts them; both in their own process."""
+    """Writes random weights in diffusers' format and converts them, each in its own process."""
     facts = {}
     for stage in ("write", "convert"):
         with Process(stage, folder, options) as process:
@@ -95,14 +95,14 @@ def compare(folder: Path, options: Options) -> dict[str, Any]:
     repetitions: list[dict[str, Any]] = []
     loaded, errors = {}, {}
     with Process("ours", folder, options) as ours:
-        loaded["ours"] = ours.reply()  # before the other one starts: loading is not disturbed
+        loaded["ours"] = ours.reply()  # before the other one starts, so that loading is undisturbed
         with Process("theirs", folder, options) as theirs:
             loaded["theirs"] = theirs.reply()
             say("loaded and warm", loaded)
             sides = {"ours": ours, "theirs": theirs}
             for index in range(options.repeats):
                 measured = {}
-                # The order changes with every repetition, so that none is always the first.
+                # The order alternates, so that neither side always goes first.
                 for name, wiring in columns if index % 2 else columns[::-1]:
                     measured[label(name, wiring)] = measure(sides[name], folder, wiring)
                 repetitions.append(measured)
@@ -136,7 +136,7 @@ def measure(side: Process, folder: Path, wiring: str) -> dict[str, Any]:
 
 
 def ratio(measured: dict[str, Any], ours: str) -> dict[str, float]:
-    """Peer's over ours: above 1 we are faster, and smaller."""
+    """Theirs over ours: above 1, ours is faster or uses less memory."""
     kinds = ("step", "run", "memory")
     return {kind: measured["theirs"][kind] / measured[ours][kind] for kind in kinds}
 

@@ -1,9 +1,9 @@
-"""Where the time of one denoising step goes, by part of the U-Net, beside what the counter says.
+"""Where the time of one denoising step goes, by part of the U-Net, next to the counter's figures.
 
-XLA's trace tells when every operation starts, its program the scopes that each was written in
-(`jax.named_scope` in the networks), which say what part it belongs to. Element-wise work is charged
-to the part it is fused with, or in whose scope it was written. Where operations overlap, such as a
-shortcut with its resnet's convolution, one of them is charged with what both take.
+XLA's trace gives the start time of every operation, and the compiled program gives its scopes
+(`jax.named_scope` in the networks), which identify the part it belongs to. Element-wise work is
+charged to the part it is fused with, or in whose scope it was written. Where operations overlap,
+such as a shortcut and its resnet's convolution, one of them is charged for both.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from reground_jax.bench.harness import table
 from reground_jax.counter import INVARIANT, unet_macs
 from reground_jax.pipeline import Pipeline
 
-# The first row whose scopes are all around an operation names its part, as the counter does.
+# The first row whose scopes all enclose an operation names its part, as in counter.py.
 PARTS = (
     ("fuser_scores", ("fuser", "scores")),
     ("fuser_feed_forward", ("fuser", "feed_forward")),
@@ -42,21 +42,21 @@ PARTS = (
 )
 CALLS = 3
 OTHER = "other"  # the solver, guidance, and copies that the compiler added
-CONTROL = ("while", "conditional", "call", "tuple")  # hold other operations, whose time is theirs
+CONTROL = ("while", "conditional", "call", "tuple")  # their time is that of inner operations
 
 
 def measure(pipe: Pipeline, work: Work) -> dict[str, Any]:
-    """Milliseconds of the grounded step's parts, their GMAC, and the step's time untraced."""
+    """Milliseconds and GMAC of a grounded step's parts, and the step's time untraced."""
     denoising = Denoising.of(pipe, work)
     program, (params, _, *others) = denoising.program()
     compiled = program.lower(params, denoising.start(), *others).compile()
 
-    def step() -> None:  # a call takes over its state
+    def step() -> None:  # each call needs its own state, which is donated
         jax.block_until_ready(compiled(params, denoising.start(), *others))
 
     step()
     untraced = min(seconds_of(step) for _ in range(CALLS))
-    # The least disturbed of them.
+    # The least disturbed call.
     times = min((traced_times(step) for _ in range(CALLS)), key=lambda times: times.total())
     parts = operation_parts(compiled.as_text())
     spent: Counter[str] = Counter()
@@ -95,7 +95,7 @@ def operation_times(profile: Any) -> Counter[str]:
     """Seconds by name of HLO operation: from its start to that of the next one.
 
     Not the events' own durations: on CPU a large product or convolution is handed to the thread
-    pool, and its event ends there and then, while the operation that needs it waits.
+    pool, and its event ends immediately, while the operation that needs its result waits.
     """
     started, last = [], 0.0
     for plane in profile.planes:
@@ -115,19 +115,19 @@ def operation_times(profile: Any) -> Counter[str]:
 
 
 def operation_parts(program: str) -> dict[str, str]:
-    """Part of every operation of a compiled program's text, by the scopes that it is in."""
+    """The part of each operation in a compiled program's text, from its enclosing scopes."""
     parts: dict[str, str] = {}
     for name, rest in re.findall(r"^ *(?:ROOT )?%?([\w.-]+) = (.*)", program, re.M):
         if path := re.search(r'op_name="([^"]*)"', rest):
             parts[name] = part_of(scopes(path[1]))
-        else:  # the compiler's own, such as half of a reduction: it belongs to what it reads
+        else:  # added by the compiler, such as half of a reduction: it belongs to what it reads
             reads = re.findall(r"%([\w.-]+)", rest.partition("(")[2].partition(")")[0])
             parts[name] = next((parts[read] for read in reads if read in parts), OTHER)
     return parts
 
 
 def scopes(path: str) -> set[str]:
-    """Names of the scopes in an operation's path, without their numbers: "block_0" is a block."""
+    """Names of the scopes in an operation's path, without numbers: "block_0" becomes "block"."""
     return {re.sub(r"_\d+$", "", name) for name in path.split("/")}
 
 

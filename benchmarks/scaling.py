@@ -1,9 +1,9 @@
-"""The same batch on 1, 2, 4 and 8 devices: equal images, no collective, and the time of each.
+"""The same batch on 1, 2, 4 and 8 devices: equal images, no collectives, and the time of each.
 
     python -m benchmarks.scaling OPTIONS      is the process that measures; OPTIONS: JSON
 
-Without as many real devices, the CPU is divided into virtual ones: these prove that devices need
-nothing of each other, and share the cores of one machine, so their times say nothing of speed.
+Without enough real devices, the CPU is split into virtual ones. These prove that devices need
+nothing from each other, but share the cores of one machine, so their times say nothing about speed.
 """
 
 import json

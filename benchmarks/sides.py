@@ -1,9 +1,9 @@
-"""The two sides of a comparison, each a process that does what it is told, one line at a time.
+"""The two sides of a comparison, each a process that answers one request at a time.
 
     python -m benchmarks.sides ours|theirs FOLDER OPTIONS      OPTIONS: JSON
 
-Requests on stdin and replies on stdout are JSON, one a line. The first reply says that the side is
-loaded and warm. All sampling is DDIM's, from the same start, of the layout of `presets.layouts`.
+Requests on stdin and replies on stdout are JSON, one per line. The first reply says that the side
+is loaded and warm. Both sample with DDIM from the same noise, for the layout of `presets.layouts`.
 """
 
 import json
@@ -26,11 +26,11 @@ class Side(Protocol):
     versions: dict[str, str]
 
     def run(self, gamma: float, *, wiring: str, image: bool) -> tuple[np.ndarray, list[float]]:
-        """Latents [1,h,w,C] or, with `image`, an image [1,H,W,3] in 0..1; and when steps ended."""
+        """Latents [1,h,w,C] or, with `image`, an image [1,H,W,3] in 0..1; and steps' end times."""
         ...
 
     def memory(self) -> int:
-        """Peak in bytes: of the process, or of the device where there is one."""
+        """Peak memory in bytes: of the device if there is one, else of the process."""
         ...
 
 
@@ -78,7 +78,7 @@ class Ours:
 
 
 class Theirs:
-    """diffusers' StableDiffusionGLIGENPipeline: eager, or compiled on a GPU if asked for."""
+    """diffusers' StableDiffusionGLIGENPipeline: eager, or compiled on a GPU on request."""
 
     def __init__(self, folder: Path, options: dict[str, Any]):
         import diffusers
@@ -108,13 +108,13 @@ class Theirs:
             if options["compile"]:
                 self.pipe.unet = torch.compile(self.pipe.unet)
         self.versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-        # Two steps warm an eager pipeline; torch.compile needs both of its programs as well.
+        # Two steps, with and without fusers, warm up eager mode and both programs of torch.compile.
         self.run(0.5, wiring="sequential", image=True, steps=2)
 
     def run(
         self, gamma: float, *, wiring: str, image: bool, steps: int | None = None
     ) -> tuple[np.ndarray, list[float]]:
-        assert wiring == "sequential"  # the only one that diffusers has
+        assert wiring == "sequential"  # the only wiring that diffusers has
         (layout,) = layouts(1)
         ends: list[float] = []
         noise = start_noise(self.config).transpose(0, 3, 1, 2)
@@ -170,7 +170,7 @@ STAGES = {"write": write, "convert": convert}
 
 def main(name: str, folder: Path, options: dict[str, Any]) -> None:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no reply
+    os.dup2(2, 1)  # keeps what libraries print out of the replies
     begin = time.perf_counter()
 
     def reply(**facts: Any) -> None:

@@ -1,7 +1,6 @@
-"""From the start of a process to its first denoising step: with an empty compilation cache, and
-again with what the first process has left there.
+"""From process start to the first denoising step, with an empty and a warm compilation cache.
 
-    python -m benchmarks.startup FOLDER OPTIONS      is such a process; OPTIONS: JSON
+Run as `python -m benchmarks.startup FOLDER OPTIONS`, it is one such process; OPTIONS is JSON.
 """
 
 import json
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-# "load" reads the weights, and is no start-up that a cache could save.
+# "load" reads the weights, which no cache can speed up.
 PARTS = ("import", "load", "prepare", "trace", "lower", "compile or read", "first step")
 
 
 def measure(preset: str, dtype: str, repeats: int) -> dict[str, Any]:
-    """Every process's seconds by part: one that compiles, then `repeats` that read the cache."""
+    """Seconds by part for each process: one that compiles, then `repeats` that read the cache."""
     from reground_jax.bench.presets import preset_config, tokenizer_json
     from reground_jax.model import random_params, write_model
 
@@ -60,9 +59,9 @@ def show(record: dict[str, Any]) -> str:
 
 
 def main(folder: Path, options: dict[str, Any]) -> None:
-    """Every import is made here, inside the measured time."""
+    """Imports everything here, inside the measured time."""
     seconds: dict[str, float] = {}
-    last = options["spawned"]  # the parent's clock: the interpreter's own start counts
+    last = options["spawned"]  # by the parent, so that the interpreter's own start counts
 
     def done(part: str) -> None:
         nonlocal last
@@ -84,7 +83,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
 
     pipe = Pipeline.load(folder / "model", dtype=options["dtype"])
     done("load")
-    # DDIM: PLMS's first step has two evaluations of the U-Net.
+    # DDIM, because PLMS evaluates the U-Net twice in its first step.
     denoising = Denoising.of(pipe, Work(Settings(solver="ddim")))
     program, arguments = denoising.program()
     jax.block_until_ready(arguments)

@@ -1,8 +1,8 @@
-"""From PyTorch checkpoints of Stable Diffusion and GLIGEN to model directories, without torch.
+"""Converts Stable Diffusion and GLIGEN checkpoints to model directories, without torch.
 
-convert(source, destination)            any form of checkpoint to a model directory
-verify(source, destination)             the result beside PyTorch's networks (needs [verify])
-model_directory(name)                   the directory behind a name, converted if it must be
+convert(source, destination)            convert a checkpoint in any format to a model directory
+verify(source, destination)             compare the result with PyTorch's networks (needs [verify])
+model_directory(name)                   the model directory for a name, converted if necessary
 """
 
 from typing import TYPE_CHECKING

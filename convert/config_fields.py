@@ -1,12 +1,12 @@
-"""What is known of each field of a diffusers or transformers config: the tables of `configs.py`.
+"""Tables of the known fields of diffusers and transformers configs, for `configs.py`.
 
-TRANSLATED fields go into our configs, if they are as their rule says. NEUTRAL ones must have one of
-the values listed (a list needs it in each entry). IGNORED ones are passed over, for the reason
-beside them. Fields that start with an underscore (`_class_name`, `_diffusers_version`, ...) tell of
-the file, not of the model.
+TRANSLATED fields go into our configs, if they follow their rule. NEUTRAL fields must have one of
+the listed values (in a list, every entry must). IGNORED fields are skipped, for the reason next to
+them. Fields that start with an underscore (`_class_name`, `_diffusers_version`, ...) describe the
+file, not the model.
 
-Not read of a diffusers folder, for it changes no image: model_index.json (its parts are found by
-their places), feature_extractor and safety_checker (they only look at finished images).
+Some parts of a diffusers folder are not read, since they affect no image: model_index.json (parts
+are found by their location), feature_extractor and safety_checker (for finished images only).
 """
 
 import math
@@ -14,13 +14,13 @@ import math
 from .rules import FLAG, MAX_LENGTHS, TEXT, listed, one_of, per_level, real, whole
 
 CHANNELS = whole(1, 2**14)
-WIDTH = whole(1, 2**16)  # of a text
+WIDTH = whole(1, 2**16)  # of text embeddings
 LAYERS = whole(1, 32)
 HEADS = whole(1, 1024)
 GROUPS = whole(1, 1024)
 
 NO_DROPOUT = "dropout is off outside training"
-FROM_ARRAYS = "the arrays' shapes say it"
+FROM_ARRAYS = "known from the array shapes"
 EMA = "bookkeeping of a trainer's moving average"
 
 UNET_TRANSLATED = {
@@ -36,10 +36,10 @@ UNET_TRANSLATED = {
     "sample_size": per_level(whole(1, 1024)),
     "attention_type": one_of("gated", "default"),  # with GLIGEN's fusers, or plain
     "transformer_layers_per_block": per_level(LAYERS),
-    "use_gated_attention": FLAG,  # the same, in the fork that GLIGEN first came to diffusers by
+    "use_gated_attention": FLAG,  # the same, in the fork that first had GLIGEN
 }
 UNET_NEUTRAL = {
-    "act_fn": ("silu", "swish"),  # two names of one function
+    "act_fn": ("silu", "swish"),  # two names for one function
     "addition_embed_type": (None,),
     "addition_time_embed_dim": (None,),
     "center_input_sample": (False,),
@@ -76,7 +76,7 @@ UNET_IGNORED = {
     "dropout": NO_DROPOUT,
     "use_linear_projection": FROM_ARRAYS,
     "upcast_attention": "scores are always accumulated in float32",
-    "addition_embed_type_num_heads": "no additional embedding, so no heads of it",
+    "addition_embed_type_num_heads": "no additional embedding, so no heads",
     "decay": EMA,
     "inv_gamma": EMA,
     "min_decay": EMA,
@@ -108,7 +108,7 @@ VAE_NEUTRAL = {
     "use_quant_conv": (True,),
 }
 VAE_IGNORED = {
-    "sample_size": "the network is convolutional; it only sized diffusers' tiles",
+    "sample_size": "the network is convolutional; only sets the size of diffusers' tiles",
     "force_upcast": "the caller chooses the dtype",
 }
 
@@ -137,11 +137,11 @@ TEXT_IGNORED = {
     "dropout": NO_DROPOUT,
     "initializer_factor": "for random initialization",
     "initializer_range": "for random initialization",
-    "bos_token_id": "the tokenizer's matter",
-    "pad_token_id": "the tokenizer's matter",
+    "bos_token_id": "comes from the tokenizer",
+    "pad_token_id": "comes from the tokenizer",
     "dtype": "the arrays have their own",
     "torch_dtype": "the arrays have their own",
-    "transformers_version": "tells of the file",
+    "transformers_version": "describes the file",
 } | dict.fromkeys(
     """attn_implementation bad_words_ids begin_suppress_tokens chunk_size_feed_forward
     cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample early_stopping
@@ -156,7 +156,7 @@ TEXT_IGNORED = {
     GENERIC,
 )
 
-# beta_start and beta_end of a file that has none, by its class; all classes default to "linear".
+# The default beta_start and beta_end of each class; the default schedule is always "linear".
 SCHEDULER_BETAS = {
     "PNDMScheduler": (0.0001, 0.02),
     "DDIMScheduler": (0.0001, 0.02),
@@ -193,9 +193,9 @@ SCHEDULER_NEUTRAL = {
     "use_flow_sigmas": (False,),
     "use_dynamic_shifting": (False,),
     "timestep_type": ("discrete",),
-    "timestep_values": (None,),  # of diffusers before 0.4
+    "timestep_values": (None,),  # from diffusers before 0.4
 }
-SOLVER = "of a solver that is not one of ours, or without effect on ours"
+SOLVER = "belongs to a solver that is not one of ours, or has no effect on ours"
 SCHEDULER_IGNORED = {
     "dynamic_thresholding_ratio": "no thresholding",
     "sample_max_value": "no thresholding",
@@ -203,12 +203,12 @@ SCHEDULER_IGNORED = {
     "time_shift_type": "no flow matching",
     "shift_terminal": "no flow matching",
     "variance_type": "the model's output is never a variance",
-    "tensor_format": "of diffusers before 0.4, which had NumPy's arrays as well",
+    "tensor_format": "from diffusers before 0.4, which also supported NumPy arrays",
 } | dict.fromkeys(
     "disable_corrector euler_at_final lower_order_final predict_x0 solver_p".split(), SOLVER
 )
-# Choices that our solvers make by their name, and what they choose: another value is not taken,
-# which is said. Those of other classes that mean the same to diffusers' `from_config` are listed.
+# Options that our solvers fix, and their values; any other value is ignored with a warning. Values
+# of other classes that mean the same to diffusers' `from_config` are listed, too.
 SCHEDULER_OURS = {
     "algorithm_type": ("dpmsolver++", "deis"),
     "solver_order": (2,),

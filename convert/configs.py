@@ -1,11 +1,11 @@
-"""Other people's config files as our config dataclasses: the diffusers layout.
+"""Translates config files of the diffusers layout to our config dataclasses.
 
-Every field is translated, or must have the one value that is built (NEUTRAL), or is ignored for the
-reason given (IGNORED). Any other field or value is an error, all of them at once: a field that is
-passed over in silence is a model that runs and draws something else. See `rules.check_fields`.
+Every field is translated, must have a supported value (NEUTRAL), or is ignored for a stated reason
+(IGNORED). Any other field or value is an error, and all errors are reported together: silently
+skipping a field could give a model that runs but draws something else. See `rules.check_fields`.
 
-Defaults are those of diffusers' UNet2DConditionModel and AutoencoderKL, transformers'
-CLIPTextConfig and diffusers' schedulers, for a file that leaves a field out.
+Fields that a file leaves out get the defaults of diffusers' UNet2DConditionModel, AutoencoderKL and
+schedulers, and of transformers' CLIPTextConfig.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ from .rules import UnsupportedConfig, check_fields, read_json, refused
 
 
 def from_folder(folder: str | Path, tokenizer: TokenizerConfig) -> ModelConfig:
-    """All configs of a diffusers model, checked to fit together.
+    """All configs of a diffusers model, checked for consistency.
 
-    Raises ValueError for a file that is missing or no JSON, and UnsupportedConfig.
+    Raises ValueError for a file that is missing or not JSON, and UnsupportedConfig.
     """
     folder = Path(folder)
     text = text_config(read_json(folder / "text_encoder" / "config.json"))
@@ -48,21 +48,21 @@ def from_folder(folder: str | Path, tokenizer: TokenizerConfig) -> ModelConfig:
 
 
 def check_together(model: ModelConfig) -> ModelConfig:
-    """The same model, its tokenizer cut to the text encoder's length.
+    """The same model, with the tokenizer's length limited to the text encoder's.
 
-    Raises UnsupportedConfig if its parts are not of one model.
+    Raises UnsupportedConfig if the parts do not belong together.
     """
     unet, vae, text = model.unet, model.vae, model.text_encoder.network
     tokens = model.text_encoder.tokenizer
     if unet.out_channels != vae.latent_channels:
         raise UnsupportedConfig(
-            f"the U-Net has {unet.out_channels} output channels and the VAE "
-            f"{vae.latent_channels} latent channels: they are not of one model"
+            f"the U-Net has {unet.out_channels} output channels, but the VAE has "
+            f"{vae.latent_channels} latent channels: they are not from the same model"
         )
     if unet.text_width != text.width:
         raise UnsupportedConfig(
-            f"the U-Net reads texts of width {unet.text_width} and the text encoder writes "
-            f"width {text.width}: they are not of one model"
+            f"the U-Net reads text embeddings of width {unet.text_width}, but the text encoder "
+            f"writes width {text.width}: they are not from the same model"
         )
     ids = (tokens.bos_token_id, tokens.eos_token_id, tokens.pad_token_id)
     if max(ids) >= text.vocab_size or text.eos_token_id not in (None, tokens.eos_token_id):
@@ -70,7 +70,7 @@ def check_together(model: ModelConfig) -> ModelConfig:
             f"the tokenizer's special tokens (begin, end, padding) are {ids}, but the text encoder "
             f"has {text.vocab_size} tokens and ends texts with "
             f"{'the largest id' if text.eos_token_id is None else text.eos_token_id}: "
-            "give the tokenizer that belongs to this text encoder"
+            "use the tokenizer that belongs to this text encoder"
         )
     length = min(tokens.max_length, text.max_length)
     tokens = dataclasses.replace(tokens, max_length=length)
@@ -94,7 +94,7 @@ def unet_config(fields: Mapping[str, Any]) -> UNetConfig:
         out_channels=out_channels,
         block_channels=channels,
         layers_per_block=_per_level(given.get("layers_per_block", 2), levels),
-        # Despite its name this is the number of heads; diffusers keeps the name for old files.
+        # Despite its name, this is the number of heads; diffusers keeps the name for old files.
         num_heads=_per_level(given.get("attention_head_dim", 8), levels),
         down_attention=_attention(
             "down_block_types", given, "DownBlock2D", (True,) * (levels - 1) + (False,)
@@ -112,12 +112,11 @@ def unet_config(fields: Mapping[str, Any]) -> UNetConfig:
 
 
 def check_in_channels(where: str, in_channels: int, latent: int) -> None:
-    """Raises UnsupportedConfig for a U-Net that reads something beside latents, or masked ones."""
+    """Raises UnsupportedConfig for a U-Net with inputs other than latents or inpainting latents."""
     if in_channels == 2 * latent:
         raise UnsupportedConfig(
-            f"{where}: in_channels is {in_channels}, a model that edits images by instructions "
-            f"(InstructPix2Pix): GLIGEN's have {latent}, or {2 * latent + 1} for inpainting; use "
-            "another one"
+            f"{where}: in_channels is {in_channels}, as in models that edit images by instruction "
+            f"(InstructPix2Pix): use a model with {latent}, or {2 * latent + 1} for inpainting"
         )
     if in_channels not in (latent, 2 * latent + 1):
         rule = f"{latent} (out_channels), or {2 * latent + 1} for inpainting"
@@ -133,7 +132,7 @@ def _refuse_image_grounding(fields: Mapping[str, Any]) -> None:
 
 
 def _grounding(given: Mapping[str, Any]) -> GroundingKind | None:
-    """What fusers read, if there are any, by today's field or by the fork's."""
+    """The fusers' kind of grounding, if any, from the current field or the fork's."""
     by_type = given.get("attention_type")
     by_flag = given.get("use_gated_attention")
     if by_type is None:
@@ -149,13 +148,13 @@ def _grounding(given: Mapping[str, Any]) -> GroundingKind | None:
 def _attention(
     field: str, given: Mapping[str, Any], plain: str, default: tuple[bool, ...]
 ) -> tuple[bool, ...]:
-    """Which blocks are of the CrossAttn kind, e.g. "CrossAttnDownBlock2D" for "DownBlock2D"."""
+    """Which blocks have cross-attention, like "CrossAttnDownBlock2D" for plain "DownBlock2D"."""
     if field not in given:
         return default
     names = {plain: False, f"CrossAttn{plain}": True}
     for name in given[field]:
         if name not in names:
-            raise refused("U-Net config", field, name, " and ".join(names))
+            raise refused("U-Net config", field, name, " or ".join(names))
     return tuple(names[name] for name in given[field])
 
 
@@ -174,10 +173,10 @@ def vae_config(fields: Mapping[str, Any]) -> VAEConfig:
             raise refused(where, field, list(names), f"{block} for each of {len(channels)} levels")
     image_channels = given.get("in_channels", 3)
     if (out := given.get("out_channels", 3)) != image_channels:
-        raise refused(where, "out_channels", out, f"in_channels, {image_channels}")
+        raise refused(where, "out_channels", out, f"{image_channels} (in_channels)")
     groups = given.get("norm_num_groups", 32)
     if any(width % groups for width in channels):
-        raise refused(where, "norm_num_groups", groups, f"a divisor of all of {list(channels)}")
+        raise refused(where, "norm_num_groups", groups, f"a common divisor of {list(channels)}")
     return VAEConfig(
         image_channels=image_channels,
         latent_channels=given.get("latent_channels", 4),
@@ -191,8 +190,8 @@ def vae_config(fields: Mapping[str, Any]) -> VAEConfig:
 def text_config(fields: Mapping[str, Any]) -> CLIPTextConfig:
     """`text_encoder/config.json`, a transformers CLIPTextModel.
 
-    The pooled output is read at the first `eos_token_id`. Configs from before transformers 4.30 say
-    eos_token_id 2, which is no end of text in any CLIP vocabulary: they mean the largest id.
+    The pooled output is taken at the first `eos_token_id`. Configs from before transformers 4.30
+    have 2, which is not the end-of-text id of any CLIP vocabulary; it stands for the largest id.
     """
     where = "text encoder config"
     given = check_fields(
@@ -200,10 +199,10 @@ def text_config(fields: Mapping[str, Any]) -> CLIPTextConfig:
     )
     vocab_size, eos = given.get("vocab_size", 49408), given.get("eos_token_id", 49407)
     if eos != 2 and eos >= vocab_size:
-        raise refused(where, "eos_token_id", eos, f"2, or an id below vocab_size, {vocab_size}")
+        raise refused(where, "eos_token_id", eos, f"2, or an id below vocab_size ({vocab_size})")
     width, heads = given.get("hidden_size", 512), given.get("num_attention_heads", 8)
     if width % heads:
-        raise refused(where, "num_attention_heads", heads, f"a divisor of hidden_size, {width}")
+        raise refused(where, "num_attention_heads", heads, f"a divisor of hidden_size ({width})")
     return CLIPTextConfig(
         vocab_size=vocab_size,
         width=width,
@@ -217,11 +216,12 @@ def text_config(fields: Mapping[str, Any]) -> CLIPTextConfig:
 
 
 def noise_schedule(fields: Mapping[str, Any]) -> NoiseSchedule:
-    """`scheduler/scheduler_config.json`: the noise, and what the file says of time steps.
+    """`scheduler/scheduler_config.json`: the noise schedule and the timestep settings.
 
-    Which solver the file names does not matter, the caller names one; but the betas that a file
-    leaves out are its class's. Fields of time steps that it leaves out stay None: each solver has
-    its own defaults, as with diffusers' `from_config`. Warns of choices that are not taken.
+    The solver that the file names does not matter, since the caller chooses one; but betas that the
+    file leaves out get the defaults of its class. Timestep settings that it leaves out stay None,
+    since each solver has its own defaults, as with diffusers' `from_config`. Warns about solver
+    options that are ignored.
     """
     where = "scheduler config"
     given = check_fields(
@@ -250,17 +250,17 @@ def noise_schedule(fields: Mapping[str, Any]) -> NoiseSchedule:
 
 
 def _warn_of_choices(fields: Mapping[str, Any]) -> None:
-    """Says which of the file's choices of a solver are made otherwise here."""
+    """Warns about solver options in the file that differ from ours."""
     others = [
         f"{field} {shown(fields[field])} (here {ours[0]!r})"
         for field, ours in known.SCHEDULER_OURS.items()
         if field in fields and fields[field] not in ours
     ]
     if others:
-        karras = "; dpmpp_2m_karras has Karras's" if fields.get("use_karras_sigmas") else ""
+        karras = " (dpmpp_2m_karras has Karras sigmas)" if fields.get("use_karras_sigmas") else ""
         warnings.warn(
-            f"scheduler config: {', '.join(others)}: not taken, since a solver is chosen by its "
-            f"name, with --solver{karras}",
+            f"scheduler config: ignoring {', '.join(others)}, since these options follow from the "
+            f"solver: choose one with --solver{karras}",
             stacklevel=3,
         )
 
@@ -276,7 +276,7 @@ def _per_level(value: int | list[int], levels: int) -> tuple[int, ...]:
 
 
 def _one(where: str, field: str, value: Any) -> int:
-    """A number that a file may also give once per level or side, all equal."""
+    """A number that a file may also repeat for every level or side."""
     values = set(value) if isinstance(value, list | tuple) else {value}
     if len(values) != 1:
         raise refused(where, field, value, "one number, or the same one everywhere")

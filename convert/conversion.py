@@ -1,8 +1,8 @@
-"""From a checkpoint in any form to a model directory, array by array.
+"""Converts a checkpoint in any format to a model directory, array by array.
 
     source -> Gathered (config, and where each tensor is, by diffusers name) -> match -> write_model
 
-To add a format: detect it in `sources.py`, and give it a function below that returns `Gathered`.
+To add a format, detect it in `sources.py` and add a function below that returns `Gathered`.
 """
 
 import dataclasses
@@ -34,16 +34,16 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-# Of every single file: the noise schedule's tables, and the training's averaged second copy.
+# In every single file: the noise schedule's tables and the EMA weights.
 LDM_IGNORED = (
     "alphas_cumprod", "betas", "log_one_minus", "model_ema.", "posterior_", "scale_factor", "sqrt_",
 )  # fmt: skip
-# Of some: weights of the training's loss, another code's table of noise, the words of a textual
-# inversion in the original code's form, a judge of finished images.
+# In some: loss weights, another codebase's noise table, textual-inversion embeddings in the
+# original code's format, and a safety checker.
 LDM_FOREIGN = ("denoiser.", "embedding_manager.", "logvar", "lvlb_weights", "safety_checker.")
-CHECKED = 2**18  # numbers at a time, so that looking for NaN takes no memory
+CHECKED = 2**18  # values at a time, so that the NaN check takes no memory
 
-Progress = Callable[[int, int], None]  # (parameters done, of how many)
+Progress = Callable[[int, int], None]  # (parameters done, total)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Gathered:
     config: ModelConfig
     tensors: Tensors
     tokenizer: BuiltTokenizer
-    foreign: tuple[str, ...] = ()  # arrays of no network, which are passed over
+    foreign: tuple[str, ...] = ()  # ignored arrays that belong to no network
 
 
 def convert(
@@ -75,19 +75,19 @@ def convert(
     variant: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Converts `source` into the model directory `destination`; returns the facts of its `info`.
+    """Converts `source` to the model directory `destination`, and returns its `info`.
 
     source: a diffusers folder or Hub id, an original GLIGEN pickle, or a single-file SD1.x
-    safetensors. adapter: fusers and position net alone, to go over a base without them. tokenizer:
-    folder, Hub id or merges file, where the source has none (by default OpenAI's). dtype: float32,
-    float16 or bfloat16; by default the source's. variant: such as "fp16", for diffusers folders.
-    Raises ValueError for whatever is wrong with the source, FileExistsError if `destination` is
-    there, also if it comes to be meanwhile, and OSError for a full disk; nothing is left then.
+    safetensors. adapter: only fusers and position net, to add to a base without them. tokenizer: a
+    folder, Hub id or merges file, if the source has none (default: OpenAI's). dtype: float32,
+    float16 or bfloat16 (default: the source's). variant: such as "fp16", for diffusers folders.
+    Raises ValueError for anything wrong with the source, FileExistsError if `destination` exists or
+    appears during the conversion, and OSError for a full disk; nothing is left behind.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose from {', '.join(DTYPES)}, or leave it out")
     if Path(destination).exists():
-        raise FileExistsError(f"{destination} exists already: choose another place, or remove it")
+        raise FileExistsError(f"{destination} already exists: choose another path, or remove it")
     found = resolve(source, variant)
     gathered = gather(found, tokenizer=tokenizer, variant=variant)
     if adapter is not None:
@@ -95,7 +95,7 @@ def convert(
     elif gathered.config.unet.grounding is None:
         raise ValueError(
             f"{source} is a plain Stable Diffusion checkpoint: it has no fusers and no position "
-            "net; give a GLIGEN checkpoint, or --adapter with GLIGEN's weights to put over it"
+            "net; use a GLIGEN checkpoint, or add GLIGEN's weights with --adapter"
         )
     shapes = leaf_shapes(gathered.config)
     leaves = match(
@@ -115,11 +115,11 @@ def convert(
 
 
 def _name_foreign(source: str | Path, names: list[str]) -> None:
-    """Says which arrays are passed over that not every checkpoint has."""
+    """Warns about ignored arrays that only some checkpoints have."""
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         warnings.warn(
-            f"{source}: {', '.join(names[:5])}{more}: ignored, since they take no part in making "
+            f"{source}: {', '.join(names[:5])}{more}: ignored, since they are not used to generate "
             "images",
             stacklevel=3,
         )
@@ -128,13 +128,13 @@ def _name_foreign(source: str | Path, names: list[str]) -> None:
 def read_arrays(
     leaves: list[Leaf], tensors: Tensors, dtype: str | None, progress: Progress | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Our parameters one after the other; each tensor is read when its parameter is due."""
+    """Yields our parameters one by one, reading each tensor only when it is needed."""
     total, done = sum(int(np.prod(leaf.shape)) for leaf in leaves), 0
     for leaf in leaves:
         located = [tensors[leaf.path.split("/")[0]][name] for name in leaf.sources]
         array = leaf.build([t.file.read(t.name) for t in located])
         if dtype is not None:
-            with np.errstate(over="ignore"):  # `_check_finite` says it
+            with np.errstate(over="ignore"):  # `_is_finite` finds it
                 array = array.astype(DTYPES[dtype], copy=False)
         if not _is_finite(array):
             _refuse_not_finite(located, dtype)
@@ -145,7 +145,7 @@ def read_arrays(
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    """Whether no number is NaN or infinite."""
+    """Whether no value is NaN or infinite."""
     flat = array.reshape(-1)
     return all(
         np.isfinite(flat[start : start + CHECKED]).all() for start in range(0, flat.size, CHECKED)
@@ -153,18 +153,18 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def _refuse_not_finite(located: list[Located], dtype: str | None) -> None:
-    """Raises ValueError that names the tensor, and whose fault it is: the file's or the dtype's."""
+    """Raises ValueError that names the tensor and blames the file or the dtype."""
     for tensor in located:
         array = tensor.file.read(tensor.name)
         if bad := array.size - int(np.isfinite(array).sum()):
             raise ValueError(
-                f"{tensor.file.name}: {tensor.name} has {bad} of {array.size} numbers NaN or "
-                "infinite, so every image would be: the checkpoint is damaged, or a merge or cast "
-                "overflowed; use another copy of it"
+                f"{tensor.file.name}: {tensor.name} has NaN or infinite values ({bad} of "
+                f"{array.size}), which would ruin every image: the checkpoint is damaged, or a "
+                "merge or cast overflowed; use another copy"
             )
     names = ", ".join(tensor.name for tensor in located)
     raise ValueError(
-        f"{located[0].file.name}: {names} has numbers too large for {dtype}: give --dtype bfloat16 "
+        f"{located[0].file.name}: {names} has values too large for {dtype}: use --dtype bfloat16 "
         "or float32"
     )
 
@@ -172,7 +172,7 @@ def _refuse_not_finite(located: list[Located], dtype: str | None) -> None:
 def gather(
     source: Source, *, tokenizer: str | Path | None = None, variant: str | None = None
 ) -> Gathered:
-    """Config, tensors and tokenizer of a source, whatever its form."""
+    """The config, tensors and tokenizer of a source in any format."""
     match source.kind:
         case "diffusers":
             return _gather_diffusers(source.path, tokenizer, variant)
@@ -182,11 +182,11 @@ def gather(
             return _gather_ldm(source.path, tokenizer)
         case "adapter":
             raise ValueError(
-                f"{source.path} is a GLIGEN adapter (fusers and position net alone): give the "
+                f"{source.path} is a GLIGEN adapter (only fusers and position net): pass the "
                 "Stable Diffusion checkpoint as SOURCE and this file with --adapter"
             )
         case "ours":
-            raise ValueError(f"{source.path} is a model directory of reground-jax already: load it")
+            raise ValueError(f"{source.path} is already a reground-jax model directory: load it")
 
 
 def _gather_diffusers(folder: Path, tokenizer: str | Path | None, variant: str | None) -> Gathered:
@@ -233,8 +233,8 @@ def _gather_ldm(path: Path, tokenizer: str | Path | None) -> Gathered:
                 strangers.append(name)
     if strangers:
         raise ValueError(
-            f"{path} has {len(strangers)} arrays of no known part of Stable Diffusion: "
-            + ", ".join(strangers[:5])
+            f"{path} has arrays that belong to no known part of Stable Diffusion "
+            f"({len(strangers)}): {', '.join(strangers[:5])}"
         )
     gathered = _with_tokenizer(config, tensors, tokenizer)
     return dataclasses.replace(gathered, foreign=tuple(passed))
@@ -243,16 +243,16 @@ def _gather_ldm(path: Path, tokenizer: str | Path | None) -> Gathered:
 def _with_tokenizer(
     config: ModelConfig, tensors: Tensors, tokenizer: str | Path | None
 ) -> Gathered:
-    """A checkpoint that carries no tokenizer, with one that fits; its padding and length hold."""
+    """Adds a matching tokenizer to a checkpoint without one; its padding and length apply."""
     built = build_tokenizer(find_tokenizer(tokenizer or DEFAULT_TOKENIZER))
     text, theirs = config.text_encoder, built.config
     ours = text.tokenizer
     if (ours.bos_token_id, ours.eos_token_id) != (theirs.bos_token_id, theirs.eos_token_id):
         raise ValueError(
             f"the tokenizer begins and ends texts with {theirs.bos_token_id} and "
-            f"{theirs.eos_token_id}, the checkpoint's text encoder (a vocabulary of "
+            f"{theirs.eos_token_id}, but the checkpoint's text encoder (vocabulary of "
             f"{text.network.vocab_size}) with {ours.bos_token_id} and {ours.eos_token_id}: "
-            "give the tokenizer that belongs to it with --tokenizer"
+            "pass the matching tokenizer with --tokenizer"
         )
     text = dataclasses.replace(text, tokenizer=theirs)
     config = configs.check_together(dataclasses.replace(config, text_encoders=(text,)))
@@ -261,34 +261,35 @@ def _with_tokenizer(
 
 
 def check_vocabulary(built: BuiltTokenizer, config: ModelConfig) -> None:
-    """Raises ValueError for a tokenizer that has ids beyond the text encoder's rows, and warns of
-    rows that no text reaches: then a file with added tokens is missing.
+    """Checks that the tokenizer has as many tokens as the text encoder's embedding has rows.
+
+    Raises ValueError for more tokens, and warns about fewer: a file of added tokens may be missing.
     """
     rows = config.text_encoder.network.vocab_size
     if built.size > rows:
         raise ValueError(
-            f"the tokenizer has {built.size} tokens, but the text encoder only {rows}: give the "
-            "tokenizer that belongs to it, or remove the tokens that were added"
+            f"the tokenizer has {built.size} tokens, but the text encoder has only {rows}: use the "
+            "matching tokenizer, or remove the added tokens"
         )
     if built.size < rows:
         warnings.warn(
-            f"the tokenizer has {built.size} tokens, but the text encoder {rows}: the words of the "
-            f"last {rows - built.size} are not known; if some were added to this model, give the "
-            "folder with added_tokens.json as --tokenizer",
+            f"the tokenizer has {built.size} tokens, but the text encoder has {rows}: prompts "
+            f"cannot use the last {rows - built.size}; if tokens were added to this model, pass "
+            "the folder with added_tokens.json as --tokenizer",
             stacklevel=4,
         )
 
 
 def _check_schedule(path: Path, config: ModelConfig, tables: TensorFile) -> None:
-    """The noise schedule that the file stores must be the one that its config describes."""
+    """Raises ValueError if the stored noise schedule is not the one that the config describes."""
     stored = tables.read("alphas_cumprod").astype(np.float64)
     ours = alphas_cumprod(config.schedule)
     # 1e-5: the stored table is a float32 cumulative product.
     if stored.shape != ours.shape or np.abs(stored - ours).max() > 1e-5:
         raise ValueError(
-            f"{path}: its alphas_cumprod is not that of its config "
+            f"{path} is inconsistent: its alphas_cumprod does not match its config "
             f"({config.schedule.beta_schedule} {config.schedule.beta_start}.."
-            f"{config.schedule.beta_end}): the file is inconsistent"
+            f"{config.schedule.beta_end})"
         )
 
 
@@ -296,16 +297,16 @@ def add_adapter(base: Gathered, adapter: Source) -> Gathered:
     """`base` with the fusers and the position net of an adapter file."""
     if adapter.kind != "adapter":
         raise ValueError(
-            f"--adapter {adapter.path} is a whole checkpoint ({adapter.kind}), not an adapter: "
-            "convert it by itself"
+            f"--adapter {adapter.path} is a full checkpoint ({adapter.kind}), not an adapter: "
+            "convert it on its own"
         )
     if base.config.unet.grounding is not None:
-        raise ValueError("the base has fusers already: an adapter goes over plain Stable Diffusion")
+        raise ValueError("the base already has fusers: use an adapter with plain Stable Diffusion")
     if base.config.unet.inpainting:
         raise ValueError(
-            f"the base is Stable Diffusion inpainting ({base.config.unet.in_channels} input "
-            "channels), whose extra channels are in another order and sense than GLIGEN's: put the "
-            "adapter over plain Stable Diffusion, or convert a GLIGEN inpainting checkpoint"
+            f"the base is an inpainting model ({base.config.unet.in_channels} input channels), "
+            "whose extra channels differ from GLIGEN's in order and meaning: use the adapter with "
+            "plain Stable Diffusion, or convert a GLIGEN inpainting checkpoint"
         )
     unet: UNetConfig = dataclasses.replace(base.config.unet, grounding="text")
     config = dataclasses.replace(base.config, unet=unet)

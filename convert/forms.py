@@ -1,6 +1,6 @@
-"""What a file is, told by its first bytes: names lie.
+"""Detects a file's format by its first bytes, since names can be wrong.
 
-Downloads are renamed, and a pointer, a login page or half a file is saved under a model's name.
+Downloads get renamed, and a pointer, a login page or half a file is saved under a model's name.
 """
 
 from pathlib import Path
@@ -11,35 +11,35 @@ from reground_jax.basics.wording import shown
 
 Form = Literal["safetensors", "torch", "index"]
 
-LOOKED_AT = 512  # bytes; a tar archive says so at byte 257
+LOOKED_AT = 512  # bytes; a tar archive has its signature at byte 257
 UTF8_MARK = b"\xef\xbb\xbf"
 OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # a pickled magic number
 
 AGAIN = "copy or download it again"
-UNPACK = "unpack it, and give the checkpoint that is in it"
-RESAVE = "with torch, save it again: torch.save(torch.load(path, map_location='cpu'), new_path)"
+UNPACK = "unpack it, and use the checkpoint inside"
+RESAVE = "save it again with torch: torch.save(torch.load(path, map_location='cpu'), new_path)"
 # offset, bytes found there, what the file is and what to do
 SIGNATURES = (
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
     (0, b"PK\x05\x06", f"an empty zip; {AGAIN}"),
-    (0, OLD_TORCH, f"torch's old form (before torch 1.6, no zip), not supported; {RESAVE}"),
-    (0, b"GGUF", "GGUF, quantized weights for llama.cpp; give the safetensors they were made of"),
-    (0, b"\x89HDF\r\n\x1a\n", "HDF5 (Keras or MATLAB), which is not supported; give safetensors"),
-    (0, b"\x93NUMPY", "one array of NumPy, without a name; save the state dict as safetensors"),
+    (0, OLD_TORCH, f"torch's old, unsupported format (before torch 1.6, not a zip); {RESAVE}"),
+    (0, b"GGUF", "GGUF, quantized weights for llama.cpp; use the safetensors they come from"),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5 (Keras or MATLAB), which is not supported; use safetensors"),
+    (0, b"\x93NUMPY", "a single NumPy array, without a name; save the state dict as safetensors"),
     (0, b"\x1f\x8b", f"compressed with gzip; {UNPACK}"),
     (0, b"BZh", f"compressed with bzip2; {UNPACK}"),
     (0, b"\xfd7zXZ\x00", f"compressed with xz; {UNPACK}"),
     (0, b"\x28\xb5\x2f\xfd", f"compressed with zstd; {UNPACK}"),
     (0, b"7z\xbc\xaf\x27\x1c", f"a 7z archive; {UNPACK}"),
     (0, b"Rar!", f"a RAR archive; {UNPACK}"),
-    (257, b"ustar", f"a tar archive; {UNPACK} (one of torch before 0.4: {RESAVE})"),
-    (0, b"\x89PNG", "a PNG picture, not a checkpoint"),
-    (0, b"\xff\xd8\xff", "a JPEG picture, not a checkpoint"),
+    (257, b"ustar", f"a tar archive; {UNPACK} (if from torch before 0.4: {RESAVE})"),
+    (0, b"\x89PNG", "a PNG image, not a checkpoint"),
+    (0, b"\xff\xd8\xff", "a JPEG image, not a checkpoint"),
 )  # fmt: skip
 
 
 def size_of(path: str | Path) -> int:
-    """The size of a regular file. Raises ValueError that names it where there is no such file."""
+    """The size of a regular file. Raises ValueError that names it if there is no such file."""
     try:
         return check_regular(path)
     except FileNotFoundError:
@@ -49,15 +49,15 @@ def size_of(path: str | Path) -> int:
 
 
 def form_of(path: str | Path) -> Form:
-    """The form of a file of arrays, or "index" for the JSON that lists shards.
+    """The format of a file of arrays, or "index" for the JSON that lists shards.
 
-    Raises ValueError that says what the file is instead, and what to do.
+    For any other file, raises ValueError that says what it is and what to do.
     """
     size = size_of(path)
     with open(path, "rb") as file:
         start = file.read(LOOKED_AT)
-    # Eight bytes of length, of which these are zero below a terabyte, then JSON. First, because
-    # the length may begin as other forms do.
+    # Eight bytes of length, the last of which are zero below a terabyte, then JSON. Checked first,
+    # because the length may begin like another format.
     if start[5:9] == b"\0\0\0{":
         return "safetensors"
     if start.startswith(b"PK\x03\x04"):
@@ -71,26 +71,26 @@ def form_of(path: str | Path) -> Form:
 
 
 def _otherwise(start: bytes, text: bytes, size: int) -> str:
-    """What a file is that is not read, and the way out."""
+    """What an unsupported file is, and the way out."""
     for offset, signature, meaning in SIGNATURES:
         if start.startswith(signature, offset):
             return meaning
     if not start:
         return f"empty (0 bytes); {AGAIN}"
     if not start.strip(b"\0"):
-        return f"zeros at its start, as an unfinished download leaves them; {AGAIN}"
+        return f"all zeros at its start, as left by an unfinished download; {AGAIN}"
     if text.startswith(b"<"):
         return (
-            "a web page (HTML or XML), which sites send in place of a file that needs a login or "
-            "is not there; log in, and download the file itself"
+            "a web page (HTML or XML), which sites send instead of a file that needs a login or "
+            "does not exist; log in, and download the file itself"
         )
     if start[0] == 0x80:
         return "a bare pickle, not a torch checkpoint; save its tensors as safetensors"
     if start[0] == 0x08 and start[2:3] == b"\x12":  # protobuf: a version, then the producer's name
-        return "ONNX, a program with its weights; give the checkpoint that it was made of"
-    if b"\x81" <= start[:1] <= b"\x8f" and b"\xa0" <= start[1:2] <= b"\xd9":  # a map by texts
-        return "msgpack (Flax); give the same model's safetensors"
+        return "ONNX, a program with its weights; use the checkpoint that it was exported from"
+    if b"\x81" <= start[:1] <= b"\x8f" and b"\xa0" <= start[1:2] <= b"\xd9":  # a map of strings
+        return "msgpack (Flax); use the same model's safetensors"
     return (
-        f"not a checkpoint that is read here (safetensors, torch zip): its {size} bytes start with "
+        f"not a supported checkpoint (safetensors or torch zip): its {size} bytes start with "
         f"{shown(start[:8])}"
     )

@@ -1,4 +1,4 @@
-"""Files from the Hugging Face Hub, the needed ones alone, in the Hub's own cache."""
+"""Downloads files from the Hugging Face Hub, only the needed ones, into the Hub's own cache."""
 
 import errno
 import re
@@ -14,7 +14,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# Of a folder that cannot be written; an error of the network has no such number.
+# Errors of a folder that is not writable; network errors do not have these numbers.
 UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.ENOENT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 
@@ -25,7 +25,7 @@ class HubId(NamedTuple):
 
 
 def parse(source: str) -> HubId | None:
-    """`owner/name[/path/to/file][@revision]`; None if the text has another form."""
+    """Parses `owner/name[/path/to/file][@revision]`; None for any other text."""
     word = r"[A-Za-z0-9][\w.-]*"
     match = re.fullmatch(rf"({word}/{word})((?:/{word})+)?(?:@([\w./-]+))?", source)
     if match is None:
@@ -35,24 +35,24 @@ def parse(source: str) -> HubId | None:
 
 
 def download(source: str, choose: Callable[[list[str]], list[str]]) -> Path:
-    """The local folder (or file, where the id names one) of a Hub id, downloaded where not cached.
+    """The local folder of a Hub id (or file, if the id names one), downloaded if not cached.
 
-    `choose` gets all file names of the repository and returns those that are needed. The Hub's
-    client keeps them by its own rules: where HF_HUB_CACHE or HF_HOME says, or else in a folder of
-    $XDG_CACHE_HOME or ~/.cache. Where the Hub cannot be reached, a copy in its cache is taken.
-    Raises ValueError that names the id and the way out.
+    `choose` gets all file names of the repository and returns the needed ones. The Hub's client
+    chooses the cache: HF_HUB_CACHE or HF_HOME, or else a folder in $XDG_CACHE_HOME or ~/.cache. If
+    the Hub cannot be reached, a cached copy is used. Raises ValueError that names the id and the
+    way out.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 
     wanted = parse(source)
     if wanted is None:
-        raise ValueError(f"{source!r} is not a Hub id; one looks like owner/name")
-    if constants.HF_HUB_CACHE.startswith("~"):  # the client would make a folder of that name
+        raise ValueError(f"{source!r} is not a Hub id; expected owner/name")
+    if constants.HF_HUB_CACHE.startswith("~"):  # the client would create a folder of that name
         raise ValueError(_unwritable(source, "there is no home folder"))
     where = {"repo_id": wanted.repo, "revision": wanted.revision}
     try:
         names = HfApi().list_repo_files(**where)
-    except Exception as error:  # the Hub's client lets through errors of several libraries
+    except Exception as error:  # the Hub's client raises errors of several libraries
         return _cached(source, wanted, error)
     try:
         chosen = [wanted.file] if wanted.file else choose(names)
@@ -74,7 +74,7 @@ def tokenizer_files(names: list[str]) -> list[str]:
     for folder in ("", "tokenizer/"):
         if chosen := [folder + name for name in TOKENIZER_FILES if folder + name in names]:
             return chosen
-    raise ValueError(f"no tokenizer in it: looked for {', '.join(TOKENIZER_FILES)}")
+    raise ValueError(f"it has no tokenizer: looked for {', '.join(TOKENIZER_FILES)}")
 
 
 def _cached(source: str, wanted: HubId, reason: Exception) -> Path:
@@ -96,16 +96,16 @@ def _unwritable(source: str, reason: str) -> str:
     from huggingface_hub import constants
 
     return (
-        f"{source!r}: its files cannot be kept in the Hub's cache, {constants.HF_HUB_CACHE} "
-        f"({reason}): name another folder with the environment variable HF_HOME"
+        f"{source!r} cannot be downloaded into the Hub's cache, {constants.HF_HUB_CACHE} "
+        f"({reason}): choose another folder with the environment variable HF_HOME"
     )
 
 
 def _unreachable(source: str, wanted: HubId, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
-        f"{source!r} is not a local path, and the Hugging Face Hub did not have it ({reason}); "
-        "check the name, or, where the machine has no network, run "
-        f"`hf download {wanted.repo} --local-dir FOLDER` on one that has, and give that folder "
+        f"{source!r} is not a local path, and was not found on the Hugging Face Hub ({reason}); "
+        "check the name, or, if this machine is offline, run "
+        f"`hf download {wanted.repo} --local-dir FOLDER` on one that is not, and pass that folder "
         "(a private or gated model needs `hf auth login` first)"
     )

@@ -1,7 +1,7 @@
-"""Which torch tensors make which of our parameters: one rule table per network, and its check.
+"""Maps torch tensors to our parameters: one rule table per network, and a check of completeness.
 
-Our modules are named after diffusers' state dict, so that a name is translated by the few rewrites
-below. Every source format is first renamed to diffusers' names (`ldm.py`, `normalize`).
+Our modules are named after diffusers' state dict, so that the few rewrites below translate every
+name. Every source format is first renamed to diffusers' names (`ldm.py`, `normalize`).
 """
 
 import re
@@ -33,7 +33,7 @@ TEXT: Rules = (
 )
 RULES: dict[str, Rules] = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
 
-PACKED = {  # one of ours, side by side from several of theirs
+PACKED = {  # one of ours is several of theirs, concatenated
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_kv": ("to_k", "to_v"),
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -41,9 +41,9 @@ PACKED = {  # one of ours, side by side from several of theirs
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# In old files and in no model: the positions 0..76.
+# The positions 0..76, stored in old files but not part of the model.
 POSITIONS = re.compile(r"(^|\.)embeddings\.position_ids$")
-# Parts of a network's training that take no part in making images; by normalized name.
+# Training-only parts that are not used to generate images, by normalized name.
 FOREIGN = {
     "unet": re.compile(r"$^"),
     "vae": re.compile(r"^(loss|model_ema)\."),
@@ -52,12 +52,12 @@ FOREIGN = {
 
 
 class KeyMismatch(ValueError):
-    """The tensors of a source and the parameters of its config are not a bijection."""
+    """The tensors of a source and the parameters of its config do not match one to one."""
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One of our parameters, the tensors that make it, and its shape."""
+    """One of our parameters, the tensors it is built from, and its shape."""
 
     path: str  # "unet/conv_in/kernel"
     sources: tuple[str, ...]  # names in the network's diffusers state dict
@@ -71,12 +71,12 @@ class Leaf:
         fan_out //= len(self.sources)
         if not self.path.endswith("/kernel"):
             return {(*inner, fan_out)}
-        if len(inner) == 3:  # OIHW behind HWIO
+        if len(inner) == 3:  # OIHW for our HWIO
             return {(fan_out, inner[2], inner[0], inner[1])}
         return {(fan_out, inner[0]), (fan_out, inner[0], 1, 1)}
 
     def build(self, tensors: Sequence[np.ndarray]) -> np.ndarray:
-        """Our parameter from its tensors: outputs last, channels last, packed ones side by side."""
+        """Our parameter from its tensors: outputs last, channels last, packed ones concatenated."""
         if self.path.endswith("/kernel"):
             if len(self.shape) == 4:
                 tensors = [t.transpose(2, 3, 1, 0) for t in tensors]
@@ -86,7 +86,7 @@ class Leaf:
 
 
 def torch_names(path: str) -> tuple[str, ...]:
-    """The diffusers names behind one of our paths, without the network's name."""
+    """The diffusers names for one of our paths, without the network's name."""
     network, *parts = path.split("/")
     parts[-1] = LEAVES.get(parts[-1], parts[-1])
     name = ".".join(parts)
@@ -99,7 +99,7 @@ def torch_names(path: str) -> tuple[str, ...]:
 
 
 def normalize(network: str, name: str) -> str:
-    """Today's diffusers name of a tensor: without the text encoder's prefixes and old VAE names."""
+    """A tensor's current diffusers name, without text encoder prefixes or old VAE names."""
     if network == "text_encoder":
         return re.sub(r"^(transformer\.)?(text_model\.)?", "", name)
     if network == "vae":
@@ -116,8 +116,9 @@ def match(
 ) -> list[Leaf]:
     """A leaf for each of our parameters, in the order of `shapes`.
 
-    shapes: ours by path. tensors: theirs, per network, by normalized name. Raises KeyMismatch that
-    lists every parameter without a tensor (-), tensor without a parameter (+) and wrong shape (!).
+    shapes: of ours, by path. tensors: shapes of theirs, by network and normalized name. Raises
+    KeyMismatch that lists every parameter without a tensor (-), tensor without a parameter (+) and
+    wrong shape (!).
     """
     leaves = [Leaf(path, torch_names(path), shape) for path, shape in shapes.items()]
     problems, used = [], set()
@@ -132,9 +133,9 @@ def match(
             elif found not in allowed:
                 wanted = " or ".join(map(str, sorted(allowed, key=len)))
                 problems.append(
-                    f"! {network}: {name} has shape {found}, the config asks for {wanted}"
+                    f"! {network}: {name} has shape {found}, but the config requires {wanted}"
                 )
-    problems += [f"+ {n}: {name} has no place in the model" for n, name in _unused(tensors, used)]
+    problems += [f"+ {n}: {name} matches no parameter" for n, name in _unused(tensors, used)]
     if problems:
         raise KeyMismatch(
             f"{len(problems)} tensors do not fit the model that the config describes:\n  "
@@ -144,7 +145,7 @@ def match(
 
 
 def foreign(tensors: dict[str, dict[str, Any]]) -> list[str]:
-    """The tensors that `match` passes over as FOREIGN, as NETWORK: NAME."""
+    """The tensors that `match` skips as FOREIGN, as NETWORK: NAME."""
     return [
         f"{network}: {name}"
         for network, names in tensors.items()

@@ -1,4 +1,4 @@
-"""The names of the original (LDM / CompVis) layout, as diffusers names: one table from the config.
+"""Maps names of the original (LDM / CompVis) layout to diffusers names, by tables from the config.
 
 Used for the original GLIGEN pickle, for its adapter-only files, and for single-file SD1.x.
 """
@@ -7,7 +7,7 @@ import functools
 
 from reground_jax.config import ModelConfig, UNetConfig, VAEConfig
 
-# How the names of a network begin in a single file.
+# The prefix of each network's names in a single file.
 LDM_PREFIXES = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
@@ -48,7 +48,7 @@ def unet_prefixes(config: UNetConfig) -> dict[str, str]:
 
     resnet("middle_block.0", "mid_block.resnets.0")
     resnet("middle_block.2", "mid_block.resnets.1")
-    entry = {"down": 1, "up": 0}  # of input_blocks, whose first is conv_in, and output_blocks
+    entry = {"down": 1, "up": 0}  # next index in input_blocks (0 is conv_in) and output_blocks
     for level in config.levels():
         if level.part == "mid":
             continue
@@ -60,10 +60,10 @@ def unet_prefixes(config: UNetConfig) -> dict[str, str]:
             if layer < level.attentions:
                 table[f"{place}.1"] = f"{diffusers}.attentions.{layer}"
         entry[level.part] += len(level.inputs)
-        if level.resamples and level.part == "down":  # in an entry of its own
+        if level.resamples and level.part == "down":  # has its own entry
             table[f"{ldm}.{entry['down']}.0.op"] = f"{diffusers}.downsamplers.0.conv"
             entry["down"] += 1
-        elif level.resamples:  # in the level's last one, after the attention where there is one
+        elif level.resamples:  # in the level's last entry, after any attention
             place = f"{ldm}.{entry['up'] - 1}.{2 if level.attentions else 1}"
             table[f"{place}.conv"] = f"{diffusers}.upsamplers.0.conv"
     return table
@@ -104,7 +104,7 @@ def vae_prefixes(config: VAEConfig) -> dict[str, str]:
 
 
 def diffusers_name(name: str, prefixes: dict[str, str]) -> str:
-    """`name` with its longest known prefix translated; unchanged where no prefix is known."""
+    """`name` with its longest known prefix translated, or unchanged if no prefix is known."""
     head = name
     while "." in head:
         head = head.rsplit(".", 1)[0]
@@ -114,7 +114,7 @@ def diffusers_name(name: str, prefixes: dict[str, str]) -> str:
 
 
 def rename(network: str, name: str, config: ModelConfig) -> str:
-    """The diffusers name of an original tensor name (without the file's own network prefix)."""
+    """The diffusers name of a tensor in the original layout, given without its network prefix."""
     if network == "unet":
         return diffusers_name(name, unet_prefixes(config.unet))
     if network == "vae":

@@ -1,6 +1,6 @@
-"""From a name to a model directory: ours as it is, anything else converted once into a cache.
+"""Finds the model directory for a name; other checkpoints are converted once into a cache.
 
-The models that come with the package have a plain name: `BUILT_IN`.
+The models that come with the package have plain names: `BUILT_IN`.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ BUILT_IN = ("emoji", "emoji-parallel")  # folders of MODELS, each with a model c
 
 
 def built_in(name: str | os.PathLike[str]) -> Path | None:
-    """The built-in model of this name, unless a file or folder of the user's has it."""
+    """The built-in model of this name, unless the user has a file or folder of that name."""
     return MODELS / name if name in BUILT_IN and not Path(name).exists() else None
 
 
 def model_directory(
     name: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None
 ) -> Path:
-    """The model directory behind a path (ours, or any that `convert` reads), the name of a built-in
-    model, or a Hub id, tried in this order.
+    """The model directory for a path, the name of a built-in model, or a Hub id, in this order.
 
-    Sources that are not ours are converted into a cache (see `home.cache_folder`), under a name
-    that changes when a file of theirs changes; of several processes one converts, and the others
-    take what it made. Raises ValueError or OSError with a sentence that says what is wrong.
+    A path is a model directory, or anything that `convert` reads. Other formats are converted into
+    a cache (see `home.cache_folder`), under a name that changes with their files; if several
+    processes need one, the first converts it and the others use the result. Raises ValueError or
+    OSError with a sentence that says what is wrong.
     """
     path = expand_home(name)
     if is_model_directory(path):
@@ -46,7 +46,7 @@ def model_directory(
         return source.path
     entry = f"{source.path.name}-{_fingerprint(source.path)}"
     target = cache_folder(cache) / entry
-    if is_model_directory(target):  # also in a cache that can only be read
+    if is_model_directory(target):  # even in a read-only cache
         return target
     writable_cache(cache)
     with _alone(target.with_name(f".{entry}.lock")):
@@ -59,20 +59,20 @@ def _convert_into(target: Path, name: str | os.PathLike[str]) -> None:
     try:
         convert(os.fspath(name), target)
     except FileExistsError:
-        if not is_model_directory(target):  # of another process, where there are no locks
+        if not is_model_directory(target):  # by another process, on a system without locks
             raise
     except OSError as error:
         if not is_full(error):
             raise
-        sentence = "the disk is full: make room there, or name another cache with --cache DIR"
+        sentence = "the disk is full: free some space, or choose another cache with --cache DIR"
         raise OSError(error.errno, sentence, str(target.parent)) from error
 
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One process, or thread, at a time, where the system has locks; it drops them at any end."""
+    """Admits one process or thread at a time, if the system has locks; it releases a dead one's."""
     with open(path, "a") as file:
-        # Windows has no fcntl, and some network file systems no locks.
+        # Windows has no fcntl, and some network file systems have no locks.
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
@@ -81,7 +81,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _fingerprint(path: Path) -> str:
-    """Changes with the place, size or time of any file of a source."""
+    """Changes with the path, size or modification time of any file of a source."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
     facts = [
         (str(file.resolve()), stat.st_size, stat.st_mtime_ns)

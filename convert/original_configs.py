@@ -1,7 +1,7 @@
-"""The config of an original GLIGEN checkpoint as ours.
+"""Translates the config of an original GLIGEN checkpoint to ours.
 
-It is the YAML of the original repository, as read by `pickles.plain`: per part a `target` (a class
-of the original code) and its `params`. It says nothing of the text encoder: there, array shapes do.
+It is the YAML of the original repository, as read by `pickles.plain`: for each part, a `target` (a
+class in the original code) and its `params`. It does not describe the text encoder; shapes do.
 """
 
 from collections.abc import Iterable, Mapping
@@ -62,7 +62,7 @@ VAE_TRANSLATED = {
     "out_ch": CHANNELS,
 }
 VAE_NEUTRAL = {
-    "attn_resolutions": (),  # attention in the middle block alone
+    "attn_resolutions": (),  # attention only in the middle block
     "attn_type": ("vanilla",),
     "double_z": (True,),
     "give_pre_end": (False,),
@@ -89,8 +89,8 @@ POSITION_NET = "text_grounding_net.PositionNet"
 def translate(config: Mapping[str, Any], text_encoder: TensorFile) -> ModelConfig:
     """All configs of an original GLIGEN checkpoint.
 
-    `config` as `sources.open_original` gives it, `text_encoder` the arrays of that part. Raises
-    UnsupportedConfig for a checkpoint that is not of the text-box kind, and for what is not built.
+    config: from `sources.open_original`. text_encoder: the arrays of that part. Raises
+    UnsupportedConfig for a checkpoint that is not a text-box model or is otherwise unsupported.
     """
     parts = ("model", "autoencoder", "diffusion")
     if missing := [part for part in parts if part not in config]:
@@ -114,11 +114,11 @@ def _require(where: str, given: Mapping[str, Any], fields: Iterable[str]) -> Non
 
 
 def _params(name: str, part: Any) -> dict[str, Any]:
-    """The parameters of a part of the config, or of a part of a part."""
+    """The parameters of a part of the config, or of a nested part."""
     params = part.get("params") if isinstance(part, Mapping) else part
     params = {} if params is None else params
     if not isinstance(params, Mapping) or not all(isinstance(key, str) for key in params):
-        raise refused("original config", name, part, "a class with its parameters by name")
+        raise refused("original config", name, part, "a class with named parameters")
     return dict(params)
 
 
@@ -128,7 +128,7 @@ def unet_config(params: Mapping[str, Any]) -> UNetConfig:
     given = check_fields(where, params, UNET_TRANSLATED, UNET_NEUTRAL, UNET_IGNORED)
     _require(where, given, UNET_REQUIRED)
     multipliers = given.get("channel_mult", (1, 2, 4, 8))
-    # Down-sampling factors, not resolutions, at which there is attention.
+    # attention_resolutions are downsampling factors, not resolutions.
     attention = [2**level in given["attention_resolutions"] for level in range(len(multipliers))]
     latent = given["out_channels"]
     if given["in_channels"] != latent:
@@ -154,14 +154,14 @@ def _check_position_net(part: Mapping[str, Any] | None, text_width: int) -> None
     target = (part or {}).get("target")
     if part is None or not str(target).endswith(POSITION_NET):
         raise UnsupportedConfig(
-            f"original U-Net config: grounding_tokenizer is {shown(target)}, supported is "
+            f"original U-Net config: grounding_tokenizer is {shown(target)}, expected "
             f"{POSITION_NET}; use a text-box checkpoint (gligen-generation-text-box, "
             "gligen-inpainting-text-box)"
         )
     supported = {"in_dim": text_width, "out_dim": text_width, "fourier_freqs": 8}
     for field, value in _params("grounding_tokenizer", part).items():
         if supported.get(field) != value:
-            wanted = supported.get(field, f"one of {', '.join(supported)}")
+            wanted = supported.get(field, f"only the fields {', '.join(supported)}")
             raise refused("original position net config", field, value, wanted)
 
 
@@ -191,7 +191,7 @@ def vae_config(params: Mapping[str, Any]) -> VAEConfig:
 
 
 def noise_schedule(params: Mapping[str, Any]) -> NoiseSchedule:
-    """`ldm.models.diffusion.ldm.LatentDiffusion`, with the time steps of the original PLMS.
+    """`ldm.models.diffusion.ldm.LatentDiffusion`, with the timesteps of the original PLMS.
 
     The original's "linear" is linear in the square root of beta: diffusers' scaled_linear.
     """

@@ -1,10 +1,10 @@
-"""A pickle read as data: a small interpreter of the instructions that torch and pickle write.
+"""Reads a pickle as data: a small interpreter of the instructions that torch and pickle write.
 
-A pickle is a program. Python's own interpreter of it imports what it names, calls that, and does
-whatever amount of work a few bytes ask for. Here no name is ever imported: each becomes a `Name`,
-which may be called only where the caller gave it a stand-in. Every instruction costs bounded time
-and memory, and their number is bounded. Protocols 2 to 5, without what no checkpoint has (out of
-band buffers, the extension registry, the text forms of protocol 0).
+A pickle is a program. Python's own unpickler imports the names in it, calls them, and does any
+amount of work that a few bytes request. Here no name is ever imported: each becomes a `Name`, which
+may only be called if the caller gave it a stand-in. Every instruction takes bounded time and
+memory, and their number is bounded. Protocols 2 to 5, without what no checkpoint uses (out-of-band
+buffers, the extension registry, the text forms of protocol 0).
 """
 
 import pickle
@@ -15,7 +15,7 @@ from typing import Any, no_type_check
 
 from reground_jax.basics.wording import shown
 
-# One array takes 45 instructions: a Stable Diffusion file with its optimizer has 350,000.
+# An array takes 45 instructions: a Stable Diffusion file with optimizer state has 350,000.
 MOST_INSTRUCTIONS = 3_000_000
 LONGEST_KEY = 2**16  # characters: equal keys are compared each time they are set
 LONGEST_NUMBER = 255  # bytes
@@ -26,18 +26,18 @@ class BadPickle(ValueError):
 
 
 class RefusedPickle(BadPickle):
-    """The pickle asks for a name, or a use of one, that no checkpoint of arrays needs."""
+    """The pickle contains a name, or uses one in a way, that no checkpoint of arrays needs."""
 
 
 def refused(path: Path, use: str) -> RefusedPickle:
     return RefusedPickle(
         f"{path} {use}, which could run code and which no checkpoint of arrays needs: refused; "
-        "save its tensors alone, as safetensors"
+        "save only its tensors, as safetensors"
     )
 
 
 class Name:
-    """A name that a pickle asks for, and what may be done with it; as a value it is just a name."""
+    """A name in a pickle, and what may be done with it; as a value, it is just a name."""
 
     __slots__ = ("name", "call", "creates")
 
@@ -47,8 +47,8 @@ class Name:
         call: Callable[[tuple[Any, ...]], Any] | None = None,
         creates: bool = False,
     ) -> None:
-        """call: what a call of it with these arguments gives, or ValueError with a short reason;
-        None refuses calls. creates: whether it is a class of which objects may be made, as `Inert`.
+        """call: returns the result for the arguments, or raises ValueError with a short reason;
+        None refuses calls. creates: whether it is a class that may be instantiated, as `Inert`.
         """
         self.name, self.call, self.creates = name, call, creates
 
@@ -57,7 +57,7 @@ class Name:
 
 
 class Inert:
-    """Stands for an object of a foreign class: keeps the state it is given, and does nothing."""
+    """Stands in for an object of a foreign class: keeps its state, and does nothing."""
 
     __slots__ = ("name", "state")
 
@@ -69,10 +69,10 @@ class Inert:
         return f"<{self.name}>"
 
 
-KEYS = frozenset({int, float, bool, type(None), Name, Inert})  # of dicts, and texts and bytes
+KEYS = frozenset({int, float, bool, type(None), Name, Inert})  # of dicts, besides str and bytes
 
 
-@no_type_check  # at run time, as tests do: of functions this short it would take most of the time
+@no_type_check  # run-time checks, as in tests, would dominate the time of functions this short
 class Reader:
     """One run over one pickle."""
 
@@ -83,8 +83,8 @@ class Reader:
         find: Callable[[str, str], Name],
         persistent: Callable[[Any], Any],
     ) -> None:
-        """path: for messages. find: the Name of a module's name, or RefusedPickle. persistent: what
-        a persistent id stands for, a storage in torch's files.
+        """path: for messages. find: returns the Name of a module's name, or raises RefusedPickle.
+        persistent: returns what a persistent id stands for, a storage in torch's files.
         """
         self.path, self.data, self.find, self.persistent = path, data, find, persistent
         self.at = 0
@@ -93,7 +93,7 @@ class Reader:
         self.memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """The value that the pickle makes. Raises BadPickle."""
+        """Runs the pickle and returns its value. Raises BadPickle."""
         data, stop = self.data, pickle.STOP[0]
         try:
             for _ in range(MOST_INSTRUCTIONS):
@@ -106,21 +106,21 @@ class Reader:
                     raise self.damaged(f"{bytes([code])!r} at {self.at - 1} is not an instruction")
                 handler(self)
         except IndexError:
-            raise self.damaged("it ends early, or takes values that it never made") from None
+            raise self.damaged("it ends early, or uses values that it never created") from None
         except KeyError:
-            raise self.damaged("it takes a value that it never kept") from None
+            raise self.damaged("it uses a value that it never stored") from None
         except BadPickle:
             raise
-        except ValueError as error:  # of what a name stands for, or a text that is not UTF-8
+        except ValueError as error:  # from a stand-in, or for text that is not UTF-8
             raise self.damaged(str(error)) from error
         raise BadPickle(
-            f"{self.path}: the pickle in it has more than {MOST_INSTRUCTIONS} instructions; save "
-            "its tensors alone, as safetensors"
+            f"{self.path}: its pickle has more than {MOST_INSTRUCTIONS} instructions; save only "
+            "its tensors, as safetensors"
         )
 
     def damaged(self, reason: str) -> BadPickle:
         return BadPickle(
-            f"{self.path}: the pickle in it is damaged ({reason}); copy or download the file again"
+            f"{self.path}: its pickle is damaged ({reason}); copy or download the file again"
         )
 
     # Bytes of the program
@@ -138,7 +138,7 @@ class Reader:
     def line(self) -> str:
         end = self.data.find(b"\n", self.at, self.at + 256)
         if end < 0:
-            raise self.damaged("a name without end")
+            raise self.damaged("an unterminated name")
         text = str(self.data[self.at : end], "utf-8")
         self.at = end + 1
         return text
@@ -174,14 +174,14 @@ class Reader:
     def tuple(self, count: int) -> None:
         items = tuple(self.stack[-count:])
         if len(items) != count:
-            raise self.damaged("a tuple of too little")
+            raise self.damaged("a tuple of too few values")
         self.stack[-count:] = [items]
 
     def extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is list:
             target.extend(items)
-        elif type(target) is not Inert:  # whose items mean nothing here
+        elif type(target) is not Inert:  # whose items are ignored
             raise self.damaged(f"{shown(target)} is not a list")
 
     def set_items(self, items: list[Any]) -> None:
@@ -189,12 +189,12 @@ class Reader:
         if type(target) is Inert:
             return
         if type(target) is not dict or len(items) % 2:
-            raise self.damaged(f"{shown(target)} is given {len(items)} keys and values")
+            raise self.damaged(f"{shown(target)} is assigned {len(items)} keys and values")
         for at in range(0, len(items), 2):
             if not _cheap(items[at]):
                 raise BadPickle(
-                    f"{self.path} has a dict with the key {shown(items[at])}; keys are short "
-                    "texts, numbers or names"
+                    f"{self.path} has a dict with the key {shown(items[at])}; keys must be short "
+                    "strings, numbers or names"
                 )
             target[items[at]] = items[at + 1]
 
@@ -211,7 +211,7 @@ class Reader:
     def get(self, size: int) -> None:
         self.stack.append(self.memo[self.number(size)])
 
-    # Names and what is done with them
+    # Names and their uses
 
     def name(self, module: Any, name: Any) -> None:
         if not (type(module) is str and type(name) is str and len(module) + len(name) <= 512):
@@ -231,28 +231,27 @@ class Reader:
         self.stack[-1] = callee.call(arguments)
 
     def create(self, count: int) -> None:
-        """A new object of the class below `count` arguments."""
+        """Replaces a class and its `count` arguments by a new object."""
         del self.stack[-count:]
         kind = self.stack[-1]
         if type(kind) is not Name or not kind.creates:
-            raise refused(self.path, f"makes an object of {shown(kind)}")
+            raise refused(self.path, f"creates an instance of {shown(kind)}")
         self.stack[-1] = Inert(kind.name)
 
     def build(self) -> None:
-        """Gives an object its state. A dict's means nothing here: it is attributes of torch's state
-        dicts."""
+        """Sets an object's state. A dict's, the attributes of torch's state dicts, is ignored."""
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is Inert:
             target.state = state if type(state) is dict else {}
         elif type(target) is not dict:
-            raise refused(self.path, f"gives a state to {shown(target)}")
+            raise refused(self.path, f"sets the state of {shown(target)}")
 
     def persistent_id(self) -> None:
         self.stack[-1] = self.persistent(self.stack[-1])
 
 
 def _cheap(key: Any) -> bool:
-    """Whether a key takes little to hash and compare; large ints can be made to collide."""
+    """Whether a key is cheap to hash and compare; large ints can be made to collide."""
     if type(key) in (str, bytes):
         return len(key) <= LONGEST_KEY
     return type(key) in KEYS and not (type(key) is int and key.bit_length() > 64)
@@ -292,7 +291,7 @@ INSTRUCTIONS: dict[int, Callable[[Reader], Any]] = {
         (pickle.TUPLE2, lambda r: r.tuple(2)),
         (pickle.TUPLE3, lambda r: r.tuple(3)),
         (pickle.TUPLE, lambda r: r.stack.append(tuple(r.since_mark()))),
-        # Sets are read as lists: what is in one need not be hashed.
+        # Sets are read as lists, so that their elements need not be hashed.
         (pickle.EMPTY_LIST, lambda r: r.stack.append([])),
         (pickle.EMPTY_SET, lambda r: r.stack.append([])),
         (pickle.LIST, lambda r: r.stack.append(r.since_mark())),

@@ -1,9 +1,9 @@
-"""Torch checkpoints (`torch.save`: .bin, .pth, .ckpt), read without torch and without running code.
+"""Reads torch checkpoints (`torch.save`: .bin, .pth, .ckpt) without torch or running any code.
 
-Since torch 1.6 the file is a zip: `<name>/data.pkl` is a pickle, and `<name>/data/<key>` is one
-uncompressed storage of raw numbers, of which a tensor is a strided view. The pickle is read as data
-(`pickle_data.Reader`), and may use the names of `torch_names` and the few of torch below; any other
-name is refused, before anything is made of it.
+Since torch 1.6 the file is a zip: `<name>/data.pkl` is a pickle, and each `<name>/data/<key>` is an
+uncompressed storage of raw numbers; tensors are strided views of storages. The pickle is read as
+data (`pickle_data.Reader`), and may use the names in `torch_names` and the few torch names below;
+any other name is refused before it is used.
 """
 
 import io
@@ -35,22 +35,23 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-LARGEST_PICKLE = 2**28  # bytes; the one of a Stable Diffusion checkpoint has 1 MB
-MOST_REPEATS = 2**20  # elements that an expanded tensor may have beyond those it is made of
-# Of the configuration inside a checkpoint: GLIGEN's has 300 values, 8 deep.
+LARGEST_PICKLE = 2**28  # bytes; that of a Stable Diffusion checkpoint has 1 MB
+MOST_REPEATS = 2**20  # elements that an expanded tensor may have beyond its storage's
+# Limits for the configuration inside a checkpoint; GLIGEN's has 300 values, 8 levels deep.
 MOST_VALUES = 100_000
 DEEPEST = 50
 LONGEST_TEXT, LONGEST_FIELD = 4096, 256  # characters
 
 
 def load_torch(path: str | Path) -> Any:
-    """What `torch.save` wrote to `path`: dicts, lists and numbers as they are (sets as lists),
-    tensors as `StoredArray` (unread), objects of other classes as `Inert` (see `plain`), and names
-    as `Name`.
+    """Reads what `torch.save` wrote to `path`.
+
+    Dicts, lists and numbers are returned as they are (sets as lists), tensors as `StoredArray`
+    (unread), objects of other classes as `Inert` (see `plain`), and names as `Name`.
 
     Raises ValueError: RefusedPickle for a name that no checkpoint needs, BadPickle or BadZip for
-    a file that is damaged, compressed, big-endian or made to exhaust its reader, and, for one that
-    is not a torch zip at all, what `forms.form_of` says.
+    a file that is damaged, compressed, big-endian or made to exhaust its reader, and the error of
+    `forms.form_of` for a file that is not a torch zip at all.
     """
     path = Path(path)
     if (form := form_of(path)) != "torch":
@@ -60,12 +61,12 @@ def load_torch(path: str | Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """OmegaConf-shaped inert data as plain dicts, lists and values.
+    """Converts OmegaConf-shaped inert data to plain dicts, lists and values.
 
     A container node keeps its children in `_content`, a leaf its value in `_val`. A dict of exactly
-    `_content` and `_metadata` is `vars()` of a node: the form of `config_dict` in original GLIGEN
-    checkpoints. Raises ValueError for anything else, and for more than a configuration has: one
-    that holds itself, or the same list over and over.
+    `_content` and `_metadata` is `vars()` of a node, like `config_dict` in original GLIGEN
+    checkpoints. Raises ValueError for anything else, and for data too large to be a configuration,
+    such as a list that contains itself, or the same list over and over.
     """
     count = 0
 
@@ -74,8 +75,8 @@ def plain(value: Any) -> Any:
         count += 1
         if count > MOST_VALUES or depth > DEEPEST:
             raise ValueError(
-                f"config is more than a configuration: more than {MOST_VALUES} values, or more "
-                f"than {DEEPEST} deep"
+                f"config is too large: more than {MOST_VALUES} values, or more than {DEEPEST} "
+                "levels deep"
             )
         if isinstance(value, Inert):
             for slot in ("_content", "_val"):
@@ -90,13 +91,13 @@ def plain(value: Any) -> Any:
                 return walk(value["_content"], depth + 1)
             if stray := [key for key in value if type(key) is not str or len(key) > LONGEST_FIELD]:
                 raise ValueError(
-                    f"config has the field {shown(stray[0])}; names of fields are short texts"
+                    f"config has the field {shown(stray[0])}; field names must be short strings"
                 )
             return {key: walk(child, depth + 1) for key, child in value.items()}
         if isinstance(value, list | tuple):
             return [walk(child, depth + 1) for child in value]
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
-            raise ValueError(f"config has a text of {len(value)} characters, {shown(value)}")
+            raise ValueError(f"config has a string of {len(value)} characters, {shown(value)}")
         if value is not None and not isinstance(value, str | int | float):
             raise ValueError(f"config holds {shown(value)}, which is not a setting")
         return value
@@ -105,7 +106,7 @@ def plain(value: Any) -> Any:
 
 
 class _Storage(NamedTuple):
-    """One run of numbers in the file."""
+    """A contiguous run of numbers in the file."""
 
     offset: int
     dtype: np.dtype
@@ -113,7 +114,7 @@ class _Storage(NamedTuple):
 
 
 class _Checkpoint:
-    """An open torch zip: its pickle, where its storages lie, and what torch's names stand for."""
+    """An open torch zip: its pickle, its storages' offsets, and the meaning of torch's names."""
 
     def __init__(self, path: Path, file: io.BufferedIOBase) -> None:
         self.path, self.zip = path, Zip(path, file)
@@ -136,8 +137,8 @@ class _Checkpoint:
         prefix = names[0].removesuffix("data.pkl")
         if f"{prefix}constants.pkl" in self.zip.entries:
             raise BadPickle(
-                f"{self.path} is a TorchScript program, no checkpoint; save the state_dict() of "
-                "the model that it was made of"
+                f"{self.path} is a TorchScript program, not a checkpoint; save the state_dict() of "
+                "the model it was made from"
             )
         return prefix
 
@@ -146,11 +147,11 @@ class _Checkpoint:
         return Reader(self.path, pickle, self.find, self.storage).load()
 
     def find(self, module: str, name: str) -> Name:
-        """The Name of a module's name, one and the same each time; RefusedPickle if not known."""
+        """The Name of a module's name, the same object each time. Raises RefusedPickle."""
         if (module, name) not in self.names:
             found = self._torch_name(module, name) or known(module, name)
             if found is None:
-                raise refused(self.path, f"asks for {named(f'{module}.{name}')}")
+                raise refused(self.path, f"refers to {named(f'{module}.{name}')}")
             self.names[module, name] = found
         return self.names[module, name]
 
@@ -192,7 +193,7 @@ class _Checkpoint:
         return self.offsets[key]
 
     def tensor(self, arguments: tuple[Any, ...]) -> StoredArray:
-        """torch._utils._rebuild_tensor_v2; requires_grad and hooks mean nothing here."""
+        """torch._utils._rebuild_tensor_v2; requires_grad and hooks are ignored."""
         if len(arguments) < 4:
             raise ValueError(f"a tensor of {len(arguments)} arguments")
         storage, start, shape, strides = arguments[:4]
@@ -222,7 +223,7 @@ class _Checkpoint:
         return StoredArray(self.path, offset, storage.dtype, shape, None if dense else strides)
 
     def typed(self, arguments: tuple[Any, ...]) -> Any:
-        """torch._tensor._rebuild_from_type_v2: a tensor with attributes, ignored."""
+        """torch._tensor._rebuild_from_type_v2: a tensor with attributes, which are ignored."""
         match arguments:
             case (Name(call=self.tensor), Name(name="torch.Tensor"), tuple(inner), _):
                 return self.tensor(inner)
@@ -230,7 +231,7 @@ class _Checkpoint:
 
 
 def _wrapped(arguments: tuple[Any, ...]) -> StoredArray:
-    """torch._utils._rebuild_parameter: the tensor in it; requires_grad and hooks mean nothing."""
+    """torch._utils._rebuild_parameter: its tensor; requires_grad and hooks are ignored."""
     if arguments and type(arguments[0]) is StoredArray:
         return arguments[0]
     raise ValueError(f"a parameter of {shown(arguments[:1])}")

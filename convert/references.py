@@ -1,8 +1,7 @@
-"""PyTorch's networks of a checkpoint, filled by code that is not ours: the other side of `verify`.
+"""Loads a checkpoint into PyTorch's networks with third-party code: the reference for `verify`.
 
-They are filled by diffusers' and transformers' own loaders, and for the original layouts by
-diffusers' single-file converters. Our key tables (`keys.py`, `ldm.py`) take no part, so an error in
-them shows.
+This uses diffusers' and transformers' own loaders and, for the original layouts, diffusers'
+single-file converters. Our key tables (`keys.py`, `ldm.py`) are not used, so errors in them show.
 """
 
 from pathlib import Path
@@ -24,7 +23,7 @@ from .sources import (
     resolve,
 )
 
-PARTS = {"unet": "model", "vae": "autoencoder", "text_encoder": "text_encoder"}  # of a pickle
+PARTS = {"unet": "model", "vae": "autoencoder", "text_encoder": "text_encoder"}  # parts of a pickle
 
 State = dict[str, Any]  # torch tensors by name
 
@@ -53,10 +52,10 @@ def reference_networks(
     adapter: str | Path | None,
     variant: str | None,
 ) -> dict[str, Any]:
-    """PyTorch's U-Net, autoencoder and text encoder of a source, by the names of our networks.
+    """PyTorch's U-Net, autoencoder and text encoder of a source, by our network names.
 
-    ours: what it was converted to, which says what a file leaves open. Raises ValueError for a
-    source that is no model by itself, or lacks a tensor.
+    ours: the config it was converted to, for what the file leaves open. Raises ValueError for a
+    source that is not a complete model or lacks a tensor.
     """
     if found.kind == "diffusers":
         gated = adapter is None and ours.unet.grounding is not None
@@ -67,18 +66,18 @@ def reference_networks(
     if found.kind in ("original", "ldm"):
         return _from_single_file(found.path, found.kind, adapter, ours, libraries)
     raise ValueError(
-        f"{found.path} is of the kind {found.kind!r}, which is not converted by itself"
+        f"{found.path} is of kind {found.kind!r}, which cannot be converted on its own"
     )
 
 
 def _from_folder(
     folder: Path, variant: str | None, libraries: SimpleNamespace, *, gated: bool
 ) -> dict[str, Any]:
-    """The networks of a diffusers folder; gated: the U-Net has fusers, whatever field says so."""
+    """The networks of a diffusers folder. gated: the U-Net has fusers, whichever field says so."""
     diffusers, transformers = libraries.diffusers, libraries.transformers
 
     def options(part: str) -> dict[str, Any]:
-        # The loaders must be told of fp16; `convert` takes it where there is nothing else.
+        # The loaders must be told to use fp16; `convert` falls back to it by itself.
         picked = pick_weights([entry.name for entry in (folder / part).iterdir()], variant) or ""
         return {"variant": "fp16" if variant is None and ".fp16." in picked else variant}
 
@@ -103,8 +102,8 @@ def _from_single_file(
 ) -> dict[str, Any]:
     """The networks of an original pickle ("original") or a Stable Diffusion single file ("ldm").
 
-    A single file says nothing of its configuration, and neither says the number of the text
-    encoder's heads: those are taken from `ours`. Loading is strict, which checks every shape.
+    A single file does not contain its configuration, and neither kind has the number of text
+    encoder heads: these come from `ours`. Loading is strict, which checks every shape.
     """
     if kind == "original":
         parts, fields = open_original(path)
@@ -128,7 +127,7 @@ def _from_single_file(
 
 
 def _tensors(file: TensorFile, torch: Any) -> State:
-    """float32; the bytes are read by our readers, which tests compare with torch's."""
+    """All tensors in float32, read by our own readers, which tests compare with torch's."""
     return {
         name: torch.from_numpy(np.array(file.read(name), np.float32, order="C"))
         for name in file.keys()
@@ -136,7 +135,7 @@ def _tensors(file: TensorFile, torch: Any) -> State:
 
 
 def _original_config(unet: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
-    """The form of Stable Diffusion's YAML files, which diffusers' converters read."""
+    """A config in the form of Stable Diffusion's YAML files, which diffusers' converters read."""
     unet = {"channel_mult": [1, 2, 4, 8], "num_heads": 8, "transformer_depth": 1} | unet
     params = {"unet_config": {"params": unet}, "first_stage_config": {"params": vae}}
     return {"model": {"params": params}}
@@ -168,7 +167,7 @@ def _ldm_params(ours: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 def _ldm_unet(state: State, config: dict[str, Any], libraries: SimpleNamespace) -> Any:
     prefix = LDM_PREFIXES["unet"]
     fields = libraries.ldm.create_unet_diffusers_config_from_ldm(config, state)
-    # The YAML of an inpainting GLIGEN says 4; its mask and masked image come on top.
+    # The YAML of an inpainting GLIGEN says 4, not counting the mask and the masked image.
     fields["in_channels"] = state[f"{prefix}input_blocks.0.0.weight"].shape[1]
     if any(".fuser." in name for name in state):
         fields["attention_type"] = "gated"
@@ -179,7 +178,7 @@ def _ldm_unet(state: State, config: dict[str, Any], libraries: SimpleNamespace) 
 
 
 def _position_net(state: State) -> State:
-    """It has the same names in both layouts, as diffusers' script for GLIGEN takes them."""
+    """The position net, whose names diffusers' GLIGEN script leaves the same in both layouts."""
     return {name: tensor for name, tensor in state.items() if name.startswith("position_net.")}
 
 
@@ -211,10 +210,10 @@ def _ldm_text_encoder(state: State, ours: TextEncoderConfig, libraries: SimpleNa
 
 
 def _add_adapter(base: Any, path: Path, libraries: SimpleNamespace) -> Any:
-    """A U-Net of diffusers with the fusers and position net of an adapter file."""
+    """A diffusers U-Net with the fusers and position net of an adapter file."""
     adapter = _tensors(open_tensors(path), libraries.torch)
     fields = dict(base.config) | {"attention_type": "gated"}
-    # The converter goes through as many blocks as it counts, and an adapter has not all of them.
+    # The converter loops over the blocks that it counts, but an adapter does not have all of them.
     last = max(int(n.split(".")[1]) for n in adapter if n.startswith(("input_", "output_")))
     blocks = [f"{half}put_blocks.{i}" for half in ("in", "out") for i in range(last + 1)]
     blocks += [f"middle_block.{i}" for i in range(3)]
@@ -239,6 +238,6 @@ def _check_loaded(name: str, missing: Any, unexpected: Any) -> None:
     wrong = [key for key in (*missing, *unexpected) if not key.endswith("position_ids")]
     if wrong:
         raise ValueError(
-            f"the reference {name} cannot be filled from the source: {len(wrong)} tensors are "
-            f"missing or unknown there, such as {wrong[0]}"
+            f"the reference {name} cannot be loaded from the source: {len(wrong)} missing or "
+            f"unexpected tensors, such as {wrong[0]}"
         )

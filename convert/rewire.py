@@ -1,16 +1,16 @@
-"""The wirings as the papers write them, in diffusers' own U-Net: what ours is compared with.
+"""The wirings as the papers define them, in diffusers' own U-Net: the reference for ours.
 
 GLIGEN: arXiv 2301.07093; ReGround: arXiv 2403.13589. Each is a formula over the block's own layers;
-a wiring that is new needs one here.
+a new wiring needs one here.
 """
 
 from typing import Any
 
 
 def rewire(unet: Any, wiring: str) -> None:
-    """Gives every transformer block of diffusers' U-Net the forward of `wiring`.
+    """Replaces the forward pass of every transformer block in diffusers' U-Net by `wiring`'s.
 
-    Raises ValueError for a wiring without a formula, once the U-Net is run.
+    Running the U-Net raises ValueError for a wiring without a formula.
     """
 
     def forward(

@@ -1,8 +1,8 @@
-"""Fields of other people's config files: what each may be, and the check of a whole file at once.
+"""Rules for fields of third-party config files, and a check of a whole file at once.
 
-A rule says in words what a value must be, and whether one is. Numbers have bounds far above those
-of any real model, so that a damaged or malicious file is refused here, and not by whatever the
-number breaks later on.
+A rule describes in words what a value must be, and tests a value. Numbers have bounds far above
+those of any real model, so that a damaged or malicious file is refused here, not by whatever it
+would break later.
 """
 
 import warnings
@@ -14,13 +14,13 @@ from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.small_files import read_small
 from reground_jax.basics.wording import shown
 
-MAX_BYTES = 2**26  # of a JSON file; the largest real ones, tokenizer.json, have 4 MB
+MAX_BYTES = 2**26  # of a JSON file; the largest real one, tokenizer.json, has 4 MB
 MAX_LEVELS = 8
-SHOWN = 8  # problems of one file in a message
+SHOWN = 8  # problems of one file that a message lists
 
 
 class UnsupportedConfig(ValueError):
-    """The config asks for something that is not built, or has a field that is not known."""
+    """The config needs something that is not supported, or has an unknown field."""
 
 
 class Rule(NamedTuple):
@@ -36,7 +36,7 @@ def whole(low: int, high: int) -> Rule:
 
 
 def real(low: float, high: float) -> Rule:
-    """A number; neither NaN nor infinite, with finite bounds."""
+    """A number, which cannot be NaN or infinite if the bounds are finite."""
 
     def accepts(value: Any) -> bool:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -46,15 +46,15 @@ def real(low: float, high: float) -> Rule:
 
 
 def one_of(*choices: Any) -> Rule:
-    # `in` alone would take 1 for True
+    # `in` alone would accept 1 for True
     def accepts(value: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in choices)
 
-    return Rule(", ".join(map(repr, choices)), accepts)
+    return Rule(" or ".join(map(repr, choices)), accepts)
 
 
 def listed(rule: Rule, least: int = 1, most: int = MAX_LEVELS) -> Rule:
-    """A list of what the rule accepts."""
+    """A list of values that the rule accepts."""
 
     def accepts(value: Any) -> bool:
         is_list = isinstance(value, list | tuple) and least <= len(value) <= most
@@ -72,8 +72,8 @@ def per_level(rule: Rule) -> Rule:
 
 
 FLAG = one_of(True, False)
-TEXT = Rule("a text", lambda value: isinstance(value, str))
-MAX_LENGTHS = whole(3, 4096)  # of a text in tokens: begin, end, and a word
+TEXT = Rule("a string", lambda value: isinstance(value, str))
+MAX_LENGTHS = whole(3, 4096)  # of a text in tokens; at least begin, end, and one word
 
 
 def check_fields(
@@ -83,17 +83,17 @@ def check_fields(
     neutral: Mapping[str, tuple[Any, ...]],
     ignored: Iterable[str],
 ) -> dict[str, Any]:
-    """The translated fields that the file gives; one that is null counts as left out.
+    """The translated fields that the file contains; null counts as left out.
 
-    Raises UnsupportedConfig with every value that breaks its rule or is not neutral, and every
-    unknown field, but for those that are null or false: a field of a later version that is off.
-    These are named in one warning.
+    Raises UnsupportedConfig that lists every value that breaks its rule or is not neutral, and
+    every unknown field. Unknown fields that are null or false are likely features of a later
+    version that are off, and are named in one warning instead.
     """
     wrong, passed = [], []
     for field, value in fields.items():
         if field in translated:
             if value is not None and not translated[field].accepts(value):
-                wrong.append(f"{field} is {shown(value)}, supported is {translated[field].text}")
+                wrong.append(f"{field} is {shown(value)}, expected {translated[field].text}")
         elif field in neutral:
             wrong += _not_neutral(field, value, neutral[field])
         elif field.startswith("_") or field in ignored:
@@ -101,15 +101,15 @@ def check_fields(
         elif value is None or value is False:
             passed.append(field[:60])
         else:
-            wrong.append(f"field {field[:60]} ({shown(value)}) is not known")
+            wrong.append(f"field {field[:60]} ({shown(value)}) is unknown")
     if wrong:
         raise UnsupportedConfig(
-            f"{where}: {_some(wrong, '; ')}. Such a model is not built here: use one without it"
+            f"{where}: {_some(wrong, '; ')}. Such a model is not supported: use another one"
         )
     if passed:
         warnings.warn(
-            f"{where}: {_some(passed, ', ')}: not known here, and taken to be off, as null "
-            "or false says; should images differ from diffusers', look there first",
+            f"{where}: {_some(passed, ', ')}: unknown, and assumed to be off, being null or "
+            "false; if images differ from diffusers', look here first",
             stacklevel=2,
         )
     return {f: fields[f] for f in translated if fields.get(f) is not None}
@@ -118,7 +118,7 @@ def check_fields(
 def check_neutral(
     where: str, fields: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]
 ) -> None:
-    """Raises UnsupportedConfig for a field that is given with another value than those listed."""
+    """Raises UnsupportedConfig for a field whose value is not one of those listed."""
     wrong = []
     for field, supported in neutral.items():
         if fields.get(field) is not None:
@@ -128,12 +128,12 @@ def check_neutral(
 
 
 def _not_neutral(field: str, value: Any, supported: tuple[Any, ...]) -> list[str]:
-    """What is wrong with a value. A list, one entry per level, is fine if each entry is."""
+    """What is wrong with a value. A list with one entry per level is fine if each entry is."""
     values = value if isinstance(value, list | tuple) else [value]
     if all(entry in supported for entry in values):
         return []
     wanted = " or ".join(map(repr, supported)) or "an empty list"
-    return [f"{field} is {shown(value)}, supported is {wanted}"]
+    return [f"{field} is {shown(value)}, expected {wanted}"]
 
 
 def _some(texts: list[str], separator: str) -> str:
@@ -142,20 +142,20 @@ def _some(texts: list[str], separator: str) -> str:
 
 
 def refused(where: str, field: str, value: Any, supported: Any) -> UnsupportedConfig:
-    """The error for one value, to be raised."""
-    return UnsupportedConfig(f"{where}: {field} is {shown(value)}, supported is {supported}")
+    """The error to raise for one value."""
+    return UnsupportedConfig(f"{where}: {field} is {shown(value)}, expected {supported}")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError that names the file if it is missing or something else."""
+    """A JSON object. Raises ValueError that names the file if it is missing or not an object."""
     fields = parse_file(path)
     if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds a {type(fields).__name__}, expected an object of fields")
+        raise ValueError(f"{path} holds a {type(fields).__name__}, expected a JSON object")
     return fields
 
 
 def parse_file(path: str | Path) -> Any:
-    """The value of a JSON file of a sane size. Raises ValueError that names the file."""
+    """The value in a JSON file of reasonable size. Raises ValueError that names the file."""
     try:
         return parse_json(read_small(path, MAX_BYTES))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """The safetensors format: 8 bytes of header length, a JSON header, then raw arrays back to back.
 
-Read here rather than by the safetensors package, whose NumPy side knows no bfloat16 and maps the
-whole file into memory. Format: https://github.com/huggingface/safetensors#format
+Read here rather than by the safetensors package, whose NumPy API lacks bfloat16 and maps the whole
+file into memory. Format: https://github.com/huggingface/safetensors#format
 """
 
 import math
@@ -29,16 +29,16 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-# Bytes; the format allows 100 MB. One of 2,600 arrays has 300 kB, and JSON can take 25 times its
-# bytes of memory.
+# Bytes; the format allows 100 MB. With 2,600 arrays it has 300 kB, and parsed JSON can take 25
+# times as much memory.
 LONGEST_HEADER = 2**24
 
 
 def read_header(path: str | Path) -> dict[str, StoredArray]:
-    """Where each array of the file lies, by name, in file order; reads the header alone.
+    """Where each array of the file lies, by name, in file order; reads only the header.
 
-    Raises ValueError, in one sentence with the file and the bytes expected and found, where the
-    file is truncated or its header does not describe the bytes that follow.
+    Raises ValueError, in one sentence with the file and the bytes expected and found, if the file
+    is truncated or its header does not describe the bytes that follow.
     """
     path = Path(path)
     size = size_of(path)
@@ -80,12 +80,12 @@ def _header(path: Path, size: int) -> tuple[int, dict[str, Any]]:
         raise ValueError(_corrupt(path, f"a {type(header).__name__}, not a dict"))
     metadata = header.pop("__metadata__", {})
     if not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
-        raise ValueError(_corrupt(path, f"its __metadata__ is {shown(metadata)}, not texts"))
+        raise ValueError(_corrupt(path, f"its __metadata__ is {shown(metadata)}, not strings"))
     return length, header
 
 
 def _begin(path: Path, name: str, entry: Any) -> tuple[int, int]:
-    """Sort key: begin, end of the array's bytes. Checks the entry's form on the way."""
+    """Sort key: begin and end of the array's bytes. Also checks the entry's form."""
     match entry:
         case {"dtype": str(), "shape": list(shape), "data_offsets": [begin, end]}:
             if is_shape(shape) and is_count(begin) and is_count(end):
@@ -96,7 +96,7 @@ def _begin(path: Path, name: str, entry: Any) -> tuple[int, int]:
 def _array(path: Path, name: str, entry: Any, start: int, expected_begin: int) -> StoredArray:
     if entry["dtype"] not in DTYPES:
         raise ValueError(
-            f"{path}: {named(name)} has dtype {named(entry['dtype'])}, which is not read here; "
+            f"{path}: {named(name)} has dtype {named(entry['dtype'])}, which is not supported; "
             f"save it as one of {', '.join(DTYPES)}"
         )
     dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
@@ -107,7 +107,7 @@ def _array(path: Path, name: str, entry: Any, start: int, expected_begin: int) -
             _corrupt(
                 path,
                 f"{named(name)} of {needed} bytes, which should begin at {expected_begin}, "
-                f"is said to lie at {begin}..{end}",
+                f"is listed at {begin}..{end}",
             )
         )
     return StoredArray(path, start + begin, dtype, shape)

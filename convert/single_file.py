@@ -1,6 +1,6 @@
-"""The configs of a single-file Stable Diffusion 1.x, which says nothing of itself, from its shapes.
+"""Infers the configs of a single-file Stable Diffusion 1.x, which has none, from its array shapes.
 
-And of the text encoder of an original GLIGEN checkpoint, of which its config says nothing either.
+Also that of an original GLIGEN checkpoint's text encoder, which its config does not describe.
 """
 
 import dataclasses
@@ -26,30 +26,30 @@ REAL_VOCABULARY = 49408  # tokens of CLIP's own vocabulary; its last two begin a
 VIT_L_WIDTH, VIT_L_HEADS = 768, 12
 VAE_GROUPS = 32
 SCALE = real(1e-6, 1e6)  # of latents
-SD1_NOISE = NoiseSchedule(  # and the time steps of the original PLMS
+SD1_NOISE = NoiseSchedule(  # and the timesteps of the original PLMS
     timestep_spacing="leading",
     steps_offset=1,
     set_alpha_to_one=False,
     clip_sample=False,
     skip_prk_steps=True,
 )
-# Arrays that mark another kind of model.
+# Arrays that mark an unsupported kind of model.
 REFUSED = {
-    "v_pred": "predicts v, which a single file cannot say here: convert its diffusers folder, "
-    "whose scheduler says it",
-    "ztsnr": "was trained down to a signal of zero (ztsnr), which is not built: use another one",
-    f"{LDM_PREFIXES['unet']}label_emb.": "has a U-Net with label_emb, as SDXL's, which is not "
-    "built: use one of Stable Diffusion 1.x",
+    "v_pred": "is a v-prediction model, which is not supported as a single file: convert its "
+    "diffusers folder, whose scheduler config says so",
+    "ztsnr": "was trained with zero terminal SNR (ztsnr), which is not supported: use another one",
+    f"{LDM_PREFIXES['unet']}label_emb.": "has a U-Net with label_emb, like SDXL's, which is not "
+    "supported: use a Stable Diffusion 1.x checkpoint",
 }
 
 Shapes = Mapping[str, tuple[int, ...]]  # by array name
 
 
 def text_config(shapes: Shapes, unet_heads: int, prefix: str = "") -> TextEncoderConfig:
-    """The text encoder from its arrays' shapes, and the special tokens of its vocabulary.
+    """The text encoder's config and special tokens, from its array shapes.
 
-    `prefix` is what the file puts before all names of this part. No shape tells the number of
-    heads: ViT-L/14 has 12, and other widths are taken to have the U-Net's number.
+    prefix: of all names of this part in the file. No shape tells the number of heads: ViT-L/14 has
+    12, and other widths are assumed to have as many as the U-Net.
     """
     shapes = {key: shape for key, shape in shapes.items() if key.startswith(prefix)}
     (vocab_size, width), (max_length, _), (mlp_width, _) = (
@@ -64,7 +64,7 @@ def text_config(shapes: Shapes, unet_heads: int, prefix: str = "") -> TextEncode
     heads = VIT_L_HEADS if width == VIT_L_WIDTH else unet_heads
     if width % heads:
         raise UnsupportedConfig(
-            f"the text encoder is {width} wide, which {heads} heads do not divide: it is no CLIP "
+            f"the text encoder's width {width} is not divisible by {heads} heads: it is not a CLIP "
             "of Stable Diffusion 1.x"
         )
     is_clips = vocab_size == REAL_VOCABULARY
@@ -87,11 +87,11 @@ def _text_name(shapes: Shapes, end: str) -> str:
     for key in shapes:
         if key.endswith(end):
             return key
-    raise UnsupportedConfig(f"the text encoder is no CLIP of Stable Diffusion 1.x: it has no {end}")
+    raise UnsupportedConfig(f"the text encoder is not Stable Diffusion 1.x's CLIP: it has no {end}")
 
 
 def _sizes(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
-    """The shape of an array that must have so many axes, none of them empty."""
+    """The shape of an array that must have this many axes, none of them empty."""
     shape = shapes[name]
     if len(shape) != axes or 0 in shape:
         raise UnsupportedConfig(
@@ -104,9 +104,9 @@ def _sizes(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
 def from_single_file(arrays: TensorFile, num_heads: int = 8) -> ModelConfig:
     """All configs of a Stable Diffusion 1.x single file (`model.diffusion_model.*`), from shapes.
 
-    Shapes do not tell `num_heads` (8 in every SD1.x) or the noise (that of SD1.x). The grounding is
-    text where the file has fusers; the latents' scale is read where the file has it. Raises
-    UnsupportedConfig for a file that is not of SD1.x.
+    Shapes do not tell `num_heads` (8 in every SD1.x) or the noise schedule (that of SD1.x). The
+    grounding is text if the file has fusers; the latent scale is read if the file has it. Raises
+    UnsupportedConfig for a file that is not SD1.x.
     """
     shapes = arrays.shapes()
     for start, what in REFUSED.items():
@@ -123,13 +123,13 @@ def from_single_file(arrays: TensorFile, num_heads: int = 8) -> ModelConfig:
 
 
 def _scale(arrays: TensorFile) -> float:
-    """The scale of latents that training with `scale_by_std` stores in the file."""
+    """The latent scale, which training with `scale_by_std` stores in the file."""
     if arrays.shape("scale_factor") not in ((), (1,)):
         raise refused(arrays.name, "scale_factor", arrays.shape("scale_factor"), "one number")
     value = arrays.read("scale_factor").reshape(()).astype("float64").item()
     if not SCALE.accepts(value):
         raise refused(arrays.name, "scale_factor", value, SCALE.text)
-    return round(value, 6)  # it was meant as decimal, and is float32
+    return round(value, 6)  # a decimal number, stored as float32
 
 
 def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int) -> UNetConfig:
@@ -137,7 +137,7 @@ def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int) -> UNetConfig
     channels, layers, attention = [0], [0], [False]
     for index in range(1, len(shapes)):
         block = f"input_blocks.{index}"
-        if f"{block}.0.op.weight" in shapes:  # a down-sampler ends its level
+        if f"{block}.0.op.weight" in shapes:  # a downsampler ends its level
             channels, layers, attention = [*channels, 0], [*layers, 0], [*attention, False]
         elif f"{block}.0.in_layers.2.weight" in shapes:
             channels[-1] = _sizes(shapes, f"{block}.0.in_layers.2.weight", 4)[0]
@@ -149,7 +149,7 @@ def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int) -> UNetConfig
     ends = "input_blocks.0.0.weight", "out.2.weight"
     if not all(channels) or cross is None or any(end not in shapes for end in ends):
         raise UnsupportedConfig(
-            f"{prefix}* is no U-Net of Stable Diffusion 1.x; convert the model's diffusers folder"
+            f"{prefix}* is not a Stable Diffusion 1.x U-Net; convert the model's diffusers folder"
         )
     in_channels, out_channels = _sizes(shapes, ends[0], 4)[1], _sizes(shapes, ends[1], 4)[0]
     check_in_channels(f"{prefix}*", in_channels, out_channels)
@@ -178,7 +178,7 @@ def _vae_from_shapes(shapes: Shapes, prefix: str) -> VAEConfig:
     ends = "encoder.conv_in.weight", "post_quant_conv.weight"
     groups_fit = not any(width % VAE_GROUPS for width in channels)
     if not channels or not groups_fit or any(end not in shapes for end in ends):
-        raise UnsupportedConfig(f"{prefix}* is no AutoencoderKL of Stable Diffusion 1.x")
+        raise UnsupportedConfig(f"{prefix}* is not a Stable Diffusion 1.x AutoencoderKL")
     return VAEConfig(
         image_channels=_sizes(shapes, ends[0], 4)[1],
         latent_channels=_sizes(shapes, ends[1], 4)[0],

@@ -1,4 +1,4 @@
-"""Where a checkpoint's arrays come from: files, folders and the Hub behind one lazy interface."""
+"""Sources of checkpoints: files, folders and the Hub behind one lazy interface."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from .stored import StoredArray
 Kind = Literal["ours", "diffusers", "original", "ldm", "adapter"]
 
 ORIGINAL_PARTS = ("model", "text_encoder", "autoencoder", "diffusion")
-# A folder's weights, by preference: full precision before fp16, safetensors before pickles, one
-# file before shards.
+# A folder's weights, in order of preference: full precision before fp16, safetensors before
+# pickles, one file before shards.
 STEMS = {
     "safetensors": ("diffusion_pytorch_model", "model"),
     "bin": ("diffusion_pytorch_model", "pytorch_model"),
@@ -36,22 +36,24 @@ LARGEST_INDEX = 2**24  # bytes of the JSON that lists shards
 
 
 class TensorFile:
-    """Named arrays, none of them read yet: from one file, from shards, or from part of a pickle."""
+    """Named arrays that are read on demand, from one file, shards, or part of a pickle."""
 
     def __init__(self, arrays: Mapping[Any, Any], name: str) -> None:
-        """`name` says in messages where the arrays are from. Raises ValueError where `arrays`, of
-        which a file decides, has anything but StoredArrays by printable names.
+        """name: where the arrays are from, for messages.
+
+        Raises ValueError if `arrays`, which a file determines, holds anything but StoredArrays with
+        printable names.
         """
         for key, value in arrays.items():
             if not isinstance(value, StoredArray):
                 kind = value.name if isinstance(value, Inert | Name) else type(value).__name__
                 raise ValueError(
-                    f"{name}: {shown(key)} is a {kind}, but a state dict holds arrays only"
+                    f"{name}: {shown(key)} is a {kind}, but a state dict may only hold arrays"
                 )
             if not _is_name(key):
                 raise ValueError(
-                    f"{name} has an array named {shown(key)}; names are printable texts of up to "
-                    f"{LONGEST_NAME} characters"
+                    f"{name} has an array named {shown(key)}; names must be printable strings of "
+                    f"at most {LONGEST_NAME} characters"
                 )
         self._arrays: dict[str, StoredArray] = dict(arrays)
         self.name = name
@@ -66,7 +68,7 @@ class TensorFile:
         return name in self._arrays
 
     def keys(self) -> list[str]:
-        """All names, in the order of the file."""
+        """All names, in file order."""
         return list(self._arrays)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -81,27 +83,26 @@ class TensorFile:
         return self._arrays[name].dtype
 
     def read(self, name: str) -> np.ndarray:
-        """The array, read from the file now; nothing is kept. Raises ValueError if truncated."""
+        """Reads the array from the file, without caching. Raises ValueError if truncated."""
         return self._arrays[name].read()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays together, views of shared storage counted each."""
+        """Total bytes of all arrays; every view of a shared storage counts."""
         return sum(array.size * array.dtype.itemsize for array in self._arrays.values())
 
 
 def _is_name(value: Any) -> bool:
-    """Whether an array or a file may be called so: messages print names as they are."""
+    """Whether an array or a file may have this name: messages print names as they are."""
     return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
 
 
 def open_tensors(path: str | Path) -> TensorFile:
-    """The arrays of one file: safetensors, a torch zip, or the JSON index of shards. Which of them
-    it is, its first bytes say; its name does not matter.
+    """The arrays of one file: safetensors, a torch zip, or a JSON index of shards.
 
-    A torch zip holds a flat state dict, or that under the one key "state_dict". Raises ValueError
-    (see `forms.form_of`, `safetensors.read_header`, `pickles.load_torch`) for a file that cannot
-    be read.
+    The format is detected from the first bytes, not from the name. A torch zip holds a flat state
+    dict, or has one under the key "state_dict". Raises ValueError (see `forms.form_of`,
+    `safetensors.read_header`, `pickles.load_torch`) for a file that cannot be read.
     """
     path = Path(path)
     return _open_shards(path) if form_of(path) == "index" else _open_file(path)
@@ -113,7 +114,7 @@ def _open_file(path: Path) -> TensorFile:
             return TensorFile(read_header(path), str(path))
         case "torch":
             return _state_dict(load_torch(path), path)
-    raise ValueError(f"{path} is JSON, where a file of arrays was expected")
+    raise ValueError(f"{path} is JSON, but a file of arrays was expected")
 
 
 def _state_dict(content: Any, path: Path) -> TensorFile:
@@ -141,15 +142,15 @@ def _open_shards(index: Path) -> TensorFile:
         key, shard = lost[0]
         raise ValueError(
             f"{index} says that {named(key)} is in {named(shard)}, which does not have it (and "
-            f"{len(lost) - 1} more); download all files of the folder again"
+            f"{len(lost) - 1} more); download the whole folder again"
         )
     return TensorFile({key: shards[shard]._arrays[key] for key, shard in where.items()}, str(index))
 
 
 def open_folder(folder: str | Path, variant: str | None = None) -> TensorFile:
-    """The weights of one sub-folder of a diffusers model (`unet`, `vae`, `text_encoder`).
+    """The weights in one subfolder of a diffusers model (`unet`, `vae`, `text_encoder`).
 
-    See `pick_weights` for which file that is. Raises ValueError that lists what was looked for.
+    `pick_weights` chooses the file. Raises ValueError that lists the names it looked for.
     """
     folder = Path(folder)
     present = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
@@ -163,14 +164,15 @@ def open_folder(folder: str | Path, variant: str | None = None) -> TensorFile:
 
 
 def pick_weights(names: Iterable[str], variant: str | None = None) -> str | None:
-    """The first of `weight_names(variant)` that is among the file names; None if none is."""
+    """The first of `weight_names(variant)` among the file names, or None."""
     present = set(names)
     return next((name for name in weight_names(variant) if name in present), None)
 
 
 def weight_names(variant: str | None = None) -> list[str]:
-    """File names that weights can have, best first. A variant ("fp16") asks for that one alone;
-    None prefers the plain files, and takes fp16 where there are no others.
+    """File names that weights can have, best first.
+
+    A variant ("fp16") allows only that one; None prefers the plain files, and falls back to fp16.
     """
     names = []
     for form in (variant,) if variant else (None, "fp16"):
@@ -184,7 +186,7 @@ def weight_names(variant: str | None = None) -> list[str]:
 
 
 def open_original(path: str | Path) -> tuple[dict[str, TensorFile], dict[str, Any]]:
-    """An original GLIGEN checkpoint: its four state dicts by ORIGINAL_PARTS, and its config.
+    """An original GLIGEN checkpoint: its four state dicts, keyed by ORIGINAL_PARTS, and its config.
 
     The config is plain dicts and lists; see `original_configs.translate`. Raises ValueError if the
     file is another kind of pickle.
@@ -216,11 +218,11 @@ def _split_original(content: Any, path: Path) -> tuple[dict[str, TensorFile], di
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint on this machine, and its form.
+    """A checkpoint on this machine, and its format.
 
     "ours": a model directory of this package. "diffusers": a folder of components. "original": the
-    original code's pickle. "ldm": one file of Stable Diffusion 1.x in CompVis's key layout.
-    "adapter": fusers and position net alone, by the original names.
+    original code's pickle. "ldm": one file of Stable Diffusion 1.x with CompVis's key names.
+    "adapter": only fusers and position net, under the original names.
     """
 
     kind: Kind
@@ -228,37 +230,36 @@ class Source:
 
 
 def resolve(source: str | Path, variant: str | None = None) -> Source:
-    """An existing folder or file, else a Hub id (`owner/name`, `owner/name/file`, `...@revision`),
-    of which the needed files alone are downloaded.
+    """The checkpoint at an existing path, or else of a Hub id; downloads only the needed files.
 
-    Raises ValueError for a path or id that is not there, or that holds no known kind of
-    checkpoint.
+    A Hub id is `owner/name`, `owner/name/file` or `...@revision`. Raises ValueError for a path or
+    id that does not exist or is not a known kind of checkpoint.
     """
     path = expand_home(source)
     if path.exists():
         return detect(path)
     if hub.parse(str(source)) is None:
         raise ValueError(
-            f"{source!s} does not exist; give an existing folder or file, or a Hub id (owner/name)"
+            f"{source!s} does not exist; pass an existing folder or file, or a Hub id (owner/name)"
         )
     return detect(hub.download(str(source), lambda names: hub_files(names, variant)))
 
 
 def resolve_tokenizer(source: str | Path) -> Path:
-    """The same for a tokenizer: an existing folder or merges file, else a Hub id."""
+    """The same for a tokenizer: an existing folder or merges file, or else a Hub id."""
     path = expand_home(source)
     if path.exists():
         return path
     if hub.parse(str(source)) is None:
         raise ValueError(
-            f"tokenizer {source!s} does not exist; give a folder with tokenizer.json, or with "
+            f"tokenizer {source!s} does not exist; pass a folder with tokenizer.json, or with "
             "vocab.json and merges.txt, a merges file (bpe_simple_vocab_16e6.txt.gz), or a Hub id"
         )
     return hub.download(str(source), hub.tokenizer_files)
 
 
 def hub_files(names: list[str], variant: str | None = None) -> list[str]:
-    """Which files of a repository a conversion needs, out of all its files."""
+    """The files of a repository that a conversion needs."""
     if "unet/config.json" not in names:
         return [_only_weights([name for name in names if "/" not in name])]
     wanted = [name for name in names if name == "model_index.json"]
@@ -268,7 +269,7 @@ def hub_files(names: list[str], variant: str | None = None) -> list[str]:
         chosen = [name for name in inside if name == "config.json"]
         if picked := pick_weights(inside, variant):
             chosen.append(picked)
-            if picked.endswith(".json"):  # an index: its shards as well
+            if picked.endswith(".json"):  # an index: also its shards
                 ending = "safetensors" if ".safetensors." in picked else "bin"
                 chosen += [name for name in inside if "-of-" in name and name.endswith(ending)]
         wanted += [f"{part}/{name}" for name in chosen]
@@ -287,16 +288,16 @@ def _only_weights(names: list[str]) -> str:
 
 
 def _some(names: Iterable[str], most: int = 20) -> str:
-    """The first names in order, for a message."""
+    """The first names in sorted order, for a message."""
     ordered = sorted(names)
     more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return (", ".join(ordered[:most]) or "nothing") + more
 
 
 def detect(path: str | Path) -> Source:
-    """What kind of checkpoint an existing path is. Reads headers and configs, no arrays.
+    """The kind of checkpoint at an existing path. Reads headers and configs, but no arrays.
 
-    A folder with one weight file in it counts as that file. Raises ValueError if of no known kind.
+    A folder with one weight file in it counts as that file. Raises ValueError for an unknown kind.
     """
     path = Path(path)
     if path.is_dir():
@@ -316,9 +317,9 @@ def detect(path: str | Path) -> Source:
     shown = ", ".join(keys[:3]) or "nothing"
     raise ValueError(
         f"{path} is not a known kind of checkpoint: it has {len(keys)} arrays ({shown}, ...); "
-        "known are the original GLIGEN pickle, a Stable Diffusion 1.x single file "
-        "(model.diffusion_model.*), a GLIGEN adapter (*.fuser.*, position_net.*) and the folder of "
-        "a diffusers model"
+        "supported are the original GLIGEN pickle, Stable Diffusion 1.x single files "
+        "(model.diffusion_model.*), GLIGEN adapters (*.fuser.*, position_net.*) and folders of "
+        "diffusers models"
     )
 
 
@@ -330,8 +331,8 @@ def _detect_folder(path: Path) -> Source:
     if "_class_name" in fields or "architectures" in fields:
         name = fields.get("_class_name") or fields.get("architectures")
         raise ValueError(
-            f"{path} is one component of a model ({name}); give the folder above it, which has "
-            "unet, vae, text_encoder and scheduler in it"
+            f"{path} is one component of a model ({name}); pass its parent folder, which contains "
+            "unet, vae, text_encoder and scheduler"
         )
     if (path / "unet").is_dir() or (path / "model_index.json").is_file():
         parts = [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]

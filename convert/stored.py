@@ -1,6 +1,6 @@
-"""An array that still lies in its file: where it is, and how to read it.
+"""An array that is still in its file: where it is, and how to read it.
 
-Both source formats end here: a safetensors file and a torch zip are, past their headers, raw bytes
+Both source formats lead here: past their headers, a safetensors file and a torch zip are raw bytes
 at known offsets. Arrays are read one at a time with plain reads. A memory map would save a copy,
 but its touched pages count as resident memory of the process until it is closed.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-MOST_AXES = 32  # of any NumPy
-LARGEST = 2**59  # elements of 16 bytes are then within the 63 bits that NumPy counts bytes with
+MOST_AXES = 32  # in any NumPy version
+LARGEST = 2**59  # elements; at 16 bytes each, their bytes still fit the 63 bits of NumPy's sizes
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class StoredArray:
 
     @property
     def span(self) -> int:
-        """How many consecutive elements of the file the array reaches over."""
+        """How many consecutive elements of the file the array spans."""
         if self.strides is None:
             return self.size
         return reach(self.shape, self.strides)
 
     def read(self) -> np.ndarray:
-        """The array, of `shape` and `dtype`, row-major, in memory of its own.
+        """The array, of `shape` and `dtype`, row-major, in its own memory.
 
-        Raises ValueError if the file ends before the array does, or memory does.
+        Raises ValueError if the file ends before the array does, or if memory runs out.
         """
         expected = self.span * self.dtype.itemsize
         try:
@@ -54,7 +54,7 @@ class StoredArray:
         except MemoryError as error:
             raise ValueError(
                 f"{self.path}: an array of shape {self.shape} needs {expected} bytes of memory, "
-                "more than there are; use a machine with more"
+                "more than is available; use a machine with more memory"
             ) from error
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
@@ -77,7 +77,7 @@ def is_count(number: Any) -> bool:
 
 
 def is_shape(shape: Sequence[Any]) -> bool:
-    """Whether NumPy has arrays of this shape. The numbers beside a 0 have the same limit to it."""
+    """Whether NumPy allows this shape. Its size limit ignores zeros among the axes."""
     return (
         len(shape) <= MOST_AXES
         and all(map(is_count, shape))
@@ -86,7 +86,7 @@ def is_shape(shape: Sequence[Any]) -> bool:
 
 
 def reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Elements from the first to the last one of a strided array, both included."""
+    """Elements from the first to the last of a strided array, inclusive."""
     if 0 in shape:
         return 0
     return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -98,9 +98,9 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def read_fully(file: io.FileIO, into: np.ndarray) -> int:
-    """Fills `into`, a flat uint8 array, from the file; returns how many bytes there were.
+    """Fills `into`, a flat uint8 array, from the file; returns the number of bytes read.
 
-    One `readinto` may return less than asked: Linux stops at 2 GiB.
+    A single `readinto` may read less than requested: Linux stops at 2 GiB.
     """
     done = 0
     while done < len(into):

@@ -1,9 +1,9 @@
-"""What a tokenizer's folder says beside the vocabulary: special tokens, added tokens, length.
+"""Reads a tokenizer folder's settings: special tokens, added tokens, maximum length.
 
-The files are read as transformers 5 reads them for CLIPTokenizer. `added_tokens_decoder` of
-tokenizer_config.json, where there is one, stands for the two files of older versions,
-special_tokens_map.json and added_tokens.json. Other fields change nothing there (do_lower_case: a
-CLIP tokenizer always does) or are refused (NEUTRAL).
+The files are read as transformers 5 reads them for CLIPTokenizer. `added_tokens_decoder` in
+tokenizer_config.json, if present, replaces the two files of older versions, special_tokens_map.json
+and added_tokens.json. Other fields have no effect (do_lower_case: a CLIP tokenizer always
+lowercases) or are refused (NEUTRAL).
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,14 +15,14 @@ from tokenizers import AddedToken
 from .rules import MAX_LENGTHS, check_neutral, read_json, refused
 
 MAX_LENGTH = 77
-UNSET_LENGTH = 10**6  # transformers writes 1e30 for "nobody said"
+UNSET_LENGTH = 10**6  # transformers writes 1e30 for "not set"
 SPECIAL = {
     "bos_token": "<|startoftext|>",
     "eos_token": "<|endoftext|>",
     "unk_token": "<|endoftext|>",
     "pad_token": "<|endoftext|>",
 }
-# In the order in which transformers gives ids to those that the vocabulary lacks.
+# In the order in which transformers assigns ids to those that the vocabulary lacks.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA = ("additional_special_tokens", "extra_special_tokens")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -35,19 +35,19 @@ CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 
 class TokenizerSettings(NamedTuple):
-    special: dict[str, str]  # SPECIAL's roles to tokens
-    added: dict[str, AddedToken]  # in the order in which they take ids, by content
-    ids: dict[str, int]  # those that the files say
+    special: dict[str, str]  # tokens by role, as in SPECIAL
+    added: dict[str, AddedToken]  # by content, in the order in which they get ids
+    ids: dict[str, int]  # the ids that the files state
     max_length: int
 
 
 def default_settings() -> TokenizerSettings:
-    """Those of a vocabulary without any files beside it."""
+    """The settings of a vocabulary that comes without other files."""
     return TokenizerSettings(dict(SPECIAL), {}, {}, MAX_LENGTH)
 
 
 def read_settings(folder: Path, *, ready: bool) -> TokenizerSettings:
-    """The settings of a folder. ready: it has a tokenizer.json, which says how texts are cut.
+    """The settings in a folder. ready: it has a tokenizer.json, which says how to split texts.
 
     Raises ValueError that names the file and the field.
     """
@@ -65,7 +65,7 @@ def read_settings(folder: Path, *, ready: bool) -> TokenizerSettings:
     if "added_tokens_decoder" in config:
         listed = list(_decoder(where, config["added_tokens_decoder"]))
     else:
-        # transformers 5 takes those of special_tokens_map.json's older name to be ordinary ones.
+        # transformers 5 treats tokens under the older name in special_tokens_map.json as ordinary.
         kept = _extras(where, {EXTRA[0]: config.get(EXTRA[0]), EXTRA[1]: fields.get(EXTRA[1])})
         listed = list(_added_file(folder / "added_tokens.json", {*special.values(), *kept}))
     added = {token.content: token for _, token in sorted(listed, key=lambda entry: entry[0])}
@@ -80,8 +80,8 @@ def read_settings(folder: Path, *, ready: bool) -> TokenizerSettings:
 
 
 def _decoder(where: Path, entries: Any) -> Iterator[tuple[int, AddedToken]]:
-    """`added_tokens_decoder`: token by id, the id as a text."""
-    rule = "an object of ids to tokens, each with its content and flags"
+    """`added_tokens_decoder`: tokens by id, which is a string."""
+    rule = "an object that maps ids to tokens with content and flags"
     if not isinstance(entries, Mapping):
         raise refused(str(where), "added_tokens_decoder", entries, rule)
     for number, token in entries.items():
@@ -95,7 +95,7 @@ def _decoder(where: Path, entries: Any) -> Iterator[tuple[int, AddedToken]]:
 
 
 def _added_file(path: Path, special: set[str]) -> Iterator[tuple[int, AddedToken]]:
-    """added_tokens.json: id by token. Only special ones keep their case."""
+    """added_tokens.json: ids by token. Only special tokens keep their case."""
     for content, number in (read_json(path) if path.is_file() else {}).items():
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 10**9:
             raise refused(str(path), content[:40], number, "the id of an added token")
@@ -104,7 +104,7 @@ def _added_file(path: Path, special: set[str]) -> Iterator[tuple[int, AddedToken
 
 
 def _specific(config: Mapping[str, Any]) -> list[str]:
-    """Special tokens of roles that only one model has, such as image_token."""
+    """Special tokens with model-specific roles, such as image_token."""
     return [
         value
         for name, value in config.items()
@@ -113,7 +113,7 @@ def _specific(config: Mapping[str, Any]) -> list[str]:
 
 
 def _extras(where: Path, fields: Mapping[str, Any]) -> list[str]:
-    """Special tokens without a role: a list of them, or an object of names to them."""
+    """Special tokens without a role, given as a list or as an object that names them."""
     found = []
     for name in EXTRA:
         value = fields.get(name)
@@ -125,10 +125,10 @@ def _extras(where: Path, fields: Mapping[str, Any]) -> list[str]:
 
 
 def _text(where: Path, name: str, token: Any) -> str:
-    """A special token is written as text, or as an object of its text and flags."""
+    """The text of a special token, which is a string or an object with content and flags."""
     content = token.get("content") if isinstance(token, Mapping) else token
     if not isinstance(content, str) or not content:
-        raise refused(str(where), name, token, "a text, or an object with a text as content")
+        raise refused(str(where), name, token, "a string, or an object whose content is a string")
     return content
 
 

@@ -1,9 +1,9 @@
-"""CLIP's tokenizer as a `tokenizer.json`, from the files in which people have it.
+"""CLIP's tokenizer as a `tokenizer.json`, from any of the files that define it.
 
-Lower-cased byte-level BPE whose word-final tokens end in `</w>`; a text becomes
-`<|startoftext|> ... <|endoftext|>`. Rules and special tokens as in transformers' CLIPTokenizer (the
-fast one: whitespace runs become one blank, no HTML unescaping). Cutting and padding to `max_length`
-is the caller's: the JSON does neither, and `TokenizerConfig` says with what.
+Lowercase byte-level BPE whose word-final tokens end in `</w>`; a text becomes
+`<|startoftext|> ... <|endoftext|>`. Rules and special tokens are as in transformers' CLIPTokenizer
+(the fast one: whitespace runs become one space, no HTML unescaping). The JSON does not truncate or
+pad to `max_length`; the caller does, as `TokenizerConfig` says.
 """
 
 import gzip
@@ -41,19 +41,19 @@ WORDS = (
 class BuiltTokenizer(NamedTuple):
     json: str  # the content of a tokenizer.json, for `tokenizers.Tokenizer.from_str`
     config: TokenizerConfig
-    size: int  # the largest id and one
+    size: int  # the largest id plus one
 
 
 def build_tokenizer(source: str | Path, pad_token: str | None = None) -> BuiltTokenizer:
-    """The tokenizer of a folder, or of a merges file.
+    """The tokenizer in a folder or a merges file.
 
     A folder has `tokenizer.json`, or `vocab.json` and `merges.txt`, and may have
-    `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`; a folder with a
-    `tokenizer` folder in it means that one. A merges file (`bpe_simple_vocab_16e6.txt.gz`, as in
+    `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`; if it contains a
+    `tokenizer` folder, that one is used. A merges file (`bpe_simple_vocab_16e6.txt.gz`, as in
     OpenAI's CLIP and in the open_clip_torch wheel) implies the vocabulary.
 
-    `pad_token` overrides the files; a text is padded with end-of-text if nobody says otherwise, as
-    in SD1.x (SD2.x pads with "!"). Raises ValueError for missing or damaged files.
+    `pad_token` overrides the files; the default is end-of-text, as in SD1.x (SD2.x pads with "!").
+    Raises ValueError for missing or damaged files.
     """
     source = Path(source)
     if source.is_file():
@@ -71,7 +71,7 @@ def build_tokenizer(source: str | Path, pad_token: str | None = None) -> BuiltTo
 
 def _from_json(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
-    content = json.dumps(parse_file(path))  # the library takes no byte order mark
+    content = json.dumps(parse_file(path))  # the library rejects a byte order mark
     try:
         return Tokenizer.from_str(content)
     except Exception as error:  # the library raises bare Exception
@@ -89,7 +89,7 @@ def _from_folder(folder: Path, special: dict[str, str]) -> Tokenizer:
     if not (vocab.is_file() and merges.is_file()):
         raise ValueError(
             f"{folder} has no tokenizer: looked for tokenizer.json, or vocab.json and merges.txt; "
-            "give another folder, a Hub id (openai/clip-vit-large-patch14), or the merges file "
+            "pass another folder, a Hub id (openai/clip-vit-large-patch14), or the merges file "
             "bpe_simple_vocab_16e6.txt.gz"
         )
     return _assemble(_read_vocabulary(vocab), _read_merges(merges), special, folder)
@@ -106,7 +106,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def _from_merges_file(path: Path, special: dict[str, str]) -> Tokenizer:
-    """The vocabulary in CLIP's order: 256 bytes, the same at a word's end, one token per merge."""
+    """The vocabulary in CLIP's order: 256 bytes, the same with `</w>`, one token per merge."""
     merges = _read_merges(path)
     symbols = _byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, merges)]
@@ -115,8 +115,9 @@ def _from_merges_file(path: Path, special: dict[str, str]) -> Tokenizer:
 
 
 def _byte_symbols() -> list[str]:
-    """A visible character for each byte, in vocabulary order: printable bytes stand for themselves
-    and come first, the others are moved to 256 and up.
+    """A visible character for each byte, in vocabulary order.
+
+    Printable bytes stand for themselves and come first; the others are mapped to 256 and up.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
     printable += range(ord("®"), ord("ÿ") + 1)
@@ -159,7 +160,7 @@ def _assemble(
         )
     except Exception as error:  # the library raises bare Exception
         raise ValueError(
-            f"{source}: vocabulary and merges do not fit ({_first_line(error)})"
+            f"{source}: vocabulary and merges do not match ({_first_line(error)})"
         ) from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
@@ -176,7 +177,7 @@ def _assemble(
 
 
 def _finish(tokenizer: Tokenizer, settings: TokenizerSettings, source: Path) -> BuiltTokenizer:
-    """Adds what every form needs alike, and removes the cutting and padding a file may ask for."""
+    """Adds what every form needs, and removes truncation and padding that a file may specify."""
     special = settings.special
     _add_tokens(tokenizer, settings, source)
     ids = {}
@@ -185,7 +186,7 @@ def _finish(tokenizer: Tokenizer, settings: TokenizerSettings, source: Path) -> 
         if number is None:
             raise ValueError(f"{source}: the vocabulary has no {name} {special[name]!r}")
         ids[name] = number
-    # A pad token is special in prompts too: SD2's "!" is id 0 in them, not the word "!</w>".
+    # A pad token is special in prompts, too: SD2's "!" becomes id 0, not the word "!</w>".
     known = _added(tokenizer)
     tokenizer.add_special_tokens(
         [
@@ -209,7 +210,7 @@ def _finish(tokenizer: Tokenizer, settings: TokenizerSettings, source: Path) -> 
     )
     ids_of = tokenizer.get_vocab(with_added_tokens=True)
     if len(set(ids_of.values())) != len(ids_of):
-        raise ValueError(f"{source}: two tokens of the vocabulary have one id; download it again")
+        raise ValueError(f"{source}: two tokens of the vocabulary share an id; download it again")
     return BuiltTokenizer(tokenizer.to_str(), config, 1 + max(ids_of.values()))
 
 
@@ -218,7 +219,7 @@ def _added(tokenizer: Tokenizer) -> set[str]:
 
 
 def _add_tokens(tokenizer: Tokenizer, settings: TokenizerSettings, source: Path) -> None:
-    """Adds the tokens that the files list. Raises ValueError where one would get another id."""
+    """Adds the tokens that the files list. Raises ValueError if one would get a different id."""
     known = _added(tokenizer) - settings.ids.keys()
     tokenizer.add_tokens([t for content, t in settings.added.items() if content not in known])
     for content, number in settings.ids.items():
@@ -226,6 +227,6 @@ def _add_tokens(tokenizer: Tokenizer, settings: TokenizerSettings, source: Path)
         if found != number:
             raise ValueError(
                 f"{source}: the added token {content[:40]!r} should have the id {number}, but the "
-                f"vocabulary and the tokens added before it give it {found}: a file is missing or "
-                "of another model; copy or download the whole folder again"
+                f"vocabulary and earlier added tokens give it {found}: a file is missing or from "
+                "another model; copy or download the whole folder again"
             )

@@ -1,9 +1,9 @@
-"""The names that honest checkpoints hold, each by its exact module and name, and what they may do.
+"""The names allowed in checkpoints, by exact module and name, and what each may be used for.
 
-Trainers put more into a checkpoint than arrays: numbers of NumPy, Lightning's callbacks,
-OmegaConf's configs. Their names stay names and their objects inert data. Nothing is imported, so
-that a name on these lists does no harm even if its function would; still, each may only do what its
-honest use takes: be a value, be a class of objects, or be called.
+Trainers store more than arrays in a checkpoint: NumPy scalars, Lightning callbacks, OmegaConf
+configs. Their names stay names, and their objects become inert data. Nothing is imported, so a name
+on these lists is harmless even if its function is not; still, each may only be used as legitimate
+checkpoints use it: as a value, as a class to instantiate, or as a function to call.
 """
 
 from collections.abc import Callable
@@ -58,12 +58,12 @@ SETS = frozenset({f"{m}.{n}" for m in ("builtins", "__builtin__") for n in ("set
 
 
 def known(module: str, name: str) -> Name | None:
-    """The name with what it may do; None if no honest checkpoint needs it.
+    """The name and its allowed uses, or None if no legitimate checkpoint needs it.
 
-    Torch's storages and tensors are not here: see `pickles`.
+    Torch's storages and tensors are in `pickles`.
     """
     full = f"{module}.{name}"
-    if "." in name:  # a way through an object to what it holds
+    if "." in name:  # reaches through an object to its attributes
         return None
     if full in DICTS:
         return Name(full, call=_dict)
@@ -72,7 +72,7 @@ def known(module: str, name: str) -> Name | None:
     if full in CALLED:
         return Name(full, call=_inert(full))
     if full in CLASSES or (module.startswith("omegaconf.") and _is_path(full)):
-        return Name(full, creates=True)  # OmegaConf has many node classes; as data all are alike
+        return Name(full, creates=True)  # OmegaConf has many node classes, all alike as data
     return Name(full) if full in VALUES else None
 
 
@@ -85,12 +85,12 @@ def _inert(name: str) -> Callable[[tuple[Any, ...]], Inert]:
 
 
 def _dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    """An empty dict, to which items are given next; a defaultdict's factory means nothing here."""
+    """An empty dict, whose items follow later; a defaultdict's factory is ignored."""
     if len(arguments) > 1 or (arguments and type(arguments[0]) is not Name):
-        raise ValueError("a dict is called with its items")
+        raise ValueError("a dict is constructed with items")
     return {}
 
 
 def _first(arguments: tuple[Any, ...]) -> Any:
-    """A set, as the list it is made of."""
+    """A set, as the list of its elements."""
     return arguments[0] if arguments and type(arguments[0]) is list else []

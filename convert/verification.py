@@ -1,6 +1,6 @@
-"""The proof of a conversion: PyTorch's networks and ours, on the same random inputs.
+"""Verifies a conversion by running PyTorch's networks and ours on the same random inputs.
 
-`references.py` fills PyTorch's networks by code that is not ours; here both sides are run and
+`references.py` loads PyTorch's networks with third-party code; here both sides are run and
 compared. Needs torch, diffusers and transformers.
 """
 
@@ -24,7 +24,7 @@ from .references import import_libraries, reference_networks
 from .rewire import rewire
 from .sources import resolve
 
-# Both sides are float32: rounding makes about 1e-6 (1e-5 at full size), a wrong epsilon 5e-5.
+# Both sides are float32: rounding causes about 1e-6 (1e-5 at full size), a wrong epsilon 5e-5.
 TOLERANCE = 1e-4
 
 
@@ -35,14 +35,14 @@ def verify(
     adapter: str | Path | None = None,
     variant: str | None = None,
 ) -> dict[str, float]:
-    """Largest relative error, max |ours - theirs| / max |theirs|, by network.
+    """The largest relative error, max |ours - theirs| / max |theirs|, of each network.
 
-    source, adapter, variant: as they were given to `convert`; destination: what it wrote. The
-    networks run in float32 on 2 small random samples: the U-Net under both wirings, the
-    autoencoder both ways, the text encoder's hidden states and pooled output. Where the result has
-    another dtype than the source, the reference's weights are rounded to it. A good conversion
-    stays below `TOLERANCE`. Raises ValueError where a package is missing, or a file is wrong.
-    Takes 14 GB of memory and about a minute for a float16 SD1.4.
+    source, adapter, variant: as passed to `convert`; destination: what it wrote. The networks run
+    in float32 on 2 small random samples: the U-Net with both wirings, the autoencoder in both
+    directions, the text encoder's hidden states and pooled output. If the result's dtype differs
+    from the source's, the reference's weights are rounded to it. A good conversion stays below
+    `TOLERANCE`. Raises ValueError if a package is missing or a file is invalid. Takes 14 GB of
+    memory and about a minute for a float16 SD1.4.
     """
     libraries = import_libraries()
     found = resolve(source, variant)
@@ -58,7 +58,7 @@ def verify(
 
 
 def _rounded(model: Any, dtype: str | None, libraries: SimpleNamespace) -> Any:
-    """float32, its weights rounded to the result's dtype; a mixed result was not rounded."""
+    """The model in float32, its weights rounded to the result's dtype unless that is mixed."""
     model = model.float().eval()
     if dtype in ("float16", "bfloat16"):
         for parameter in model.parameters():
@@ -67,7 +67,7 @@ def _rounded(model: Any, dtype: str | None, libraries: SimpleNamespace) -> Any:
 
 
 def _run(model: Model, name: str, forward: Any, *args: Any) -> Any:
-    """`forward(network, *args)` in NumPy arrays, on the first device."""
+    """`forward(network, *args)` on the first device, as NumPy arrays."""
     program = _program(network(model.config, name)[0], forward)
     params = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), model.params[name])
     with jax.default_matmul_precision("highest"):
@@ -77,7 +77,7 @@ def _run(model: Model, name: str, forward: Any, *args: Any) -> Any:
 @functools.cache
 def _program(graph: nnx.GraphDef, forward: Any) -> Any:
     options = compiler_options(jax.devices()[:1])
-    if options:  # on CPU; for one call of a small size, fast code is not worth its compile time
+    if options:  # on CPU; for one small call, optimized code is not worth its compile time
         options = options | {"xla_backend_optimization_level": 0}
 
     def run(params: Any, *args: Any) -> Any:
@@ -176,4 +176,4 @@ def _relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _largest(errors: list[float]) -> float:
-    return float(np.max(errors))  # unlike `max`, NaN if any of them is
+    return float(np.max(errors))  # unlike `max`, propagates NaN

@@ -1,7 +1,7 @@
-"""The directory of a zip whose entries are stored as they are, read without unpacking anything.
+"""Reads the directory of a zip with uncompressed entries, without unpacking anything.
 
 A torch checkpoint is such a zip: its arrays are read in place. Python's `zipfile` is not used,
-because it unpacks what it is told to, however large, and takes any number of entries into memory.
+because it unpacks entries of any size, and loads any number of entries into memory.
 Format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3 (with zip64).
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from reground_jax.basics.wording import named
 
-LARGEST_DIRECTORY = 2**25  # bytes; one of 2,600 arrays has 200 kB
+LARGEST_DIRECTORY = 2**25  # bytes; with 2,600 arrays it has 200 kB
 MOST_ENTRIES = 100_000
 END = struct.Struct("<4s4H2LH")
 END64 = struct.Struct("<4sQ2H2L4Q")
@@ -26,13 +26,13 @@ STORED, ENCRYPTED = 0, 1
 
 
 class BadZip(ValueError):
-    """The zip is damaged, or made otherwise than torch makes it; the message says how."""
+    """The zip is damaged or not as torch writes it; the message says how."""
 
 
 class Entry(NamedTuple):
     """One file in the zip."""
 
-    header: int  # where its own header begins
+    header: int  # where its local header begins
     size: int  # bytes
     packed: int  # bytes in the zip
     plain: bool  # neither compressed nor encrypted
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 class Zip:
-    """An open zip, and its entries by name. They do not overlap, and lie inside the file."""
+    """An open zip and its entries by name, which do not overlap and lie inside the file."""
 
     def __init__(self, path: Path, file: io.BufferedIOBase) -> None:
         """Reads the directory. Raises BadZip."""
@@ -56,21 +56,21 @@ class Zip:
                 raise BadZip(f"{path} is a damaged zip: it has two entries named {named(name)}")
             if entry.header + HEADER.size + len(name) + entry.packed > end:
                 raise BadZip(
-                    f"{path} is a damaged zip: {named(name)} reaches into what follows it; "
+                    f"{path} is a damaged zip: {named(name)} overlaps what follows it; "
                     "copy or download it again"
                 )
             self.entries[name] = entry._replace(end=end)
 
     def offset(self, name: str) -> int:
-        """Where the content of an entry begins. Raises BadZip if it is not stored as it is."""
+        """Where the content of an entry begins. Raises BadZip if it is not stored uncompressed."""
         entry = self.entries[name]
         if not entry.plain:
             raise BadZip(
                 f"{self.path}: {named(name)} is compressed or encrypted, but torch stores entries "
-                "as they are; unpack the zip and pack it with `zip -0 -r`"
+                "uncompressed; unpack the zip and repack it with `zip -0 -r`"
             )
-        # The name and padding of an entry's own header (torch aligns storages to 64 bytes with it)
-        # have lengths of their own.
+        # The local header has its own lengths of the name and of the padding (which torch uses to
+        # align storages to 64 bytes).
         header = self._read(entry.header, HEADER.size)
         if header[:4] == b"PK\x03\x04":
             *_, name_length, extra_length = HEADER.unpack(header)
@@ -86,13 +86,13 @@ class Zip:
         entry = self.entries[name]
         if entry.size > largest:
             raise BadZip(
-                f"{self.path}: {named(name)} has {entry.size} bytes, and at most {largest} are "
-                "read; save the tensors alone, as safetensors"
+                f"{self.path}: {named(name)} has {entry.size} bytes, but at most {largest} are "
+                "read; save only the tensors, as safetensors"
             )
         content = self._read(self.offset(name), entry.size)
         if zlib.crc32(content) != entry.crc:
             raise BadZip(
-                f"{self.path}: {named(name)} does not have its checksum; copy or download it again"
+                f"{self.path}: {named(name)} does not match its checksum; copy or download it again"
             )
         return content
 
@@ -101,14 +101,14 @@ class Zip:
         return self.file.read(size)
 
     def _find_directory(self) -> tuple[int, bytes, int]:
-        """Where the directory begins, its bytes, and how many entries it should have."""
+        """Where the directory begins, its bytes, and the number of entries it should have."""
         tail_start = max(0, self.size - END.size - 2**16)  # a comment may follow
         tail = self._read(tail_start, self.size - tail_start)
         at = tail.rfind(b"PK\x05\x06")
         if at < 0 or at + END.size > len(tail):
             raise BadZip(
-                f"{self.path} is truncated: it starts as a torch zip, but the zip directory that "
-                f"should end it is missing ({self.size} bytes found); copy or download it again"
+                f"{self.path} is truncated: it starts like a torch zip, but the zip directory at "
+                f"its end is missing ({self.size} bytes found); copy or download it again"
             )
         _, disk, _, _, count, length, start, _ = END.unpack_from(tail, at)
         end = tail_start + at
@@ -116,12 +116,12 @@ class Zip:
             _, _, end, _ = LOCATOR64.unpack_from(tail, at - LOCATOR64.size)
             record = self._read(min(end, self.size), END64.size)
             if len(record) < END64.size or record[:4] != b"PK\x06\x06":
-                raise BadZip(f"{self.path} is a damaged zip: its zip64 record is not where it says")
+                raise BadZip(f"{self.path} is a damaged zip: its zip64 record is not at its offset")
             *_, disk, _, _, count, length, start = END64.unpack(record)
         if disk or start + length > end:
             raise BadZip(
                 f"{self.path} is a damaged zip: a directory of {length} bytes at {start} does not "
-                "fit into it; copy or download it again"
+                "fit in the file; copy or download it again"
             )
         if length > LARGEST_DIRECTORY or count > MOST_ENTRIES:
             raise BadZip(
@@ -136,7 +136,7 @@ class Zip:
             if not directory.startswith(b"PK\x01\x02", at) or at + ENTRY.size > len(directory):
                 raise BadZip(
                     f"{self.path} is a damaged zip: its directory has fewer entries than the "
-                    f"{count} it counts; copy or download it again"
+                    f"{count} it declares; copy or download it again"
                 )
             (_, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length,
              comment_length, _, _, _, header) = ENTRY.unpack_from(directory, at)  # fmt: skip
@@ -150,7 +150,7 @@ class Zip:
 
 
 def _wide(extra: bytes, *numbers: int) -> list[int]:
-    """The numbers of an entry; those that need more than 32 bits are in its zip64 field."""
+    """An entry's numbers; those that need more than 32 bits are in its zip64 field."""
     wide = b""
     while len(extra) >= 4 and not wide:
         kind, length = struct.unpack_from("<2H", extra)

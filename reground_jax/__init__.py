@@ -1,15 +1,15 @@
 """ReGround and GLIGEN in JAX: images from a prompt and boxes with phrases.
 
-    Layout, Settings          what is asked for, and how it is made; they load without JAX
+    Layout, Settings          what to generate, and how; importable without JAX
     Pipeline                  a model on devices: layouts in, images out
-    Session                   one batch under way: run to a step, preview, cancel
+    Session                   a batch in progress: run to a step, preview, cancel
     Programs                  the compiled programs behind both
     Model                     a model in memory
-    Recipe, read_recipe, save_png                  PNGs that hold how they were made
+    Recipe, read_recipe, save_png                  PNGs that record how they were made
     draw_boxes, draw_layout, comparison_grid       pictures of layouts
 
-The parts of the sampling loop are in `reground_jax.sampling`, the way from PyTorch checkpoints in
-`reground_jax.convert`.
+The parts of the sampling loop are in `reground_jax.sampling`, the conversion of PyTorch checkpoints
+in `reground_jax.convert`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""From layouts to what the networks read: token ids, and one typed value of arrays."""
+"""From layouts to the inputs of the networks: token ids, and a typed tuple of arrays."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from reground_jax.networks.grounding.text import Grounding
 
 
 class Conditioning(NamedTuple):
-    """What a batch of layouts asks for; float32."""
+    """A batch of layouts as arrays; float32."""
 
     text: Float[Array | np.ndarray, "B S E"]
     null_text: Float[Array | np.ndarray, "B S E"]  # of the negative prompts
@@ -33,14 +33,14 @@ class Texts:
         self.config = config
         unknown = getattr(self.tokenizer.model, "unk_token", None)
         unknown_id = None if unknown is None else self.tokenizer.token_to_id(unknown)
-        # CLIP's names its end token, which never stands for a word: bytes have tokens of their own.
+        # CLIP's is its end token, but never stands for a word, since every byte has a token.
         special = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
         self._unknown_id = None if unknown_id in special else unknown_id
 
     def ids(self, texts: Iterable[str]) -> np.ndarray:
         """int32 [n, max_length]: begin, tokens, end, padding.
 
-        Warns once of texts that are cut, and of words that the tokenizer has no token for.
+        Warns once about truncated texts, and once about words that the tokenizer does not know.
         """
         config = self.config
         room = config.max_length - 2
@@ -58,13 +58,13 @@ class Texts:
         if cut:
             shown = "; ".join(f"{lost!r} of {text[:40]!r}..." for text, lost in cut[:3])
             warnings.warn(
-                f"{len(cut)} of the texts are longer than {room} tokens and were cut; not read: "
-                f"{shown}. Shorten them to have all of it count.",
+                f"{len(cut)} text(s) truncated to {room} tokens; dropped: {shown}. "
+                "Shorten them so that nothing is dropped.",
                 stacklevel=3,
             )
         if unknown:
             warnings.warn(
-                f"this model does not know {', '.join(map(repr, unknown))}: say it in other words",
+                f"not in this model's vocabulary: {', '.join(map(repr, unknown))}; use other words",
                 stacklevel=3,
             )
         return np.array(rows, np.int32).reshape(-1, config.max_length)
@@ -79,8 +79,8 @@ def encode(
 ) -> Conditioning:
     """Conditioning of `layouts`; each distinct text is encoded once.
 
-    run: token ids [n, S] -> float32 TextEncoding of them, on the host. Raises ValueError for a
-    layout of more than `max_boxes` boxes, and for an empty list.
+    run: token ids [n, S] -> their float32 TextEncoding, on the host. Raises ValueError for a
+    layout with more than `max_boxes` boxes, and for an empty list.
     """
     if not layouts:
         raise ValueError("there are no layouts to encode: give at least one")
@@ -125,9 +125,9 @@ def assemble(
 def pack_boxes(
     layouts: Sequence[Layout], pooled: Mapping[str, np.ndarray], *, max_boxes: int
 ) -> Grounding:
-    """The layouts' boxes and phrases in `max_boxes` slots each; those past a layout's have mask 0.
+    """The layouts' boxes and phrases in `max_boxes` slots each; unused slots have mask 0.
 
-    pooled: [E] float32 by text; of at least one, for its width. No layout has more boxes than that.
+    pooled: [E] float32 by text, at least one. No layout may have more than `max_boxes` boxes.
     """
     width = next(iter(pooled.values())).shape[-1]
     boxes = np.zeros((len(layouts), max_boxes, 4), np.float32)

@@ -1,9 +1,9 @@
-"""The shapes of the networks and the noise schedule: frozen values that go to JSON and back.
+"""The shapes of the networks and the noise schedule: frozen values that round-trip through JSON.
 
-Fields say what they mean (`num_heads` is a number of heads). Each class checks its own fields, with
-bounds far above any model there is; `check_together` checks what they say of each other. Other
-people's config files are translated, and refused where they ask for something that is not built, in
-`convert/configs.py`.
+Fields mean what they say (`num_heads` is the number of heads). Each class checks its own fields,
+with bounds far above any existing model; `check_together` checks them against each other.
+Third-party config files are translated in `convert/configs.py`, which rejects whatever is not
+supported.
 """
 
 import dataclasses
@@ -17,31 +17,31 @@ from reground_jax.settings import MAX_SIDE
 
 T = TypeVar("T")
 
-GroundingKind = Literal["text"]  # each with a file in networks/grounding/
+GroundingKind = Literal["text"]  # each has a file in networks/grounding/
 
 MAX_LEVELS = 8  # resolutions of a U-Net or autoencoder
 CHANNELS, LAYERS, WIDTH = (1, 2**14), (1, 32), (1, 2**16)
-TOKENS, LENGTH = 2**20, 2**12  # of a vocabulary; of a text
+TOKENS, LENGTH = 2**20, 2**12  # in a vocabulary; of a text in tokens
 MAX_TRAIN_STEPS = 10_000
 
 
 @dataclass(frozen=True)
 class UNetLevel:
-    """One resolution of a U-Net on the way down, in the middle, or on the way up."""
+    """One resolution of a U-Net, in the down path, the middle or the up path."""
 
     part: Literal["down", "mid", "up"]
     index: int  # within its part, in order of execution
-    depth: int  # how often the latent's sides have been halved: the index of `block_channels`
+    depth: int  # how often the latent's sides have been halved: the index into `block_channels`
     channels: int
-    inputs: tuple[int, ...]  # channels that each of its resnets reads
-    attentions: int  # spatial transformers, each after a resnet, from the first on
+    inputs: tuple[int, ...]  # input channels of each resnet
+    attentions: int  # number of spatial transformers, each after a resnet, from the first on
     num_heads: int
-    transformer_layers: int  # transformer blocks in each of them
-    resamples: bool  # it ends in a down- or up-sampler
+    transformer_layers: int  # transformer blocks per spatial transformer
+    resamples: bool  # ends in a downsampler or an upsampler
 
     @property
     def name(self) -> str:
-        """Such as "down_0"; its scope in a profile."""
+        """Such as "down_0"; also the level's scope in a profile."""
         return f"{self.part}_{self.index}"
 
 
@@ -50,10 +50,10 @@ class UNetConfig:
     """A Stable Diffusion 1.x / 2.x U-Net, with or without GLIGEN's fusers.
 
     One entry per resolution level, highest resolution first: `block_channels`, `layers_per_block`,
-    `num_heads`, `down_attention` (level has transformers on the way down), `transformer_layers`
+    `num_heads`, `down_attention` (the level's down path has transformers), `transformer_layers`
     (blocks in each of the level's transformers; None: one each, at all levels). `up_attention` is
-    in the order of the way up, lowest resolution first. The middle block always has one
-    transformer, with as many blocks as the last level's.
+    in execution order, lowest resolution first. The middle block always has one transformer, with
+    as many blocks as the last level's.
     """
 
     in_channels: int = 4  # C latent channels, or 2C + 1 for an inpainting model
@@ -66,7 +66,7 @@ class UNetConfig:
     text_width: int = 768  # E, also the width of a phrase embedding
     norm_groups: int = 32
     sample_size: int = 64  # side of the latent that the checkpoint was trained on
-    grounding: GroundingKind | None = "text"  # what its fusers read; None: it has none
+    grounding: GroundingKind | None = "text"  # what its fusers read; None: no fusers
     inpainting: bool = False  # also reads the known part of the latent, and a mask
     transformer_layers: tuple[int, ...] | None = None
 
@@ -86,7 +86,7 @@ class UNetConfig:
                     f"UNetConfig.{name} has {len(getattr(self, name))} entries, but block_channels "
                     f"has {levels}: give one per level"
                 )
-        if self.transformer_layers == (1,) * levels:  # one spelling of one model
+        if self.transformer_layers == (1,) * levels:  # equal models get equal configs
             object.__setattr__(self, "transformer_layers", None)
         for channels, heads in zip(self.block_channels, self.num_heads, strict=True):
             if channels % heads or channels % self.norm_groups:
@@ -99,7 +99,7 @@ class UNetConfig:
         """All levels in order of execution: the one place that follows the skip connections."""
         widths, deepest = self.block_channels, len(self.block_channels) - 1
         blocks = self.transformer_layers or (1,) * len(widths)
-        skips = [widths[0]]  # their channels, in the order in which they are made
+        skips = [widths[0]]  # channels of the skip connections, in order of creation
         found: list[UNetLevel] = []
 
         def add(part, index: int, depth: int, inputs: list[int], attentions: int, resamples: bool):
@@ -171,7 +171,7 @@ class CLIPTextConfig:
     max_length: int = 77
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     # Pooled output is read at the first `eos_token_id`; None reads it at the largest token id
-    # (what configs that say eos_token_id=2 mean).
+    # (which is what eos_token_id=2 means in config files).
     eos_token_id: int | None = None
 
     def __post_init__(self) -> None:
@@ -188,10 +188,10 @@ class CLIPTextConfig:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The forward process, and what the checkpoint's scheduler file says of time steps.
+    """The forward process, and the time step settings in the checkpoint's scheduler file.
 
-    None means that the file is silent, so each solver takes its own default, as diffusers'
-    `from_config` does (its classes have different ones).
+    None means that the file does not set the field, so each solver uses its own default, as with
+    diffusers' `from_config` (its scheduler classes have different defaults).
     """
 
     num_train_steps: int = 1000
@@ -214,7 +214,7 @@ class NoiseSchedule:
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"NoiseSchedule: betas go from {self.beta_start} to {self.beta_end}, but they must "
-                "be above 0, below 1, and not fall"
+                "be above 0, below 1, and not decrease"
             )
         if self.clip_sample_range is not None and self.clip_sample_range <= 0:
             raise ValueError(
@@ -224,7 +224,7 @@ class NoiseSchedule:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """What a `tokenizer.json` does not say of itself."""
+    """Tokenizer settings that are not in `tokenizer.json`."""
 
     max_length: int = 77
     bos_token_id: int = 49406
@@ -240,7 +240,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """A text encoder, and how a text becomes the tokens that it reads."""
+    """A text encoder and the settings of its tokenizer."""
 
     network: CLIPTextConfig = CLIPTextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -248,7 +248,7 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything about a model directory but its arrays."""
+    """The configuration of a whole model."""
 
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
@@ -257,11 +257,11 @@ class ModelConfig:
 
     @property
     def text_encoder(self) -> TextEncoderConfig:
-        """The first text encoder; `check_together` refuses models with another number of them."""
+        """The first text encoder; `check_together` rejects models with several or none."""
         return self.text_encoders[0]
 
     def parts(self) -> dict[str, Any]:
-        """The parts by the names that people know them by: "text_encoder" is the network alone."""
+        """The parts by their usual names: "text_encoder" is only the network."""
         text = self.text_encoder
         return {
             "unet": self.unet, "vae": self.vae, "text_encoder": text.network,
@@ -273,7 +273,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelConfig":
-        """Inverse of `to_json`. Raises ValueError that names an unknown, missing or wrong part."""
+        """Inverse of `to_json`. Raises ValueError naming an unknown, missing or invalid part."""
         check_parts(value, [field.name for field in dataclasses.fields(cls)])
         encoders = value["text_encoders"]
         if not isinstance(encoders, (list, tuple)):
@@ -286,9 +286,9 @@ class ModelConfig:
         )
 
     def changes(self) -> dict[str, dict[str, Any]]:
-        """The fields that are not at their defaults, by part: all that is particular of a model.
+        """The fields that differ from their defaults, by part.
 
-        A field that is added later, at a default that means what was before, adds nothing to it.
+        A field added later changes nothing here if its default keeps the old behavior.
         """
         plain = ModelConfig().parts()
         ours = {name: dataclasses.asdict(part) for name, part in self.parts().items()}
@@ -307,11 +307,11 @@ def check_parts(value: dict[str, Any], expected: Collection[str]) -> None:
 
 
 def check_together(config: ModelConfig) -> None:
-    """Raises ValueError unless the parts fit each other, so that nothing is read out of bounds."""
+    """Raises ValueError unless the parts match each other, so nothing is read out of bounds."""
     if len(config.text_encoders) != 1:
         raise ValueError(
             f"the model has {len(config.text_encoders)} text encoders, but only models with one "
-            "can be used so far: take a Stable Diffusion 1.x or 2.x model"
+            "are supported: use a Stable Diffusion 1.x or 2.x model"
         )
     unet, vae = config.unet, config.vae
     text, tokens = config.text_encoder.network, config.text_encoder.tokenizer
@@ -320,25 +320,25 @@ def check_together(config: ModelConfig) -> None:
     if (unet.in_channels, unet.out_channels) != (needed, latent):
         raise ValueError(
             f"the U-Net has {unet.in_channels} input and {unet.out_channels} output channels and "
-            f"inpainting is {unet.inpainting}, but the VAE's latents have {latent}: output must be "
-            f"as many, and input as many, or {2 * latent + 1} with inpainting"
+            f"inpainting is {unet.inpainting}, but the VAE's latents have {latent}: both must be "
+            f"{latent}, except {2 * latent + 1} input channels with inpainting"
         )
     if unet.text_width != text.width:
         raise ValueError(
-            f"the U-Net reads texts of width {unet.text_width}, but the text encoder writes width "
-            f"{text.width}: they must be equal"
+            f"the U-Net reads text embeddings of width {unet.text_width}, but the text encoder has "
+            f"width {text.width}: they must be equal"
         )
     if tokens.max_length > text.max_length:
         raise ValueError(
             f"texts are {tokens.max_length} tokens long, but the text encoder has "
-            f"{text.max_length} places: tokenizer.max_length must not be above "
+            f"{text.max_length} positions: tokenizer.max_length must not exceed "
             "text_encoder.max_length"
         )
     ids = (tokens.bos_token_id, tokens.eos_token_id, tokens.pad_token_id)
     if max(ids) >= text.vocab_size or text.eos_token_id not in (None, tokens.eos_token_id):
         raise ValueError(
             f"the tokenizer's special tokens (begin, end, padding) are {ids}, but the text encoder "
-            f"has {text.vocab_size} tokens and ends texts with {text.eos_token_id}: they do not fit"
+            f"has {text.vocab_size} tokens and end token {text.eos_token_id}: they must match"
         )
     side = unet.sample_size * vae.downsampling
     check_range("the side of an image, unet.sample_size times the VAE's factor,", side, 1, MAX_SIDE)
@@ -347,7 +347,7 @@ def check_together(config: ModelConfig) -> None:
 def from_json(kind: type[T], value: Any) -> T:
     """A config dataclass from its JSON form (lists become tuples).
 
-    Raises ValueError for unknown fields, and values of another type than the field's.
+    Raises ValueError for unknown fields and for values of the wrong type.
     """
     as_object(kind.__name__, value)
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]

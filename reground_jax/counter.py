@@ -1,8 +1,8 @@
-"""Multiply-accumulates of the networks, counted from their configuration alone. 1 MAC is 2 FLOP.
+"""Multiply-accumulates of the networks, counted from their configuration alone. 1 MAC is 2 FLOPs.
 
-Counts are of one forward pass as the papers' code runs it, split by what the work is for, so that
-what a program leaves out (parts that no step changes, fusers after gamma) can be taken off by name.
-Element-wise work, norms and softmax are not counted.
+Counts are for one forward pass as the papers' code runs it, broken down by purpose, so that what a
+program leaves out (parts that are the same at every step, fusers after gamma) can be subtracted by
+name. Element-wise operations, norms and softmax are not counted.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from collections import Counter
 from reground_jax.config import UNetConfig, VAEConfig
 from reground_jax.networks.grounding import KINDS
 
-# Parts of a U-Net that no step changes, or whose result is thrown away (`UNet.prepare`).
+# Parts of a U-Net that are the same at every step (`UNet.prepare`), or whose result is discarded.
 INVARIANT = ("text_kv", "grounding", "dead_queries", "time")
 FUSER = ("fuser_projections", "fuser_scores", "fuser_feed_forward", "grounding", "dead_queries")
 SCORES = ("self_scores", "cross_scores", "fuser_scores")
@@ -29,7 +29,7 @@ def unet_macs(
     grounding_tokens: int = 30,
     fusers: bool = True,
 ) -> Counter[str]:
-    """MACs of one sample at a latent of `height` x `width`, by part. `fusers`: run with them."""
+    """MACs of one sample with a latent of `height` x `width`, by part. `fusers`: include them."""
     macs: Counter[str] = Counter()
     first, time_width = config.block_channels[0], 4 * config.block_channels[0]
     sizes = [(height, width)]
@@ -69,7 +69,7 @@ def resnet_macs(fan_in: int, fan_out: int, area: int, time_width: int) -> dict[s
 
 
 def block_macs(c: int, area: int, text_tokens: int, text_width: int) -> dict[str, int]:
-    """Of a transformer block without its fuser: `c` channels, `area` pixels."""
+    """MACs of a transformer block without its fuser; `c` channels, `area` pixels."""
     return {
         "self_projections": 4 * area * c * c,
         "self_scores": 2 * area * area * c,
@@ -81,7 +81,7 @@ def block_macs(c: int, area: int, text_tokens: int, text_width: int) -> dict[str
 
 
 def fuser_macs(c: int, area: int, slots: int, text_width: int) -> dict[str, int]:
-    """Of GLIGEN's fuser in such a block, with `slots` grounding tokens."""
+    """MACs of GLIGEN's fuser in such a block, with `slots` grounding tokens."""
     return {
         "fuser_projections": 4 * area * c * c,
         "fuser_scores": 2 * area * (area + slots) * c,
@@ -120,8 +120,11 @@ def run_macs(
     guided: bool = True,
     max_boxes: int = 30,
 ) -> int:
-    """MACs of the U-Net over a whole run as this package needs it: fusers in the grounded steps
-    only, what no step changes once, nothing for dead queries."""
+    """MACs of the U-Net over a whole run in this package.
+
+    Counts fusers only in the grounded steps, what is the same at every step once, and no dead
+    queries.
+    """
     on = unet_macs(config, height, width, grounding_tokens=max_boxes)
     off = unet_macs(config, height, width, fusers=False)
     once = sum(on[part] for part in INVARIANT if part != "dead_queries")

@@ -1,4 +1,4 @@
-"""`make demo`: one layout by the model that comes with the package, under every method."""
+"""`make demo`: one layout, drawn by the built-in model with every method."""
 
 import argparse
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reground_jax.cli import main as command
 
-# The traffic light has no box: only the prompt asks for it.
+# The traffic light has no box: only the prompt mentions it.
 PROMPT = "a dog, a car and a traffic light on the grass"
 BOXES = ["a dog@0.125,0.125,0.5,0.5", "a car@0.375,0.625,0.875,0.9375"]
 
@@ -24,7 +24,7 @@ def run(out: Path) -> int:
         print("$ reground-jax", shlex.join(arguments), flush=True)
         if code := command(arguments):
             return code
-    print(f"\nThe comparison picture is {picture.resolve()}")
+    print(f"\nThe comparison image is {picture.resolve()}")
     if shutil.which("reground-jax") is None:
         activate = Path(sys.prefix, "bin", "activate")
         print(f"To run `reground-jax` yourself: source {activate}")

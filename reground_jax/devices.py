@@ -1,7 +1,7 @@
-"""The same function over all devices: data parallel, no collective, two wrappers.
+"""One function on all devices: data parallel, without collectives, by `shard_map` or `pmap`.
 
-Specs mark each argument (or each part of one) as split along its first axis or given whole to every
-device, as prefixes of the argument's pytree, and serve both mappers.
+Specs mark each argument (or each part of one) as split along its first axis or replicated on every
+device, as prefixes of the argument's pytree; both mappers use the same specs.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ def over_devices(
     mapper: Mapper = "shard_map",
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """A compiled `function` that runs on each device over its share of the SPLIT arguments.
+    """A compiled `function` that runs on each device over its shard of the SPLIT arguments.
 
-    First axes of SPLIT arguments must be multiples of the number of devices. Matrix products are
-    done in the full precision of their inputs ("float32" means float32 on TPU and NVIDIA too).
-    donate: positions of arguments whose memory the result may take (`shard_map` only).
+    First axes of SPLIT arguments must be multiples of the number of devices. Matrix products use
+    the full precision of their inputs (float32 means float32 on TPU and NVIDIA, too).
+    donate: positions of arguments whose memory the result may reuse (`shard_map` only).
     """
 
     def precise(*args: Any) -> Any:
@@ -46,9 +46,9 @@ def over_devices(
 
 
 def choose_devices(devices: Sequence[Device] | None) -> tuple[Device, ...]:
-    """`devices`, or all of this process: with several hosts, each works on images of its own.
+    """`devices`, or all of this process: with several hosts, each makes its own images.
 
-    Raises ValueError for anything but distinct devices of one platform that this process can use.
+    Raises ValueError unless they are distinct, of one platform, and usable by this process.
     """
     if devices is None:
         return tuple(jax.local_devices())
@@ -63,14 +63,14 @@ def choose_devices(devices: Sequence[Device] | None) -> tuple[Device, ...]:
         raise ValueError(f"devices is {devices!r}: they must be distinct and of one platform")
     if far := [device for device in chosen if device.process_index != jax.process_index()]:
         raise ValueError(
-            f"{far[0]} belongs to another process: {way_out}, and give each process images of its "
-            "own (as `reground-jax batch` does)"
+            f"{far[0]} belongs to another process: {way_out}, and give each process its own images "
+            "(as `reground-jax batch` does)"
         )
     return chosen
 
 
 def place_whole(array: Any, devices: Sequence[Device]) -> jax.Array:
-    """`array` on every device, as WHOLE arguments want it."""
+    """`array` replicated on every device, as needed for WHOLE arguments."""
     return jax.device_put(array, NamedSharding(_mesh(devices), WHOLE))
 
 
@@ -93,13 +93,13 @@ def _shard_mapped(function, in_specs, out_specs, devices, donate):
         mesh=_mesh(devices),
         in_specs=in_specs,
         out_specs=out_specs,
-        check_vma=False,  # it would ask for casts between whole and split values in loop carries
+        check_vma=False,  # would require casts between replicated and split values in loop carries
     )
     return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options(devices))
 
 
 def _pmapped(function, in_specs, out_specs, devices, donate):
-    """jax.pmap over a leading device axis, compiled ahead of time so that it takes options too."""
+    """jax.pmap over a leading device axis, compiled ahead of time so that it takes options."""
     count = len(devices)
 
     def axes(specs: Any) -> Any:
@@ -139,9 +139,9 @@ def _pmapped(function, in_specs, out_specs, devices, donate):
 
 @contextlib.contextmanager
 def compile_clock(prefix: str = "/jax/core/compile/") -> Iterator[Callable[[], float]]:
-    """Gives a function that says for how many seconds JAX has done what begins with `prefix`.
+    """Yields a function that returns the total seconds of JAX events starting with `prefix`.
 
-    prefix: of the names of jax.monitoring; by default, tracing and all of compiling.
+    Event names are those of jax.monitoring; the default covers tracing and all of compilation.
     """
     seconds = 0.0
 

@@ -1,7 +1,7 @@
 """Pictures of layouts: boxes over an image, a layout alone, and the papers' comparison figure.
 
-Everything returns an RGB `PIL.Image`. A phrase has one color, in its boxes, its labels and the
-caption, so that three boxes of "a clock" look alike. The font is the one inside Pillow.
+Everything returns an RGB `PIL.Image`. A phrase has one color in its boxes, its labels and the
+caption, so three boxes of "a clock" look alike. The font is Pillow's built-in one.
 """
 
 import functools
@@ -17,9 +17,9 @@ from reground_jax.layout import Layout
 
 Picture = UInt8[np.ndarray, "H W 3"] | Image.Image
 Rectangle = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
-Words = list[tuple[str, str]]  # each word with its color
+Words = list[tuple[str, str]]  # (word, color)
 
-# White text on each of them, and each of them on white paper, has a contrast of 4.5 (WCAG AA).
+# Each has a contrast of at least 4.5 with white (WCAG AA), as text and as background.
 PALETTE = (
     "#cf222e", "#0969da", "#1a7f37", "#8250df", "#a85200",
     "#0b7285", "#bf3989", "#5c6a00", "#7a4b32", "#3d4d5c",
@@ -37,7 +37,7 @@ SUBTITLES = {
 
 
 def draw_boxes(image: Picture, layout: Layout) -> Image.Image:
-    """The image with the layout's boxes and labels; one smaller than 512 px is enlarged first."""
+    """The image with the layout's boxes and labels; images under 512 px are enlarged first."""
     picture = _resized(_picture(image), at_least=SMALLEST)
     _paint(picture, layout, tint=0)
     return picture
@@ -61,10 +61,10 @@ def comparison_grid(
 
     layouts     one per row; the first column, "layout", is drawn from them
     columns     header -> one image per row, all of the same size
-    row_labels  such as "seed 0", written beside the rows; none, or one per row
+    row_labels  written beside the rows, such as "seed 0"; empty, or one per row
 
-    The prompt stands below the rows that share it, its phrases in the colors of their boxes.
-    Raises ValueError if the numbers or sizes of the images do not agree.
+    The prompt is below the rows that share it, with its phrases in the colors of their boxes.
+    Raises ValueError if the numbers or sizes of the images do not match.
     """
     _check_grid(layouts, columns, row_labels)
     pictures = {
@@ -73,12 +73,12 @@ def comparison_grid(
     }
     sizes = {picture.size for images in pictures.values() for picture in images}
     if len(sizes) > 1:
-        raise ValueError(f"images have sizes {sorted(sizes)}: a grid needs them all of one size")
+        raise ValueError(f"images have sizes {sorted(sizes)}: a grid needs images of equal size")
     width, height = sizes.pop() if sizes else (SMALLEST, SMALLEST)
     panels = [draw_layout(layout, width=width, height=height) for layout in layouts]
     pictures = {"layout": panels} | pictures
 
-    unit = max(width, height) // 32  # 16 for 512 px: every distance and font size follows it
+    unit = max(width, height) // 32  # 16 for 512 px: all distances and font sizes scale with it
     parts = [("", _header_row(list(pictures), width, unit))]
     for row, layout in enumerate(layouts):
         strip = _joined([images[row] for images in pictures.values()], unit)
@@ -141,7 +141,7 @@ def _paint(picture: Image.Image, layout: Layout, *, tint: int) -> None:
         text = _shown(phrase, font, picture.width - 2 * _pad(font))
         tag = _tag_place(box, text, font, picture.size, taken)
         taken.append(tag)
-        # The white rim keeps neighbors of one color apart.
+        # The white rim separates adjacent labels of the same color.
         pen.rectangle(tag, fill=colors[phrase], outline=(255, 255, 255, 160))
         middle = ((tag[0] + tag[2] + 1) / 2, (tag[1] + tag[3] + 1) / 2)
         pen.text(middle, text, fill="white", font=font, anchor="mm")
@@ -154,7 +154,7 @@ def _tag_place(
     size: tuple[int, int],
     taken: list[Rectangle],
 ) -> Rectangle:
-    """Where the label of a box goes: on its edge, inside the picture, and over no other label."""
+    """Where the label of a box goes: at its edge, inside the picture, and clear of other labels."""
     x0, y0, x1, y1 = box
     width = round(font.getlength(text)) + 2 * _pad(font)
     height = sum(font.getmetrics()) + _pad(font) // 2
@@ -207,7 +207,7 @@ def _joined(panels: list[Image.Image], unit: int) -> Image.Image:
 
 
 def _caption(layout: Layout, width: int, unit: int) -> Image.Image:
-    """The prompt, wrapped and centered, its phrases in their colors."""
+    """The prompt, wrapped and centered, with its phrases in their colors."""
     font = _font(unit * 5 // 4)
     lines = _wrapped(_colored_words(layout), font, width - 2 * unit)
     step = round(1.25 * sum(font.getmetrics()))
@@ -222,7 +222,7 @@ def _caption(layout: Layout, width: int, unit: int) -> Image.Image:
 
 
 def _stacked(parts: list[tuple[str, Image.Image]], unit: int, *, gutter: int) -> Image.Image:
-    """Parts below one another with a margin, and their upright labels in a gutter at the left."""
+    """Parts stacked vertically with a margin, and their rotated labels in a gutter on the left."""
     gap, margin = unit // 2, unit
     height = sum(part.height + gap for _, part in parts) - gap
     figure = Image.new("RGB", (parts[0][1].width + gutter + 2 * margin, height + 2 * margin), PAPER)
@@ -244,9 +244,9 @@ def _stacked(parts: list[tuple[str, Image.Image]], unit: int, *, gutter: int) ->
 
 
 def _colored_words(layout: Layout) -> Words:
-    """The prompt's words; one inside a phrase has the phrase's color.
+    """The prompt's words with their colors; words of a phrase have the phrase's color.
 
-    A phrase that the prompt does not hold is looked for without its article and in the plural:
+    A phrase that is not in the prompt is matched without its article, and plurals match, too:
     "a clock" colors "clocks" in "three clocks".
     """
     if not layout.prompt.strip():
@@ -267,7 +267,7 @@ def _colored_words(layout: Layout) -> Words:
 
 
 def _wrapped(words: Words, font: ImageFont.FreeTypeFont, width: int | float) -> list[Words]:
-    """Lines no wider than `width`; a word that alone is wider is cut with an ellipsis."""
+    """Lines no wider than `width`; a single word that is wider is cut with an ellipsis."""
     lines: list[Words] = [[]]
     for word, color in words:
         word = _shown(word, font, width)
@@ -282,7 +282,7 @@ def _line_width(words: Words, font: ImageFont.FreeTypeFont) -> float:
 
 
 def _space(font: ImageFont.FreeTypeFont) -> float:
-    return 1.3 * font.getlength(" ")  # this font's own space is narrow beside colored words
+    return 1.3 * font.getlength(" ")  # the font's own space is too narrow between colored words
 
 
 def _shown(text: str, font: ImageFont.FreeTypeFont, width: int | float) -> str:

@@ -1,4 +1,4 @@
-"""From a checked request to images: its batches one after the other, padded, run and converted."""
+"""From a checked request to images: each batch in turn is padded, run and converted."""
 
 import warnings
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from reground_jax.session import Session
 def generate(
     programs: Programs, params: Params, texts: Texts, request: Request, gammas: Sequence[Gamma]
 ) -> list[Any]:
-    """The images of a request at each of `gammas`, in the form that it asks for.
+    """The images of a request at each of `gammas`, in the requested form.
 
-    The last batch is filled up with its last layout, and what that makes is dropped.
+    The last batch is padded with its last layout, and the extra images are dropped.
     """
     settings, layouts = request.settings, request.layouts
     size = programs.latent_shape(settings)
@@ -64,16 +64,16 @@ def generate(
 def check_finite(
     made: Float[np.ndarray, "B H W C"], first: int, params: Params, request: Request
 ) -> None:
-    """Raise ValueError, or warn where arrays are asked for, of NaN or infinity in an image.
+    """Raise ValueError if an image holds NaN or infinity, or only warn if the output is arrays.
 
-    first: index of the first image among all of the request's.
+    first: index of the first image in the request.
     """
     finite = np.isfinite(made).all(axis=(1, 2, 3))
     if finite.all():
         return
     dtype, scale = request.settings.dtype, request.settings.guidance_scale
     if broken := nonfinite_arrays(params):
-        why = f"the model's array {broken[0]} does, too: convert it again from a sound checkpoint"
+        why = f"so does the model's array {broken[0]}; convert an intact checkpoint"
     elif dtype != "float32":
         why = f"the arithmetic overflowed in {dtype}; try dtype='float32'"
     else:

@@ -1,4 +1,4 @@
-"""`Hardware`: the devices that programs run on and how, chosen once and checked at once."""
+"""`Hardware`: the devices that programs run on, and how; chosen once and checked immediately."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from reground_jax.settings import dtype_name
 
 @dataclass(frozen=True)
 class Hardware:
-    """Made by `choose`, which checks."""
+    """Created by `choose`, which checks its arguments."""
 
     devices: tuple[Device, ...]
     dtype: str  # of parameters and arithmetic
@@ -40,8 +40,8 @@ class Hardware:
     ) -> "Hardware":
         """Raises ValueError for what does not exist or cannot run on `devices`.
 
-        devices: by default all of the default platform that this process has. dtype: "float32" or
-        "bfloat16", or jnp.bfloat16 and the like. mapper: `jax.shard_map` or `jax.pmap`.
+        devices: by default, all of this process's devices on the default platform. dtype: "float32"
+        or "bfloat16", or jnp.bfloat16 and the like. mapper: `jax.shard_map` or `jax.pmap`.
         """
         check_name("mapper", mapper, MAPPERS)
         name, chosen = dtype_name(dtype), choose_devices(devices)
@@ -49,7 +49,7 @@ class Hardware:
         return cls(chosen, name, attention, cast(Mapper, mapper))
 
     def place(self, array: Any) -> jax.Array:
-        """`array` on every device, in `dtype`; as it is if it is there in `dtype` already."""
+        """`array` on every device in `dtype`; returned as is if it is already there in `dtype`."""
         return place_whole(array.astype(self.dtype), self.devices)
 
     @property
@@ -66,10 +66,10 @@ class Hardware:
         )
 
     def check_batch(self, what: str, count: int) -> None:
-        """Raises ValueError for a number of images that does not divide among the devices."""
+        """Raises ValueError unless `count` images divide evenly among the devices."""
         devices = len(self.devices)
         if count % devices or not count:
             raise ValueError(
                 f"{what} of {count} images on {devices} devices: pad to a multiple of {devices}, "
-                "as a call of the pipeline does"
+                "as a pipeline call does"
             )

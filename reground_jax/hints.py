@@ -14,7 +14,7 @@ HINTS = {
     "gligen_boxes": _BOXES,
     "phrases": _BOXES,
     "boxes": _BOXES,
-    "gligen_images": "only boxes with phrases are built",
+    "gligen_images": "only boxes with phrases are supported",
     "gligen_inpaint_image": "pipelines do not inpaint yet; see reground_jax.sampling.Inpaint",
     "alpha_type": "use gamma, which also takes GLIGEN's three parts",
     "generator": "use seeds, one integer per image",
@@ -26,11 +26,11 @@ HINTS = {
     "callback_on_step_end": "use progress",
     "callback_steps": "use progress, which is called after every step",
     "box_format": "give it in the Layout, box_format=...",
-    "dtype": "it is chosen once, in Pipeline.load(name, dtype=...)",
-    "torch_dtype": "it is chosen once, in Pipeline.load(name, dtype=...)",
-    "devices": "they are chosen once, in Pipeline.load(name, devices=...)",
-    "attention": "it is chosen once, in Pipeline.load(name, attention=...)",
-    "mapper": "it is chosen once, in Pipeline.load(name, mapper=...)",
+    "dtype": "set it once, in Pipeline.load(name, dtype=...)",
+    "torch_dtype": "set it once, in Pipeline.load(name, dtype=...)",
+    "devices": "set them once, in Pipeline.load(name, devices=...)",
+    "attention": "set it once, in Pipeline.load(name, attention=...)",
+    "mapper": "set it once, in Pipeline.load(name, mapper=...)",
     "cross_attention_kwargs": "there is no counterpart; use gamma to change the grounding",
     **{
         name.removeprefix("--").replace("-", "_"): f"use {field}"
@@ -42,7 +42,7 @@ HINTS = {
 
 
 def refuse_keywords(function: str, given: Collection[str], known: Collection[str]) -> None:
-    """Raise TypeError for the first of `given` that is not `known`; it says what to use instead."""
+    """Raise TypeError for the first of `given` that is not `known`, saying what to use instead."""
     for name in given:
         if name in known:
             continue

@@ -1,7 +1,7 @@
-"""Decoded images -> uint8 -> PNG files that say how they were made, and back.
+"""Decoded images -> uint8 -> PNG files that record how they were made, and back.
 
 The PNG's text chunk "reground" is JSON: layout, settings, seed, checkpoint. It is all that
-`generate --from image.png` needs. Host side only: arrays here are numpy's.
+`generate --from image.png` needs. Host side only: arrays here are NumPy arrays.
 """
 
 import errno
@@ -26,17 +26,17 @@ from reground_jax.settings import MAX_SEED, Settings
 from reground_jax.version import __version__
 
 CHUNK = "reground"
-FORMAT = 1  # of the JSON in the chunk; raised when a reader of the old form would misread it
+FORMAT = 1  # of the JSON in the chunk; incremented when older readers would misread it
 MAX_TEXT = 2**22  # bytes of the chunk: far above 1024 boxes with long phrases
-LONGEST_REASON = 400  # a recipe may quote itself at any length
+LONGEST_REASON = 400  # characters; errors quote the recipe, which may be of any length
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What made one image: enough to make it again from the same checkpoint.
+    """How one image was made: enough to reproduce it from the same checkpoint.
 
     checkpoint is the name or path that the model was loaded from, as given; checksum is the model's
-    (`Description.checksum`), or of its arrays alone in older files. None if unknown.
+    (`Description.checksum`), or only that of its arrays in older files. None if unknown.
     """
 
     layout: Layout
@@ -46,20 +46,20 @@ class Recipe:
     checksum: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` gives an equal Recipe back."""
+        """Plain JSON values; `from_json` returns an equal Recipe."""
         return {
             "format": FORMAT,
             "software": f"reground-jax {__version__}",
             "layout": self.layout.to_json(),
             "settings": self.settings.to_json(),
-            "seed": int(self.seed),  # JSON knows no numpy integers
+            "seed": int(self.seed),  # json cannot encode NumPy integers
             "checkpoint": self.checkpoint,
             "checksum": self.checksum,
         }
 
     @classmethod
     def from_json(cls, value: Any) -> "Recipe":
-        """Inverse of `to_json`. Raises ValueError that says what is wrong."""
+        """Inverse of `to_json`. Raises ValueError saying what is wrong."""
         form = value.get("format") if isinstance(value, dict) else None
         if type(form) is not int or form != FORMAT:  # true and 1.0 equal 1
             raise ValueError(
@@ -67,11 +67,11 @@ class Recipe:
                 "use the version of reground-jax that wrote it"
             )
         if missing := [name for name in ("layout", "settings", "seed") if name not in value]:
-            raise ValueError(f"recipe lacks {', '.join(missing)}: the file was edited or truncated")
+            raise ValueError(f"recipe has no {', '.join(missing)}: it was edited or truncated")
         names = {name: value.get(name) for name in ("checkpoint", "checksum")}
         for name, text in names.items():
             if text is not None and not isinstance(text, str):
-                raise ValueError(f"{name} is {shown(text)}: it must be a text, or null")
+                raise ValueError(f"{name} is {shown(text)}: it must be a string or null")
         seed = as_int("seed", value["seed"])
         check_range("seed", seed, 0, MAX_SEED)
         layout = Layout.from_json(value["layout"])
@@ -84,8 +84,8 @@ def to_uint8(
     """Float images in -1..1 (the VAE's output) or 0..1 -> 0..255, clipped and rounded.
 
     Rounds half to even in float32, as diffusers' VaeImageProcessor does; the original GLIGEN code
-    truncates, which darkens an image by half a level. dtype: in which they were made, for the
-    message. Raises ValueError on NaN or infinity, which no clipping may hide, and on another
+    truncates, which darkens an image by half a level. dtype: the compute dtype, for the error
+    message. Raises ValueError for NaN or infinity, which clipping must not hide, and for an unknown
     `value_range`.
     """
     check_name("value_range", value_range, ("-1..1", "0..1"))
@@ -96,8 +96,8 @@ def to_uint8(
         if dtype not in (None, "float32"):
             way_out += ", or use dtype='float32'"
         raise ValueError(
-            f"image {int(np.argmin(finite)) + 1} of {len(values)} holds NaN or infinity: the "
-            f"model's weights do, or its arithmetic overflowed; {way_out}"
+            f"image {int(np.argmin(finite)) + 1} of {len(values)} holds NaN or infinity: so do the "
+            f"model's weights, or the arithmetic overflowed; {way_out}"
         )
     if value_range == "-1..1":
         values = values * np.float32(0.5) + np.float32(0.5)
@@ -105,17 +105,17 @@ def to_uint8(
 
 
 def from_uint8(pixels: UInt8[Any, "*B H W 3"]) -> Float[Any, "*B H W 3"]:
-    """0..255 -> -1..1, float32, as networks take images; of NumPy arrays or JAX arrays."""
+    """0..255 -> -1..1, float32, as the networks expect; for NumPy or JAX arrays."""
     return pixels.astype(np.float32) / 127.5 - 1
 
 
 def save_png(
     path: str | Path, image: UInt8[np.ndarray, "H W 3"] | Image.Image, recipe: Recipe | None = None
 ) -> None:
-    """Write a PNG, with its recipe inside if there is one. Folders are made where needed.
+    """Write a PNG, with its recipe inside if there is one. Missing folders are created.
 
-    The file appears whole or not at all (see atomic.py). Raises ValueError if the name does not end
-    in .png, and OSError that names the path if it cannot be written.
+    The file is written atomically (see atomic.py). Raises ValueError if the name does not end in
+    .png, and OSError naming the path if it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -124,7 +124,7 @@ def save_png(
 
 
 def check_writable(path: Path) -> None:
-    """Raises OSError unless a file can be made there: before the work, not after. Makes folders."""
+    """Raises OSError if `path` cannot be written, to fail before the work. Creates folders."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with atomic.aside(path) as part:
@@ -134,10 +134,10 @@ def check_writable(path: Path) -> None:
 def encode_png(
     image: UInt8[np.ndarray, "H W 3"] | Image.Image, recipe: Recipe | None = None
 ) -> bytes:
-    """A PNG file's bytes, with its recipe inside if there is one."""
+    """The bytes of a PNG file, with its recipe inside if there is one."""
     info = PngImagePlugin.PngInfo()
     if recipe is not None:
-        # ASCII (\u escapes), so that the plain text chunk that every tool shows holds any prompt.
+        # ASCII (\u escapes): any prompt then fits the plain text chunk, which every tool shows.
         info.add_text(CHUNK, json.dumps(recipe.to_json()))
     encoded = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
@@ -146,10 +146,10 @@ def encode_png(
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """The recipe inside a PNG, whose pixels are not decoded.
+    """The recipe inside a PNG; the pixels are not decoded.
 
-    Raises ValueError that names the file where there is none. Names, sizes and texts in a recipe
-    are those of whoever made the file.
+    Raises ValueError naming the file if there is none. Names, sizes and texts in a recipe are
+    untrusted input.
     """
     try:
         text = read_png_text(Path(path), CHUNK, MAX_TEXT)
@@ -161,8 +161,8 @@ def read_recipe(path: str | Path) -> Recipe:
         raise ValueError(f"cannot read image {path}: {error}") from error
     if text is None:
         raise ValueError(
-            f"{path} has no '{CHUNK}' text inside: it was not written by reground-jax, or another "
-            "program saved it again without it; use the original PNG"
+            f"{path} has no '{CHUNK}' text chunk: it was not written by reground-jax, or another "
+            "program saved it without the chunk; use the original PNG"
         )
     try:
         value = parse_json(text)

@@ -1,7 +1,7 @@
-"""What is asked for: `Layout`, a prompt and phrases in boxes, one frozen value that goes to JSON.
+"""`Layout`: what to generate, a prompt and phrases in boxes, as one frozen value.
 
-There is one box form inside the package, GLIGEN's: x0, y0, x1, y1 in 0..1 of the image, origin at
-the top left. Other forms are converted where they enter (`Layout.from_json`, readers/).
+Inside the package all boxes have GLIGEN's format: x0, y0, x1, y1 as fractions 0..1 of the image,
+origin at the top left. Other formats are converted on input (`Layout.from_json`, readers/).
 """
 
 import base64
@@ -22,28 +22,28 @@ from reground_jax.settings import MAX_BOXES
 Box = tuple[float, float, float, float]
 
 BOX_FORMATS = ("xyxy", "xywh")
-# Corners, or x + width, of a box that ends at the edge may be off by a rounding error of
-# float32: that is not a mistake.
+# Corners, or x + width, of a box that ends at the image's edge may be off by a float32 rounding
+# error, which is not a mistake.
 EDGE_TOLERANCE = 1e-6
 
 
-@no_type_check  # the tests' type checker must not run before the checks and sentences below
+@no_type_check  # the checks and messages below must run before the tests' type checker
 @dataclass(frozen=True)
 class Layout:
-    """One image to make. Lists are stored as tuples, so a Layout is hashable.
+    """One image to generate. Lists are stored as tuples, so a Layout is hashable.
 
-    prompt           text of the whole image; may be empty
-    phrases          one text per box, none of them empty
+    prompt           text for the whole image; may be empty
+    phrases          one nonempty text per box
     boxes            one (x0, y0, x1, y1) per phrase, fractions 0..1 of the image, x0 <= x1 and
-                     y0 <= y1. A box without area is legal: (0, 1, 0, 1) is GLIGEN's style token.
-                     An edge within 1e-6 of the image's is moved onto it
-    negative_prompt  text that guidance leads away from
+                     y0 <= y1. A box may have zero area: (0, 1, 0, 1) is GLIGEN's style token.
+                     Edges within 1e-6 of the image's are snapped to it
+    negative_prompt  text that guidance steers away from
     id               a name for error messages and files
-    box_format       what `boxes` means here: "xyxy" corners, or "xywh" top left corner, width and
-                     height, also as fractions. Boxes are stored as corners
+    box_format       format of the `boxes` argument: "xyxy" (corners) or "xywh" (top left corner,
+                     width and height), both as fractions. Boxes are stored as corners
 
-    Raises ValueError that names the layout, the box (counting from 1), the rule and the way out.
-    How many boxes are too many depends on the settings: see `check_max_boxes`.
+    Raises ValueError naming the layout, the box (counting from 1), the rule and the way out.
+    The maximum number of boxes depends on the settings: see `check_max_boxes`.
     """
 
     prompt: str
@@ -58,11 +58,11 @@ class Layout:
         check_name("box_format", box_format, BOX_FORMATS)
         for field in ("prompt", "negative_prompt"):
             if not isinstance(value := getattr(self, field), str):
-                raise ValueError(f"{field} of {self.name} is {shown(value)}: it must be a text")
+                raise ValueError(f"{field} of {self.name} is {shown(value)}: it must be a string")
             _check_encodable(f"{field} of {self.name}", value)
         if self.id is not None:
             if not isinstance(self.id, str):
-                raise ValueError(f"id of {self.name} is {shown(self.id)}: it must be a text")
+                raise ValueError(f"id of {self.name} is {shown(self.id)}: it must be a string")
             _check_encodable(f"id of {self.name}", self.id)
         object.__setattr__(self, "phrases", _phrases(self.phrases, self.name))
         object.__setattr__(self, "boxes", _boxes(self.boxes, self.name, box_format))
@@ -74,14 +74,14 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """How messages call this layout: by its id, or else by the start of its prompt."""
+        """The layout's name in messages: its id, or else the start of its prompt."""
         if self.id is not None:
             return f"layout {self.id!r}"
         prompt = str(self.prompt)
-        return f"the layout of prompt {prompt if len(prompt) <= 40 else prompt[:39] + '…'!r}"
+        return f"the layout with prompt {prompt if len(prompt) <= 40 else prompt[:39] + '…'!r}"
 
     def _repr_png_(self) -> bytes:
-        """For notebooks: the boxes, drawn."""
+        """The drawn boxes, for notebooks."""
         from reground_jax.draw import draw_layout
 
         file = io.BytesIO()
@@ -94,7 +94,7 @@ class Layout:
         return f'<img width="256" alt="" src="{source}"><br>{words}'
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, boxes as xyxy lists; `from_json` gives an equal Layout back."""
+        """Plain JSON values, boxes as xyxy lists; `from_json` returns an equal Layout."""
         value = dataclasses.asdict(self)
         value |= {"phrases": list(self.phrases), "boxes": [list(box) for box in self.boxes]}
         if self.id is None:
@@ -103,9 +103,9 @@ class Layout:
 
     @classmethod
     def from_json(cls, value: Any, *, box_format: str = "xyxy") -> "Layout":
-        """A Layout from its JSON form; every field but "prompt" may be absent, or null.
+        """A Layout from its JSON form; every field except "prompt" may be absent or null.
 
-        box_format  as in the constructor. A "box_format" in `value` itself wins.
+        box_format  as in the constructor. A "box_format" in `value` takes precedence.
         """
         if not isinstance(value, dict):
             raise ValueError(
@@ -116,7 +116,7 @@ class Layout:
             check_name("layout field", field, known)
         if "prompt" not in value:
             raise ValueError(
-                f"layout {value.get('id', '')!r} has no prompt: add one; an empty text is legal"
+                f"layout {value.get('id', '')!r} has no prompt: add one; it may be empty"
             )
         given: dict[str, Any] = {"box_format": box_format}
         given |= {k: v for k, v in value.items() if v is not None or k == "prompt"}
@@ -124,7 +124,7 @@ class Layout:
 
     @classmethod
     def load(cls, path: str | Path, *, box_format: str = "xyxy") -> "Layout":
-        """The layout in a JSON file (see `from_json`). Raises ValueError that names the file."""
+        """The layout in a JSON file (see `from_json`). Raises ValueError naming the file."""
         try:
             content = Path(path).read_bytes()
         except OSError as error:
@@ -152,12 +152,12 @@ def check_max_boxes(layout: Layout, max_boxes: int) -> None:
 
 
 def _check_encodable(what: str, text: str) -> None:
-    """Raise ValueError for half of a surrogate pair: no tokenizer and no file takes it."""
+    """Raise ValueError for an unpaired surrogate: no tokenizer or file can encode it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{what} has half of a surrogate pair ({text[error.start]!a}) at character "
+            f"{what} has an unpaired surrogate ({text[error.start]!a}) at character "
             f"{error.start + 1}: remove it, or write the whole character"
         ) from None
 
@@ -171,8 +171,8 @@ def _phrases(phrases: Any, name: str) -> tuple[str, ...]:
     for number, phrase in enumerate(phrases, 1):
         if not isinstance(phrase, str) or not phrase.strip():
             raise ValueError(
-                f"phrase {number} of {name} is {shown(phrase)}: a phrase must be a text that "
-                "is not empty; say what is in the box, or remove both"
+                f"phrase {number} of {name} is {shown(phrase)}: a phrase must be a nonempty "
+                "string; say what is in the box, or remove both"
             )
         _check_encodable(f"phrase {number} of {name}", phrase)
     return phrases
@@ -216,7 +216,7 @@ def _box(box: Any, name: str, box_format: str) -> Box:
     x0, y0, x1, y1 = map(_snap, (x0, y0, x1, y1))
     for edge, value in zip(edges, (x0, y0, x1, y1), strict=True):
         if not 0 <= value <= 1:
-            pixels = " (divide pixels by its width and height)" if value > 1 else ""
+            pixels = " (divide pixels by the image's width and height)" if value > 1 else ""
             raise ValueError(f"{name}: {edge} is {value:.9g}, outside 0..1; {way_out}{pixels}")
     for order, low, high in zip(orders, (x0, y0), (x1, y1), strict=True):
         if high < low:
@@ -225,6 +225,6 @@ def _box(box: Any, name: str, box_format: str) -> Box:
 
 
 def _snap(edge: float) -> float:
-    """An edge off the image by no more than a rounding error, onto the image's edge."""
+    """Snap an edge that is outside the image by no more than a rounding error to its edge."""
     inside = min(max(edge, 0.0), 1.0)
     return inside if abs(edge - inside) <= EDGE_TOLERANCE else edge

@@ -1,16 +1,16 @@
-"""A model: its configuration, its arrays and its tokenizer; and the directory that holds them.
+"""A model (configuration, arrays and tokenizer), and the directory that holds it.
 
 DIR/config.json      format, network configs, noise schedule, tokenizer settings, facts (`info`),
-                     and the settings that suit the model (`recommended`), if there are any
-DIR/tokenizer.json   of the `tokenizers` library
-DIR/arrays/NNN/      Orbax checkpoints, the arrays of all networks by name
+                     and the settings recommended for the model (`recommended`), if any
+DIR/tokenizer.json   in the format of the `tokenizers` library
+DIR/arrays/NNN/      Orbax checkpoints: the arrays of all networks by name
 
-Networks are named as diffusers names their folders; a second text encoder, which no model has yet,
-would be "text_encoder_2", with a tokenizer_2.json. Directories of the format before this one are
-read as well (format1.py).
+Networks are named like diffusers' folders; a second text encoder, which no model has yet, would be
+"text_encoder_2", with a tokenizer_2.json. Directories in the previous format can also be read
+(format1.py).
 
-A directory may stand on another one, its base (`"base"` in config.json, a relative path), and then
-holds only the arrays that differ: fusers trained on one frozen model share its bulk.
+A directory may have another one as its base (`"base"` in config.json, a relative path), and then
+holds only the arrays that differ: models that differ only in their fusers share the rest.
 """
 
 import contextlib
@@ -55,9 +55,9 @@ from reground_jax.storage.description import (
 from reground_jax.storage.description import is_model_directory as is_model_directory
 from reground_jax.storage.facts import NETWORKS, Facts, combined, digest, word_sum
 
-MAX_BASES = 8  # one on the other
+MAX_BASES = 8  # in a chain
 
-Params = dict[Any, Any]  # nested dict of arrays, as nnx.to_pure_dict gives it
+Params = dict[Any, Any]  # nested dict of arrays, as returned by nnx.to_pure_dict
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Model:
     params: Params  # {"unet": ..., "vae": ..., "text_encoder": ...}
     tokenizer_json: str
     info: dict[str, Any]  # source, checksum, dtype, converter version: facts, not settings
-    recommended: dict[str, Any] = field(default_factory=dict)  # fields of Settings that suit it
+    recommended: dict[str, Any] = field(default_factory=dict)  # recommended fields of Settings
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
@@ -76,7 +76,7 @@ class Model:
 
 
 def build(config: ModelConfig, name: str, rngs: nnx.Rngs) -> nnx.Module:
-    """One of NETWORKS with parameters of its own."""
+    """One of NETWORKS, with newly initialized parameters."""
     match name:
         case "text_encoder":
             return CLIPTextModel(config.text_encoder.network, rngs=rngs)
@@ -89,7 +89,7 @@ def build(config: ModelConfig, name: str, rngs: nnx.Rngs) -> nnx.Module:
 
 @functools.cache
 def network(config: ModelConfig, name: str) -> tuple[nnx.GraphDef, Params]:
-    """Graph definition and the shapes of the parameters of one network, without any array."""
+    """Graph definition and parameter shapes of one network, without allocating arrays."""
     graph, state = nnx.split(nnx.eval_shape(lambda: build(config, name, nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(state)
 
@@ -113,20 +113,20 @@ def write_model(
     base: str | Path | None = None,
     recommended: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes a model directory, all or nothing, and returns `info` with checksum and counts added.
+    """Writes a model directory atomically, and returns `info` with checksum and counts added.
 
-    base: another model directory; arrays equal to its own are not written, and the two must keep
-    their places relative to each other. recommended: fields of Settings, for where none are given;
-    no checksum depends on them. Arrays are written as they come. Everything goes to a sibling
-    directory that is renamed at the end, so a process killed at any moment leaves nothing that
-    loads. Raises FileExistsError if `directory` exists, CheckpointError if the arrays or the
-    tokenizer are not those of `config`, ValueError for settings that cannot be, OSError that names
-    `directory` if it cannot be written.
+    base: another model directory; arrays equal to its own are not written, and the path from one
+    to the other must not change. recommended: fields of Settings to use by default; no checksum
+    depends on them. Arrays are written as they arrive. Everything goes to a sibling directory
+    that is renamed at the end, so a process killed at any moment leaves nothing loadable. Raises
+    FileExistsError if `directory` exists, CheckpointError if the arrays or the tokenizer do not
+    match `config`, ValueError for invalid settings, OSError naming `directory` if it cannot be
+    written.
     """
     directory = Path(directory)
-    if os.path.lexists(directory):  # a link that leads nowhere is in the way as well
+    if os.path.lexists(directory):  # a dangling link is in the way, too
         raise FileExistsError(
-            f"{directory} exists already: choose another place, or remove it first"
+            f"{directory} already exists: choose another place, or remove it first"
         )
     check_together(config)
     recommended = check_recommended(dict(recommended or {}))
@@ -163,7 +163,7 @@ def _new_arrays(
     facts: Facts,
     shared: set[str],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Those that are not `shared` with a base; takes the facts of all, which must be `shapes`'."""
+    """Arrays that are not `shared` with a base; adds all to `facts`, checked against `shapes`."""
     missing = dict(shapes)
     for name, array in arrays:
         expected = missing.pop(name, None)
@@ -176,11 +176,11 @@ def _new_arrays(
         if facts.digests[-1] not in shared:
             yield name, array
     if missing:
-        raise CheckpointError(f"arrays missing: {', '.join(sorted(missing))}")
+        raise CheckpointError(f"missing arrays: {', '.join(sorted(missing))}")
 
 
 def _remove(partial: Path) -> None:
-    """Removes a folder into which Orbax's threads may still be writing what has failed."""
+    """Removes a folder that Orbax's threads may still be writing to after a failure."""
     for _ in range(100):
         shutil.rmtree(partial, ignore_errors=True)
         if not partial.exists():
@@ -189,37 +189,37 @@ def _remove(partial: Path) -> None:
 
 
 def _publish(partial: Path, directory: Path) -> None:
-    """Renames. Raises FileExistsError if another process has written `directory` meanwhile."""
+    """Renames. Raises FileExistsError if another process wrote `directory` in the meantime."""
     try:
         publish(partial, directory)
     except OSError as error:
         if not directory.exists():
             raise
         raise FileExistsError(
-            f"{directory} exists now: another process has written it meanwhile"
+            f"{directory} exists now: another process wrote it in the meantime"
         ) from error
 
 
 @contextlib.contextmanager
 def _blaming(directory: Path, partial: Path) -> Iterator[None]:
-    """Lets errors of the system in `partial`, which no user knows, name `directory`."""
+    """Makes OSErrors in `partial`, which users do not know, name `directory` instead."""
     try:
         yield
     except OSError as error:
         if error.filename is None or not Path(error.filename).is_relative_to(partial):
-            raise  # of the arrays' source
+            raise  # from the source of the arrays
         raise OSError(error.errno, error.strerror, str(directory)) from error
 
 
 def _write(path: Path, text: str) -> None:
     try:
         path.write_bytes(text.encode("utf-8"))
-    except OSError as error:  # which, of a full disk, has no name
+    except OSError as error:  # has no file name if the disk is full
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _partial(directory: Path) -> Path:
-    """A free sibling to write into. Removes what killed processes of this machine left there."""
+    """A new sibling to write into. Removes those left by killed processes of this machine."""
     prefix, host = f".{directory.name}.partial-", platform.node()
     for path in directory.parent.glob(f"{glob.escape(prefix)}*"):
         pid, _, node = path.name.removeprefix(prefix).partition("@")
@@ -229,10 +229,10 @@ def _partial(directory: Path) -> Path:
 
 
 def _is_running(pid: int) -> bool:
-    """Whether another process has this id; True where that cannot be told."""
+    """Whether another process has this id; True if that cannot be determined."""
     if pid == os.getpid():
         return False
-    if os.name != "posix":  # there, `os.kill` would do what it says
+    if os.name != "posix":  # where `os.kill(pid, 0)` is more than a probe
         return True
     try:
         os.kill(pid, 0)
@@ -249,11 +249,11 @@ def read_model(
     place: Callable[[np.ndarray], Any] = lambda array: array,
     check: bool = False,
 ) -> Model:
-    """Reads a model directory; `place` takes each array (in its stored dtype) to where it is used.
+    """Reads a model directory; `place` moves each array (in its stored dtype) to where it is used.
 
-    Damaged arrays are found by sums of their words, in a fiftieth of the time that reading takes;
-    `check` takes SHA-256, as do directories that were written without sums. Raises CheckpointError
-    if the directory, or its base, is damaged, foreign, incomplete, or changed by hand.
+    Damaged arrays are detected by sums of their words, in a fiftieth of the time of reading;
+    `check` uses SHA-256, as do directories written without sums. Raises CheckpointError if the
+    directory or its base is damaged, foreign, incomplete, or edited by hand.
     """
     directory = Path(directory)
     description = read_description(directory)
@@ -272,15 +272,17 @@ def read_model(
         lines.append(line(description.stored_name(name), array))
         leaves[name] = place(array)
     if missing := sorted(set(shapes) - set(leaves)):
-        raise CheckpointError(f"{directory} lacks {len(missing)} arrays, such as {missing[0]}")
+        raise CheckpointError(f"{directory}: {len(missing)} missing arrays, such as {missing[0]}")
     if combined(lines) != info[kind]:
-        raise CheckpointError(f"{directory}: its arrays are damaged (checksum): convert it again")
+        raise CheckpointError(
+            f"{directory}: its arrays are damaged (checksum mismatch); convert it again"
+        )
     params = unflatten(leaves.items())
     return Model(config, params, description.tokenizer_json, info, description.recommended)
 
 
 def check_model(directory: str | Path) -> list[str]:
-    """Reads every array, against its SHA-256, and returns the names of those with NaN or infinity.
+    """Checks all arrays with SHA-256, and returns the names of those with NaN or infinity.
 
     Raises CheckpointError as `read_model` does.
     """
@@ -298,14 +300,14 @@ def nonfinite_arrays(params: Params) -> list[str]:
 
 
 def _digests(directory: Path) -> set[str]:
-    """What `Facts` notes of every array of a model directory that another is to stand on."""
+    """The digests, as in `Facts`, of all arrays of a model directory that is to be a base."""
     if len(_chain(directory)) == MAX_BASES:
-        raise CheckpointError(f"{directory} stands on {MAX_BASES - 1} others: take one of them")
+        raise CheckpointError(f"{directory} has a chain of {MAX_BASES - 1} bases: use one of them")
     return {digest(name, array) for name, array in _stored_arrays(directory)}
 
 
 def _stored_arrays(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """All arrays of a model directory, its own before those that its bases add."""
+    """All arrays of a model directory: its own, then those that its bases add."""
     chain = _chain(directory)
     wanted = set(leaf_shapes(chain[0][1].config))
     for place, description in chain:
@@ -313,13 +315,13 @@ def _stored_arrays(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
         names = {description.stored_name(name): name for name in shapes}
         stored_shapes = {stored: shapes[name] for stored, name in names.items()}
         for stored, array in load_arrays(place / "arrays", description.groups, stored_shapes):
-            if names[stored] in wanted:  # else it is for a model that stands on the base otherwise
+            if names[stored] in wanted:  # else it is replaced, or only other models use it
                 wanted.remove(names[stored])
                 yield names[stored], array
 
 
 def _chain(directory: Path) -> list[tuple[Path, Description]]:
-    """A model directory, its base, the base of that one, and so on."""
+    """A model directory, its base, the base's base, and so on."""
     chain: list[tuple[Path, Description]] = []
     seen: set[str] = set()
     place: Path | None = directory
@@ -327,11 +329,11 @@ def _chain(directory: Path) -> list[tuple[Path, Description]]:
         real = os.path.realpath(place)
         if real in seen:
             raise CheckpointError(
-                f"{directory}: its base leads back to {real}, so that it has no end: name the "
-                "directory that holds the other arrays as base in config.json"
+                f"{directory}: its base leads back to {real}: set base in config.json to the "
+                "directory that holds the other arrays"
             )
         if len(chain) == MAX_BASES:
-            raise CheckpointError(f"{directory} stands on {MAX_BASES} bases or more: too many")
+            raise CheckpointError(f"{directory} has a chain of {MAX_BASES} bases or more: too many")
         seen.add(real)
         description = read_description(place)
         chain.append((place, description))
@@ -340,9 +342,9 @@ def _chain(directory: Path) -> list[tuple[Path, Description]]:
 
 
 def random_params(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Random float32 arrays for every parameter, none of them trivial: for demos and tests.
+    """Random, nontrivial float32 arrays for every parameter, for demos and tests.
 
-    Gates and null features are not 0 and norm scales not 1, so that every part takes part.
+    Gates and null features are not 0 and norm scales are not 1, so every part has an effect.
     """
     rng = np.random.default_rng(seed)
     for name, shape in leaf_shapes(config).items():

@@ -1,6 +1,6 @@
 """`Pipeline`: a model on devices, called with layouts. It loads, checks, pads and converts.
 
-What runs on the devices is in `programs.py`, one batch under way in `session.py`.
+What runs on the devices is in `programs.py`, a batch in progress in `session.py`.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ class Pipeline:
     params: Params  # of all networks, on every device, in the programs' dtype
     texts: Texts
     info: dict[str, Any]  # facts about the checkpoint: source, checksum, sizes
-    name: str = "model"  # what it was loaded as
-    recommended: Settings = Settings()  # used where a call says nothing else
+    name: str = "model"  # the name it was loaded by
+    recommended: Settings = Settings()  # the default settings of a call
 
     @classmethod
     def load(
@@ -54,10 +54,10 @@ class Pipeline:
         """A pipeline from a model directory, a diffusers folder or a Hub id, tried in this order.
 
         Diffusers folders and Hub ids are converted once, into the folder `cache`, by default
-        $XDG_CACHE_HOME/reground-jax, or else ~/.cache/reground-jax. (Compiled programs are kept
-        where JAX's own `jax_compilation_cache_dir` says.) dtype ("float32", "bfloat16"), devices,
-        attention and mapper are those of `Hardware.choose`: by default all devices of this process.
-        Raises ValueError or OSError with a sentence that says what is wrong with `name`.
+        $XDG_CACHE_HOME/reground-jax, or else ~/.cache/reground-jax. (Compiled programs are cached
+        in JAX's own `jax_compilation_cache_dir`.) dtype ("float32", "bfloat16"), devices, attention
+        and mapper are passed to `Hardware.choose`; the default is all devices of this process.
+        Raises ValueError or OSError saying what is wrong with `name`.
         """
         hardware = Hardware.choose(devices, dtype=dtype, attention=attention, mapper=mapper)
         from reground_jax.convert.locate import model_directory  # reads files in many forms
@@ -78,7 +78,7 @@ class Pipeline:
     ) -> "Pipeline":
         """A pipeline from a model in memory, whose arrays are cast to `dtype` and placed.
 
-        Arrays that are on the devices in `dtype` already are taken as they are. name: for `repr`.
+        Arrays that are already on the devices in `dtype` are used as is. name: for `repr`.
         """
         hardware = Hardware.choose(devices, dtype=dtype, attention=attention, mapper=mapper)
         return cls._on(hardware, model, name)
@@ -113,14 +113,14 @@ class Pipeline:
         return f"Pipeline({what}, {len(self.devices)} x {self.devices[0].platform})"
 
     def __deepcopy__(self, memo: Any = None) -> "Pipeline":
-        return self  # nothing in it changes
+        return self  # immutable
 
     __copy__ = __deepcopy__
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a Pipeline holds arrays and programs of this process's devices and cannot be pickled: "
-            "give other processes the name, and load it there with Pipeline.load(name)"
+            "a Pipeline cannot be pickled: its arrays and programs belong to this process's "
+            "devices; pass its name, and call Pipeline.load(name) in the other process"
         )
 
     @overload
@@ -153,18 +153,18 @@ class Pipeline:
     ) -> Any:
         """One image per layout.
 
-        settings: by default the model's recommended ones. Their fields may be given as keywords,
-        too, and then win: wiring, gamma, num_steps, guidance_scale, guidance_interval, solver, eta,
-        height, width, max_boxes (see `Settings`).
-        seeds: one per image, 0..2**32-1; by default 0, 1, 2, ... An int will do for one layout.
-        latents: unit normal start [B, h, w, C] float32, instead of the seeds' own.
+        settings: by default, those recommended by the model. Fields may also be given as keywords,
+        which take precedence: wiring, gamma, num_steps, guidance_scale, guidance_interval, solver,
+        eta, height, width, max_boxes (see `Settings`).
+        seeds: one per image, 0..2**32-1; by default 0, 1, 2, ... One layout may take a single int.
+        latents: unit normal initial latents [B, h, w, C] float32, instead of the seeds' noise.
         output: "pil", "numpy" ([B, H, W, 3] float32 in 0..1) or "latents" ([B, h, w, C] float32).
-        batch_size: images per device at a time; lists of any length are padded to it, so that
-        another length does not recompile. progress: True for a bar, or a function that is called
+        batch_size: images per device at a time; lists of any length are padded to it, so a
+        different length does not recompile. progress: True for a progress bar, or a function called
         after every step with (batch, number of batches, steps done in this batch).
-        Raises ValueError, before anything is compiled, for whatever cannot be done, and TypeError
-        for a keyword that does not exist; both say what to write instead. An image of NaN or
-        infinity (the arithmetic overflowed) is a ValueError for "pil" and a warning for arrays.
+        Raises ValueError, before compiling anything, for what is not supported, and TypeError for
+        an unknown keyword; both say what to write instead. NaN or infinity in an image (the
+        arithmetic overflowed) is a ValueError for "pil" and a warning for arrays.
         """
         request = self._request("a pipeline", layouts, settings, output, keywords)
         (images,) = generate(
@@ -203,10 +203,10 @@ class Pipeline:
         output: Output | str = "pil",
         **keywords: Unpack[CallFields],
     ) -> dict[Any, Any]:
-        """What a call gives at each of `gammas`, by gamma; the rest is as in a call.
+        """The result of a call at each of `gammas`, by gamma; other arguments are as in a call.
 
-        Steps that several gammas have in common are run once: 0, 0.1 .. 1 take 6.5 times the steps
-        of one run, not 11. progress: counts the steps that are really run.
+        Steps shared by several gammas run only once: 0, 0.1 .. 1 take 6.5 times the steps of one
+        run, not 11. progress: counts only the steps that are run.
         """
         if "gamma" in keywords:
             raise TypeError("sweep has no argument 'gamma': it takes a list of them, gammas=[...]")
@@ -225,7 +225,7 @@ class Pipeline:
         settings: Settings | None = None,
         **keywords: Unpack[CallFields],
     ) -> Session:
-        """One batch at step 0, of a multiple of the number of devices; raises as a call does."""
+        """One batch at step 0, sized a multiple of the number of devices; raises as a call does."""
         request = self._request("session", layouts, settings, "latents", keywords)
         return Session(
             self.programs, self.params,
@@ -236,13 +236,13 @@ class Pipeline:
     def encode(self, layouts: Sequence[Layout] | Layout, *, max_boxes: int = 30) -> Conditioning:
         """Texts and boxes as arrays on the host; each distinct text is encoded once.
 
-        Raises ValueError for a layout of more than `max_boxes` boxes, and for an empty list.
+        Raises ValueError for a layout with more than `max_boxes` boxes, and for an empty list.
         """
         given = check_layouts(layouts)
         return self.programs.encode(self.params, self.texts, given, max_boxes=max_boxes)
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float32[Array, "B H W 3"]:
-        """Images in 0..1, clipped. Raises ValueError unless B is a multiple of the devices."""
+        """Images in 0..1, clipped. Raises ValueError unless the devices divide B evenly."""
         return self.programs.decode(self.params, latents)
 
     def _request(self, function: str, layouts, settings, output, keywords) -> Request:

@@ -1,12 +1,12 @@
-"""`Programs`: the compiled programs behind the arrows from layouts to images.
+"""`Programs`: the compiled programs that turn layouts into images.
 
     ids           -> encode_texts -> TextEncoding
     Conditioning  -> prepare      -> Prepared
     seeds         -> start        -> State  -> advance -> State
     latents       -> decode       -> images
 
-Parameters are arguments, so that one set of programs serves a model, its scaled gates, and a
-trainer's running average alike.
+Parameters are arguments, so one set of programs serves a model, its copies with scaled gates, and
+a trainer's running average.
 """
 
 import functools
@@ -41,12 +41,12 @@ from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.sampling.solvers.plan import Plan, State
 from reground_jax.settings import Settings, Wiring, wiring_name
 
-TEXT_CHUNK = 8  # texts per device at once, so that another number of them does not compile
+TEXT_CHUNK = 8  # texts per device at once; fixed, so other numbers of texts do not recompile
 
 
 @dataclass(frozen=True, eq=False)
 class Programs:
-    """The programs of one model, each compiled when it is first needed and kept as long as this is.
+    """The programs of one model, each compiled on first use and kept as long as this object.
 
     Every method that runs one takes `params`, the parameters of all networks, placed by
     `Hardware.place`, and arrays whose first axis is a multiple of the number of devices.
@@ -54,7 +54,7 @@ class Programs:
 
     config: ModelConfig
     hardware: Hardware
-    # By name and static arguments. None of them refers to this object, so they are freed with it.
+    # By name and static arguments. None refers to this object, so they are freed with it.
     _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict, init=False, repr=False)
 
     def latent_shape(self, settings: Settings = Settings()) -> tuple[int, int, int]:  # noqa: B008
@@ -68,7 +68,7 @@ class Programs:
         return height // factor, width // factor, self.config.vae.latent_channels
 
     def unet(self, params: Params) -> UNet:
-        """The U-Net as a module, also under jit: for a custom loop."""
+        """The U-Net as a module, for a custom loop; also works under jit."""
         return nnx.merge(network(self.config, "unet")[0], params["unet"])
 
     def plan(self, settings: Settings) -> Plan:
@@ -82,14 +82,14 @@ class Programs:
     ) -> Conditioning:
         """Texts and boxes as arrays on the host; each distinct text is encoded once.
 
-        Raises ValueError for a layout of more than `max_boxes` boxes, and for an empty list.
+        Raises ValueError for a layout with more than `max_boxes` boxes, and for an empty list.
         """
         return encode(
             layouts, texts, functools.partial(self.encode_ids, params), max_boxes=max_boxes
         )
 
     def encode_ids(self, params: Params, ids: Int[np.ndarray, "n S"]) -> TextEncoding:
-        """Any number of texts, in chunks of one size: float32 on the host, [n, S, E] and [n, E]."""
+        """Any number of texts, in fixed-size chunks: float32 on the host, [n, S, E] and [n, E]."""
         chunk = TEXT_CHUNK * len(self.hardware.devices)
         padded = np.resize(ids, (-(-len(ids) // chunk) * chunk, ids.shape[1]))
         run, encoder = self._text_program(), params["text_encoder"]
@@ -107,7 +107,7 @@ class Programs:
         wiring: Wiring | str = "parallel",
         guided: bool = True,
     ) -> Prepared:
-        """Everything that no step changes; see `UNet.prepare`. `guided` doubles the batch."""
+        """Everything that is the same at every step; see `UNet.prepare`. `guided`: 2 B samples."""
         wiring = wiring_name(wiring)
         check_grounded(self.config, wiring)
         self.hardware.check_batch("conditioning", len(conditioning.text))
@@ -122,7 +122,7 @@ class Programs:
         *,
         latents: Float[ArrayLike, "B h w C"] | None = None,
     ) -> State:
-        """The solver's state at the seeds' noise, or at unit normal `latents`."""
+        """The solver's initial state, from the seeds' noise or from unit normal `latents`."""
         self.hardware.check_batch("seeds", len(seeds))
         shape = self.latent_shape(settings) if latents is None else None
         begin = seeds if latents is None else jnp.asarray(latents, jnp.float32)
@@ -140,9 +140,9 @@ class Programs:
         *,
         settings: Settings,
     ) -> State:
-        """`state` after the steps start..stop-1; takes over the memory of `state`.
+        """`state` after steps start..stop-1; donates the memory of `state`.
 
-        Of `settings`, the wiring, the solver and whether it adds noise are read.
+        Reads only the wiring, the solver and whether it adds noise from `settings`.
         """
         run = self.advance_program(settings)
         bounds = (np.int32(value) for value in (grounded_steps, start, stop))
@@ -153,14 +153,14 @@ class Programs:
         self.hardware.check_batch("latents", len(latents))
         return self._decode_program()(params["vae"], latents)
 
-    # The functions themselves, under jit: to lower, to inspect, to time.
+    # The jitted functions themselves, to lower, inspect or time.
 
     def prepare_program(self, wiring: Wiring, guided: bool) -> Callable[..., Prepared]:
         """(U-Net's params, conditioning, timesteps) -> Prepared"""
         run = functools.partial(
             prepare, network(self.config, "unet")[0], wiring=wiring, guided=guided,
             dtype=jnp.dtype(self.hardware.dtype),
-            # A product of width 4C saves launches; on CPU it is slower than one of 3C and one of C.
+            # One product of width 4C saves kernel launches, but on CPU is slower than 3C plus C.
             pack=self.hardware.devices[0].platform != "cpu",
         )  # fmt: skip
         return self._program(
@@ -176,7 +176,7 @@ class Programs:
         key = ("advance", wiring, solver, stochastic)
         return self._program(key, functools.partial(advance, program), specs, SPLIT, donate=(1,))
 
-    # What these run must not refer to `self`.
+    # The functions compiled here must not refer to `self`.
 
     def _text_program(self) -> Callable[..., TextEncoding]:
         graph, dtype = network(self.config, "text_encoder")[0], jnp.dtype(self.hardware.dtype)
@@ -189,7 +189,7 @@ class Programs:
     def _start_program(
         self, solver: str, shape: tuple[int, int, int] | None
     ) -> Callable[..., State]:
-        """From seeds, or without a `shape` from unit normal latents."""
+        """From seeds or, without a `shape`, from unit normal latents."""
         init = SOLVERS[solver].init
 
         def start(seeds, plan):
@@ -221,7 +221,7 @@ class Programs:
 
 
 def check_grounded(config: ModelConfig, wiring: Wiring) -> None:
-    """Raises ValueError for a wiring that grounds, of a model without fusers."""
+    """Raises ValueError if the wiring uses grounding but the model has no fusers."""
     if config.unet.grounding is None and reads_grounding(wiring):
         raise ValueError(
             "this is a plain Stable Diffusion checkpoint: it has no fusers, so boxes would be "

@@ -1,4 +1,4 @@
-"""Boxes on the levels of a U-Net: which of its cells lie in which of them."""
+"""Boxes at the resolutions of a U-Net: which cells lie in which boxes."""
 
 import math
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 
 def level_size(height: int, width: int, cells: int) -> tuple[int, int]:
-    """Rows and columns of the U-Net's level that has so many cells; height, width of latents."""
+    """Rows and columns of the U-Net level with `cells` cells; `height`, `width`: of the latents."""
     while height * width > cells:
         height, width = math.ceil(height / 2), math.ceil(width / 2)
     assert height * width == cells
@@ -17,7 +17,7 @@ def level_size(height: int, width: int, cells: int) -> tuple[int, int]:
 def inside_boxes(
     boxes: Float[ArrayLike, "B G 4"], mask: Float[ArrayLike, "B G"], height: int, width: int
 ) -> Bool[Array, "B T G"]:
-    """Whether the middle of a cell is in a token's box; T cells row by row.
+    """Whether the center of a cell is in a token's box; T cells in row-major order.
 
     boxes: xyxy fractions of the image. mask: 0 for null tokens, which have no box.
     """

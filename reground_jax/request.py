@@ -1,4 +1,4 @@
-"""`Request`: what a call of a pipeline asks for, every part of it checked before any work."""
+"""`Request`: the arguments of a pipeline call, all checked before any work."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ from reground_jax.settings import Settings, checked_seeds
 
 Output = Literal["pil", "numpy", "latents"]
 OUTPUTS: tuple[Output, ...] = ("pil", "numpy", "latents")
-DEFAULT_BATCH = 8  # images per device, at most, where batch_size is not given
+DEFAULT_BATCH = 8  # maximum number of images per device if batch_size is not given
 
 Latents = Float[np.ndarray | Array, "B h w C"]
 Progress = Callable[[int, int, int], None]  # (batch, number of batches, steps done in it)
 
 
 class SettingsFields(TypedDict, total=False):
-    """The fields of `Settings` as keywords; dtype is the pipeline's own."""
+    """The fields of `Settings` as keywords, except dtype, which is the pipeline's."""
 
     wiring: str
     gamma: float | Sequence[float]
@@ -75,9 +75,9 @@ class Request:
         output: str,
         keywords: CallFields,
     ) -> "Request":
-        """Raises ValueError for what the model cannot do, and TypeError for an unknown keyword.
+        """Raises ValueError for what the model does not support, TypeError for unknown keywords.
 
-        function: what messages call what was called. settings: those without the keywords.
+        function: the caller's name in messages. settings: those before the keywords are applied.
         """
         refuse_keywords(function, keywords, CALL_FIELDS)
         given = check_layouts(layouts)
@@ -98,9 +98,9 @@ class Request:
 
 
 def choose_settings(settings: Any, dtype: str, **fields: Any) -> Settings:
-    """`settings` with `fields` in the place of its own, in a pipeline's dtype.
+    """`settings` with `fields` replaced, and with the pipeline's dtype.
 
-    Raises ValueError for values that cannot be, and for settings of another dtype.
+    Raises ValueError for invalid values, and for settings with another dtype.
     """
     if not isinstance(settings, Settings):
         raise ValueError(
@@ -108,8 +108,8 @@ def choose_settings(settings: Any, dtype: str, **fields: Any) -> Settings:
         )
     if settings.dtype not in (None, dtype):
         raise ValueError(
-            f"the settings ask for {settings.dtype}, but this pipeline computes in {dtype}: load "
-            f"it with dtype={settings.dtype!r}, or leave dtype out of the settings"
+            f"the settings have dtype {settings.dtype}, but this pipeline uses {dtype}: load it "
+            f"with dtype={settings.dtype!r}, or leave dtype out of the settings"
         )
     return dataclasses.replace(settings, dtype=dtype, **fields)
 
@@ -131,12 +131,12 @@ def _way_out(value: Any) -> str:
     if isinstance(value, str):
         return "give a Layout(prompt, phrases, boxes); for a prompt alone, Layout(prompt)"
     if isinstance(value, dict):
-        return "give a Layout, as Layout.from_json makes of such a dict"
+        return "give a Layout; Layout.from_json makes one from a dict"
     return "give a Layout(prompt, phrases, boxes), or a list of them"
 
 
 def choose_seeds(seeds: Any, count: int) -> UInt32[np.ndarray, "B"]:
-    """`count` seeds: 0, 1, 2, ... for None. A single layout takes a single integer."""
+    """`count` seeds; None means 0, 1, 2, ... A single layout may take a single integer."""
     if seeds is None:
         seeds = range(count)
     elif count == 1 and np.ndim(seeds) == 0:
@@ -148,7 +148,7 @@ def choose_seeds(seeds: Any, count: int) -> UInt32[np.ndarray, "B"]:
 
 
 def check_model(config: ModelConfig, settings: Settings) -> None:
-    """Raises ValueError for settings that the model cannot do."""
+    """Raises ValueError for settings that the model does not support."""
     if config.unet.inpainting:
         raise ValueError(
             "this is an inpainting checkpoint (9-channel U-Net), which needs an image to fill: "
@@ -159,12 +159,12 @@ def check_model(config: ModelConfig, settings: Settings) -> None:
 
 
 def check_batch_size(batch_size: int | None, layouts_per_device: int) -> int:
-    """Images per device at a time; by default no more than there are, up to DEFAULT_BATCH."""
+    """Images per device at a time; by default as many as there are, up to DEFAULT_BATCH."""
     if batch_size is None:
         return max(1, min(DEFAULT_BATCH, layouts_per_device))
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(
-            f"batch_size is {batch_size!r}: it counts images per device, a whole number from 1"
+            f"batch_size is {batch_size!r}: give a positive integer, the images per device"
         )
     return batch_size
 

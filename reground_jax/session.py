@@ -1,7 +1,7 @@
-"""`Session`: one batch of images under way, run to a step, looked at, finished or canceled.
+"""`Session`: one batch of images in progress, to run to a step, preview, finish or cancel.
 
 A whole generation, a progress bar, a preview and a sweep over gamma run the same compiled program
-over other stretches of the steps; in any number of stretches the images are the same to the bit.
+over different stretches of the steps; the images are bit-identical however the steps are split.
 """
 
 import itertools
@@ -28,11 +28,11 @@ StepProgress = Callable[[int], None]  # (steps done so far)
 
 
 class Canceled(RuntimeError):
-    """The session was canceled; its arrays are gone."""
+    """The session was canceled, and its arrays were freed."""
 
 
 class Session:
-    """The state of a batch at a step, and what is needed to go on. `Pipeline.session` makes one.
+    """The state of a batch at a step, and what is needed to continue. See `Pipeline.session`.
 
         session = pipe.session(layouts, settings, seeds=[0, 1])
         while session.step < session.num_steps:
@@ -40,8 +40,8 @@ class Session:
             show(session.preview())
         images = pipe.decode(session.finish())
 
-    B, the number of images, is a multiple of the number of devices. Without `progress` nothing here
-    waits for the device.
+    B, the number of images, is a multiple of the number of devices. Without `progress`, nothing
+    here waits for the device.
     """
 
     def __init__(
@@ -54,8 +54,11 @@ class Session:
         *,
         latents: Float[ArrayLike, "B h w C"] | None = None,
     ):
-        """At step 0: at the seeds' noise, or at unit normal `latents`. Raises ValueError for a
-        batch that does not divide among the devices, and for what the model cannot do."""
+        """Starts at step 0 from the seeds' noise, or from unit normal `latents`.
+
+        Raises ValueError for a batch that the devices do not divide evenly, and for what the model
+        does not support.
+        """
         self.settings, self.num_steps, self.step = settings, settings.num_steps, 0
         self._programs, self._params, self._conditioning = programs, params, conditioning
         self._seeds = seeds
@@ -73,14 +76,14 @@ class Session:
 
     @property
     def latents(self) -> Float32[Array, "B h w C"]:
-        """Where the batch is: noisy before the last step. Raises Canceled."""
+        """The current latents, noisy until the last step is done. Raises Canceled."""
         return self._live().x
 
     def run(self, stop: int | None = None, *, progress: StepProgress | None = None) -> "Session":
         """This session, run to the beginning of step `stop`; to the end by default.
 
-        progress: called after every step, which is then waited for. Raises ValueError for a `stop`
-        that is not ahead, and Canceled at the next step if another thread cancels.
+        progress: called after every step; makes each step block. Raises ValueError if `stop` is
+        behind the current step, and Canceled at the next step if another thread cancels.
         """
         self._live()
         stop = self.num_steps if stop is None else stop
@@ -89,11 +92,11 @@ class Session:
                 f"stop is {stop}, but this session is at step {self.step} of {self.num_steps}: "
                 "steps only go forward"
             )
-        # A stretch of one step at the end, so that `preview` has two neighboring points.
+        # A stretch of one step at the end, so `preview` has two adjacent points.
         looked_at = {stop - 1} if stop < self.num_steps else set()
         for start, end in self._stretches(self.step, stop, looked_at, each=progress is not None):
             state = self._live()
-            before = jnp.copy(state.x) if end - start == 1 else None  # `_advance` takes its memory
+            before = jnp.copy(state.x) if end - start == 1 else None  # `_advance` reuses its memory
             self._state, self._before = self._advance(state, self._gates, start, end), before
             self.step = end
             if progress is not None:
@@ -111,9 +114,10 @@ class Session:
     def preview(self) -> Float32[Array, "B H W 3"]:
         """What the images would become, in 0..1, if the model's last prediction were right.
 
-        Free of passes of the U-Net: two neighboring points x = alpha x_0 + sigma epsilon of the
-        path give the x_0 that the step between them headed for. With eta above 0 there is fresh
-        noise between them, and the noisy latents are shown. Raises ValueError at step 0.
+        Needs no U-Net evaluation: two adjacent points x = alpha x_0 + sigma epsilon on the
+        trajectory determine the x_0 that the step between them was heading for. With eta above 0
+        there is fresh noise between them, so the noisy latents are shown. Raises ValueError at
+        step 0.
         """
         x = self._live().x
         if self.step == 0:
@@ -130,7 +134,7 @@ class Session:
         return self._programs.decode(self._params, x)
 
     def cancel(self) -> None:
-        """Frees the arrays. May be called by another thread, while `run` reports progress."""
+        """Frees the arrays. Another thread may call this while `run` reports progress."""
         self._canceled.set()
         self._state = self._before = None
         self._prepared.clear()
@@ -138,14 +142,14 @@ class Session:
     def sweep(
         self, gammas: Sequence[Any], *, progress: StepProgress | None = None
     ) -> list[Float32[Array, "B h w C"]]:
-        """The final latents at each of `gammas` from here on, instead of the settings' own.
+        """The final latents at each of `gammas`, which replace the settings' gamma.
 
-        Steps that several gammas have in common are run once. The session stays where it is: at
-        step 0, or ValueError is raised.
+        Steps shared by several gammas run only once. The session itself stays at step 0. Raises
+        ValueError if it is at a later step.
         """
         state = self._live()
         if self.step:
-            raise ValueError(f"this session is at step {self.step}: sweep a new one")
+            raise ValueError(f"this session is at step {self.step}: start a new one to sweep")
         tables = np.stack([gate_table(gamma, self.num_steps) for gamma in gammas])
         counted = itertools.count(1)
 
@@ -164,13 +168,13 @@ class Session:
     def _stretches(
         self, start: int, stop: int, cuts: set[int], *, each: bool
     ) -> Iterator[tuple[int, int]]:
-        """The steps start..stop-1 in stretches of one program each, or step by step."""
+        """Steps start..stop-1 in stretches that run one program each, or step by step."""
         cuts = set(range(start, stop)) if each else cuts | {self._guided.start, self._guided.stop}
         inner = [cut for cut in sorted(cuts) if start < cut < stop]
         return itertools.pairwise([start, *inner, stop] if start < stop else [])
 
     def _advance(self, state: State, gates: np.ndarray, start: int, stop: int) -> State:
-        """`state` after one stretch under `gates`; takes over its memory."""
+        """`state` after one stretch with `gates`; donates the memory of `state`."""
         inputs = Inputs(
             self._plan, gates, np.float32(self.settings.guidance_scale), self._seeds,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -180,7 +184,7 @@ class Session:
         )  # fmt: skip
 
     def _context(self, step: int) -> Prepared:
-        """What no step changes, with or without guidance's second branch."""
+        """What is the same at every step, with or without the unconditional branch."""
         guided = self.settings.guidance_scale != 1 and step in self._guided
         if guided not in self._prepared:
             self._prepared[guided] = self._programs.prepare(
@@ -197,5 +201,5 @@ class Session:
 
     def _live(self) -> State:
         if self._state is None:
-            raise Canceled("this session was canceled: start another one")
+            raise Canceled("this session was canceled: start a new one")
         return self._state

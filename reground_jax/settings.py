@@ -1,6 +1,6 @@
-"""How an image is made: `Settings`, one frozen value that goes to JSON and back.
+"""`Settings`: how an image is generated, as one frozen value that round-trips through JSON.
 
-What is asked for (prompt, phrases, boxes) is a `Layout`, in layout.py. Nothing here imports jax, so
+What to generate (prompt, phrases, boxes) is a `Layout`, in layout.py. Nothing here imports JAX, so
 a command line can check its arguments before it loads anything.
 """
 
@@ -13,65 +13,67 @@ from reground_jax.basics.fields import as_float, as_int, check_name
 from reground_jax.basics.options import NUMBERS, option, read_gamma, read_number, read_numbers
 from reground_jax.basics.wording import shown
 
-# How a transformer block joins gated self-attention and cross-attention (networks/transformer.py).
+# How a transformer block combines gated self-attention and cross-attention (see
+# networks/transformer.py).
 Wiring = Literal["sequential", "parallel", "no_text", "no_grounding", "text_first"]
 WIRINGS: tuple[Wiring, ...] = get_args(Wiring)
-# What people call them: by the paper that proposes the wiring.
+# The names of the methods that use them.
 WIRING_ALIASES: dict[str, Wiring] = {
     "reground": "parallel",
     "gligen": "sequential",
     "sd": "no_grounding",
 }
-# The list of solvers: each is the file of its name in sampling/solvers.
+# Each is the file of that name in sampling/solvers.
 SOLVER_NAMES = ("plms", "pndm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler")
-NOISY_SOLVERS = ("ddim",)  # those of them that add noise if eta is above 0
+NOISY_SOLVERS = ("ddim",)  # those that add noise if eta is above 0
 DTYPES = ("float32", "bfloat16")
 
-MAX_STEPS = 1000  # the time steps that Stable Diffusion was trained on
-# Far more than a Stable Diffusion model is good for, and small enough that a recipe in a stranger's
-# file cannot ask for more memory than any machine has.
+MAX_STEPS = 1000  # the number of time steps that Stable Diffusion was trained with
+# Far more than Stable Diffusion models can handle, yet small enough that a recipe in an untrusted
+# file cannot request more memory than any machine has.
 MAX_SIDE = 8192
 MAX_SEED = 2**32 - 1  # seeds are uint32
 MAX_BOXES = 1024
-SIZE_MULTIPLE = 8  # of the Stable Diffusion VAE; a checkpoint with another factor checks its own
+SIZE_MULTIPLE = 8  # of Stable Diffusion's VAE; `Programs.latent_shape` checks the checkpoint's own
 GAMMA_TOLERANCE = 1e-6  # .7 + .2 + .1 is not 1 in floating point
 
 
-@no_type_check  # the tests' type checker must not run before the checks and sentences below
+@no_type_check  # the checks and messages below must run before the tests' type checker
 @dataclass(frozen=True)
 class Settings:
     """The settings of a generation. Every field is checked; a bad one raises ValueError.
 
     wiring          one of WIRINGS: "parallel" is ReGround, "sequential" is GLIGEN. "reground",
-                    "gligen" and "sd" (plain Stable Diffusion) are read as the names they stand for
-    gamma           fraction 0..1 of the first steps with grounding on, or GLIGEN's three parts
-                    (on, decay, off), which add up to 1 (`gligen_scheduled_sampling_beta`, tau)
+                    "gligen" and "sd" (plain Stable Diffusion) are accepted as aliases
+    gamma           fraction 0..1 of the steps, from the first on, with grounding on, or GLIGEN's
+                    three parts (on, decay, off), which add up to 1
+                    (`gligen_scheduled_sampling_beta`, tau)
     num_steps       denoising steps, 1..1000
-    guidance_scale  classifier-free guidance, at least 0; 1 skips the unconditional half
-    guidance_interval  approximate where it is not (0, 1): guidance in the steps from int(start * n)
-                    up to int(stop * n) only, the other steps take half the work (arXiv 2404.07724);
-                    it must hold at least one step
+    guidance_scale  classifier-free guidance, at least 0; 1 skips the unconditional branch
+    guidance_interval  guidance only in the steps from int(start * n) up to int(stop * n); other
+                    steps cost half as much. Approximate unless it is (0, 1) (arXiv 2404.07724);
+                    must contain at least one step
     solver          one of SOLVER_NAMES
     eta             noise of DDIM, 0..1; 0 for every other solver
     height, width   of the image in pixels, multiples of 8 up to 8192; None takes the model's own
-    dtype           compute dtype, one of DTYPES; jnp.bfloat16 and numpy's dtypes are read by name.
-                    None: the one that the pipeline was loaded in
+    dtype           compute dtype, one of DTYPES; jnp.bfloat16 and NumPy dtypes are accepted.
+                    None: the dtype that the pipeline was loaded with
     max_boxes       grounding tokens G per image, 1..1024. Unused ones are learned null tokens that
-                    take part in attention, so this number changes the image: 30, as trained
+                    take part in attention, so changing it changes the image; trained with 30
     """
 
     wiring: Wiring = option(
         "parallel",
-        "how attention to the boxes and to the prompt are combined (ReGround calls it the wiring): "
-        "parallel is ReGround, sequential is GLIGEN; for comparison no_grounding, which is Stable "
-        "Diffusion, no_text and text_first",
+        "how attention to the boxes and attention to the prompt are combined: parallel (ReGround), "
+        "sequential (GLIGEN) or, for comparison, no_grounding (Stable Diffusion), no_text or "
+        "text_first",
         "NAME",
     )
     gamma: float | tuple[float, float, float] = option(
         1.0,
         "fraction 0..1 of the steps, counted from the first, in which the boxes are used (called "
-        "gamma by ReGround, tau by GLIGEN); a lower one gives the prompt more room. Or GLIGEN's "
-        "three parts ON/DECAY/OFF, which add up to 1",
+        "gamma by ReGround, tau by GLIGEN); lower values give the prompt more influence. Or "
+        "GLIGEN's three parts ON/DECAY/OFF, which add up to 1",
         "G",
         read=read_gamma,
         aliases=("--tau", "--beta", "--gligen-scheduled-sampling-beta"),
@@ -86,7 +88,7 @@ class Settings:
     )
     guidance_scale: float = option(
         7.5,
-        "how strongly the image follows the texts (classifier-free guidance); 1 turns guidance "
+        "how strongly the image follows the text (classifier-free guidance); 1 turns guidance "
         "off, which takes half the time",
         "S",
         read=read_number,
@@ -102,13 +104,13 @@ class Settings:
     )
     solver: str = option(
         "plms",
-        "how the noise is removed step by step: plms (GLIGEN's multistep method), "
+        "sampler: plms (GLIGEN's multistep method), "
         f"{', '.join(SOLVER_NAMES[1:-1])} or {SOLVER_NAMES[-1]}",
         "NAME",
         aliases=("--sampler", "--scheduler"),
     )
     eta: float = option(
-        0.0, "0..1: how much noise the solver ddim adds in each step", "E", read=read_number
+        0.0, "how much noise the ddim solver adds at each step, 0..1", "E", read=read_number
     )
     height: int | None = option(
         None, "height of the image, a multiple of 8", "PIXELS", read=read_number
@@ -118,14 +120,14 @@ class Settings:
     )
     dtype: str | None = option(
         None,
-        "number format of the arithmetic: float32, or bfloat16, which takes half the memory and is "
-        "faster on GPU and TPU",
+        "compute precision: float32, or bfloat16, which takes half the memory and is faster on GPU "
+        "and TPU",
         "NAME",
         group="hardware",
     )
     max_boxes: int = option(
         30,
-        "room for boxes; models are trained with 30, and a different number changes the image",
+        "maximum number of boxes; models are trained with 30, and changing it changes the image",
         "N",
         read=read_number,
     )
@@ -143,8 +145,8 @@ class Settings:
         object.__setattr__(self, "guidance_interval", interval)
         if self.guidance_scale != 1 and not guided_steps(interval, self.num_steps):
             raise ValueError(
-                f"guidance_interval is {list(interval)}, which holds none of the {self.num_steps} "
-                "steps: make it longer, or set guidance_scale=1 for no guidance"
+                f"guidance_interval is {list(interval)}, which contains none of the "
+                f"{self.num_steps} steps: make it longer, or set guidance_scale=1 for no guidance"
             )
         object.__setattr__(self, "eta", _eta(self.eta, self.solver))
         for side in ("height", "width"):
@@ -152,7 +154,7 @@ class Settings:
                 object.__setattr__(self, side, _size(side, pixels))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values by field name; `from_json` gives an equal Settings back."""
+        """Plain JSON values by field name; `from_json` returns an equal Settings."""
         fields = dataclasses.asdict(self)
         return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
 
@@ -160,7 +162,7 @@ class Settings:
     def from_json(cls, value: Any) -> "Settings":
         """Inverse of `to_json`; absent fields take their defaults. Raises ValueError."""
         if not isinstance(value, dict):
-            raise ValueError(f"settings are {value!r}: expected a JSON object of field names")
+            raise ValueError(f"settings are {value!r}: expected a JSON object of settings fields")
         fields = tuple(field.name for field in dataclasses.fields(cls))
         for name in value:
             check_name("settings field", name, fields)
@@ -173,7 +175,7 @@ class Settings:
 
 
 def guided_steps(interval: tuple[float, float], num_steps: int) -> range:
-    """The steps in which both of guidance's branches are evaluated, out of `num_steps`."""
+    """The steps, out of `num_steps`, in which both guidance branches are evaluated."""
     start, stop = (int(end * num_steps) for end in interval)
     return range(start, stop)
 
@@ -187,7 +189,7 @@ def wiring_name(value: object) -> Wiring:
 
 
 def dtype_name(value: object) -> str:
-    """One of DTYPES, from its name or from what JAX and numpy call a dtype. Raises ValueError."""
+    """One of DTYPES, from its name or from a JAX or NumPy dtype. Raises ValueError."""
     name = value if isinstance(value, str) else None
     for attribute in ("name", "__name__"):  # of np.dtype; of np.float32, jnp.bfloat16
         name = name or getattr(value, attribute, None)
@@ -216,7 +218,7 @@ def _size(name: str, value: object) -> int:
 
 
 def _parts(value: object) -> object:
-    """A list of what has parts (a sequence, a numpy or JAX array); anything else as it is."""
+    """A list or tuple, or a NumPy or JAX array, as a list; anything else unchanged."""
     if hasattr(value, "tolist"):
         return value.tolist()  # type: ignore[attr-defined]
     return list(value) if isinstance(value, (list, tuple)) else value
@@ -231,7 +233,7 @@ def _guidance_scale(value: object) -> float:
 
 
 def _interval(value: object) -> tuple[float, float]:
-    rule = "give two fractions of the steps, 0 <= start < stop <= 1 (guidance_scale=1 for none)"
+    rule = "give two fractions, 0 <= start < stop <= 1 (guidance_scale=1 turns guidance off)"
     value = _parts(value)
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"guidance_interval is {shown(value)}: {rule}")
@@ -272,8 +274,10 @@ def checked_seeds(seeds: Any) -> list[int]:
 
 
 def checked_gamma(value: object) -> float | tuple[float, float, float]:
-    """A fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1, as Python
-    floats. Raises ValueError for anything else."""
+    """A fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1.
+
+    Returns Python floats. Raises ValueError for anything else.
+    """
     rule = "give a fraction of the steps in 0..1, or three parts (on, decay, off) that add up to 1"
     value = _parts(value)
     if not isinstance(value, list):

@@ -21,7 +21,7 @@ def layout(number: int, **changes) -> dict:
 
 
 def write_lines(path: Path, lines: list) -> Path:
-    """One line each: objects as JSON, text as it is."""
+    """Writes one line each: objects as JSON, strings as they are."""
     texts = (
         line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines
     )

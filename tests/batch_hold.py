@@ -1,7 +1,7 @@
-"""`reground-jax batch` that goes so far and no further, for tests that kill it or look at it.
+"""`reground-jax batch` that pauses at a given point, for tests that kill it or inspect it.
 
 A program: `python -m tests.batch_hold ARGUMENTS...` is the command line. With HOLD=UNITS:FILE in
-the environment, a run stands still once it has noted UNITS finished units, until there is a FILE.
+the environment, a run pauses once it has recorded UNITS finished units, until FILE exists.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""`reground-jax batch --engine ray` with two actors that draw, one of which is killed at work.
+"""`reground-jax batch --engine ray` with two stub actors, one of which is killed while working.
 
 A program: `python -m tests.batch_ray FOLDER ARGUMENTS...`. Actors leave their ids in FOLDER.
 """
@@ -23,7 +23,7 @@ def drawing(folder: str, run, work) -> Stub:
 
 
 def kill_one(folder: Path, out: Path) -> None:
-    """Once both actors are there and a unit is finished."""
+    """Kills an actor once both are running and a unit is finished."""
     while len(list(folder.iterdir())) < 2 or not any(out.glob("images/0*")):
         time.sleep(0.05)
     victim = next(folder.iterdir())

@@ -1,4 +1,4 @@
-"""`reground-jax batch` with a sampler that draws: for tests of all that is around the model.
+"""`reground-jax batch` with a stub sampler, for tests of everything around the model.
 
 As a program, `python -m tests.batch_stub SECONDS ARGUMENTS...`, it is the command line with a step
 of SECONDS per batch, and imports no JAX.
@@ -21,7 +21,7 @@ CHECKSUM = "0" * 64
 
 
 class Drawn:
-    """Images under way, as a `jax.Array` is."""
+    """Images that are still being computed, like a `jax.Array`."""
 
     def __init__(self, future: Future):
         self.future = future
@@ -60,7 +60,7 @@ class Stub:
 
 
 def installed(seconds: float):
-    """Puts the stub in the place of the model."""
+    """Replaces the model with the stub."""
     batch.find_model = lambda *_: Found(Path("stub"), CHECKSUM, {})
     batch.load_sampler = lambda directory, run, setup: Stub(run.batch_size, seconds)
 

@@ -1,4 +1,4 @@
-"""What the tests of the command line share: a request, `main` in this process, and the program."""
+"""Shared by the command line's tests: a request, `main` in this process, and the program."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ DATA = Path(__file__).parent / "data"
 TEDDY = DATA / "layouts" / "teddy.json"
 BEAR = ["--box", "a teddy bear@0,0.09,0.33,0.76", "--box", "a bird@0.55,0.11,1,0.8"]
 PROMPT = "a teddy bear sitting next to a bird"
-FEW = ["--steps", "2"]  # PLMS needs 2 to have a first step and another
+FEW = ["--steps", "2"]  # PLMS needs 2, for a first step and a later one
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -23,7 +23,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def one_error(capsys, argv: list[str]) -> str:
-    """The sentence of bad input, after checking that there is nothing else."""
+    """The error message for bad input, after checking that nothing else is printed."""
     capsys.readouterr()
     assert main(argv) == 2
     printed = capsys.readouterr()
@@ -42,5 +42,5 @@ def run_program(*argv: str, home: Path) -> subprocess.CompletedProcess:
         env=environment | {"HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=600,  # it takes about 10 s, and more where many run at once
+        timeout=600,  # takes about 10 s, or more if many run at once
     )

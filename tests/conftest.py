@@ -1,5 +1,4 @@
-"""Every annotation with a shape is checked while the tests run (jaxtyping and beartype), and arrays
-of different rank never meet unseen."""
+"""Fixtures, and checks that are on in all tests: array shapes (jaxtyping, beartype) and ranks."""
 
 import contextlib
 import gc
@@ -15,12 +14,12 @@ import tests.typechecker  # noqa: F401  the hook names it
 from tests.processes import starting
 
 install_import_hook("reground_jax", "tests.typechecker.check")
-jax.config.update("jax_numpy_rank_promotion", "raise")  # broadcasting is written out
+jax.config.update("jax_numpy_rank_promotion", "raise")  # broadcasting must be explicit
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """What a test has compiled, no other test of this run compiles again, in any worker."""
+    """What one test compiles, no other test of this run compiles again, in any worker."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -30,7 +29,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_goes_back():
-    """What a file of tests has compiled and freed goes back to the system, not to the next file."""
+    """Returns the memory that a test file has freed to the system before the next file runs."""
     from reground_jax.storage.checkpoint import return_freed_memory
 
     yield
@@ -40,7 +39,7 @@ def memory_goes_back():
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory) -> Path:
-    """A model directory of random weights with CLIP's real vocabulary; images of 64x64."""
+    """A model directory with random weights and CLIP's real vocabulary; 64x64 images."""
     from reground_jax.convert.tokenizers import build_tokenizer
     from reground_jax.model import random_params, write_model
 
@@ -89,7 +88,7 @@ def unchanged(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def directory(unchanged, tmp_path) -> Path:
-    """A copy of it, to damage."""
+    """A copy of `unchanged`, to damage."""
     return Path(shutil.copytree(unchanged, tmp_path / "model"))
 
 
@@ -106,7 +105,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def stub(monkeypatch):
-    """`reground-jax batch` with a sampler that draws; gives the samplers that were made."""
+    """Gives `reground-jax batch` a stub sampler; returns the list of samplers that were made."""
     from reground_jax.cli import batch
     from reground_jax.cli.sampling import Found
     from tests.batch_stub import CHECKSUM, Stub
@@ -125,14 +124,14 @@ def stub(monkeypatch):
 
 @pytest.fixture
 def start():
-    """A function that starts a program, which ends with the test (tests/processes.py)."""
+    """A function that starts a program, which is ended with the test (tests/processes.py)."""
     with starting() as begin:
         yield begin
 
 
 @pytest.fixture
 def memory():
-    """An object store in memory, by fsspec; empty again afterwards."""
+    """An in-memory object store from fsspec, emptied afterwards."""
     store = pytest.importorskip("fsspec").filesystem("memory")
     yield store
     store.store.clear()
@@ -148,7 +147,7 @@ def ten(tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
-    """Each `main` makes its own programs: a cache as users have saves compiling them again."""
+    """Each `main` makes its own programs; a cache like the users' saves recompiling them."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -160,7 +159,7 @@ def programs(tmp_path_factory):
         before = {name: getattr(jax.config, name) for name in names}
         jax.config.update(names[0], folder)
         jax.config.update(names[1], 0.0)
-        compilation_cache.reset_cache()  # JAX looks at the settings once, at its first compilation
+        compilation_cache.reset_cache()  # JAX reads the settings once, at its first compilation
         yield
         for name, value in before.items():
             jax.config.update(name, value)
@@ -171,7 +170,7 @@ def programs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kept_programs(programs):
-    """What is compiled in a file of tests is kept, and found by the next one that asks for this."""
+    """Keeps what a test file compiles, for the next file that uses this fixture."""
     with programs():
         yield
 
@@ -192,7 +191,7 @@ def bear(programs, tiny_model_dir, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def compiled():
-    """The programs that are compiled during a test."""
+    """A list with an event for each program that is compiled during a test."""
     import jax
 
     events = []
@@ -207,5 +206,5 @@ def compiled():
 
 
 def pytest_make_parametrize_id(config, val) -> str | None:
-    """Texts of any length are parameters, and no names."""
+    """Shortens long parameters in test names."""
     return f"{val[:20]!r}..." if isinstance(val, (str, bytes)) and len(val) > 200 else None

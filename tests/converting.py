@@ -15,7 +15,7 @@ WAIT = 240  # seconds for a process; a conversion takes 2 on a quiet machine
 
 
 def answer(results: Any, work: Callable[[], Any]) -> None:
-    """Puts what the work returns, or the error that it ends with."""
+    """Puts the result of the work, or the error that it ends with."""
     try:
         results.put(("done", work()))
     except BaseException as error:

@@ -34,7 +34,7 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def rewrite(directory: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Other arrays in the place of the model's own; what config.json says of them stays."""
+    """Replaces the model's arrays, and leaves config.json as it is."""
     shutil.rmtree(directory / "arrays")
     save_arrays(directory / "arrays", arrays.items())
 

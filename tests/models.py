@@ -36,7 +36,7 @@ def converted(name: str, form: str = "today") -> tuple[Model, Any, Path]:
 
 
 def module(model: Model, name: str) -> Any:
-    """A fresh module; changing it changes no other test's."""
+    """A fresh module, so that changing it affects no other test."""
     return nnx.merge(network(model.config, name)[0], jax.tree.map(jnp.array, model.params[name]))
 
 
@@ -68,7 +68,7 @@ TINY = ModelConfig(
 
 @functools.cache
 def tiny_model(**unet_changes) -> Model:
-    """The smallest model with every part, random: for tests of what is around the networks."""
+    """The smallest model with every part, random, for tests of what surrounds the networks."""
     config = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, **unet_changes))
     folder = Path(tempfile.mkdtemp(prefix="reground-tiny-"))
     reference.write_tokenizer(folder / "tokenizer")

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 600  # seconds, on a machine that has much else to do
+PATIENCE = 600  # seconds, for a busy machine
 
 Start = Callable[..., subprocess.Popen]
 
 
 @contextlib.contextmanager
 def starting() -> Iterator[Start]:
-    """Gives a function that starts a program: arguments, and variables of the environment."""
+    """Yields a function that starts a program, given arguments and environment variables."""
     with contextlib.ExitStack() as stack:
 
         def start(arguments: list[str], **environment: str) -> subprocess.Popen:
@@ -45,7 +45,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    """Until the condition holds, which it must while the process lives."""
+    """Waits until the condition holds, which must happen before the process ends."""
     limit = time.monotonic() + PATIENCE
     while not condition():
         ended = process.poll() is not None

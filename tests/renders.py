@@ -19,7 +19,7 @@ SHEET = Path(__file__).parent / "data" / "emoji" / "renders.png"
 
 @cache
 def renders() -> tuple[UInt8[np.ndarray, "B S S 3"], list[Case]]:
-    """The pictures, and the cases that they show."""
+    """The images, and the cases that they show."""
     return read_sheet(SHEET, COUNT), heldout_cases(COUNT)
 
 

@@ -1,4 +1,4 @@
-"""A study of painted squares: a stand-in for models that costs nothing."""
+"""A study of painted squares, a stand-in for models that takes no time."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ SETTINGS = Settings(num_steps=20, guidance_scale=4.0, solver="dpmpp_2m")
 
 
 class Painter:
-    """In the place of a pipeline: the color of an image says how it was asked for."""
+    """Replaces a pipeline: an image's color encodes how it was requested."""
 
     def __init__(self):
         self.asked: list[tuple[str, list[float], list[int]]] = []
@@ -36,7 +36,7 @@ class Painter:
 
 
 def pixels(images, cases):
-    """Records that say which images they are of."""
+    """Records that identify their images."""
     return [
         {"id": case.layout.id, "pixel": image[0, 0].tolist()}
         for image, case in zip(images, cases, strict=True)
@@ -44,12 +44,12 @@ def pixels(images, cases):
 
 
 def scorer(name: str = "probes", score=pixels, version: str = "1", **fields: Any) -> Scorer:
-    """The emoji world's metrics, of records that `score` makes."""
+    """The emoji world's metrics, on the records that `score` makes."""
     return Scorer(name, version, score, **({"metrics": METRICS} | fields))
 
 
 def brightness(name: str = "brightness") -> Metric:
-    """A metric of the records of `pixels`."""
+    """A metric on the records of `pixels`."""
 
     def statistic(records, weights):
         return weights @ np.array([sum(record["pixel"]) for record in records]) / len(records)

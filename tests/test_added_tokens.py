@@ -1,6 +1,6 @@
-"""Tokens that were added to CLIP's vocabulary, by each file that says so: ids as transformers' own.
+"""Tokens added to CLIP's vocabulary, in every file that may list them: the ids are transformers'.
 
-The case is a folder as diffusers' textual inversion saves it with transformers 4: 526 tokens, of
+The test case is a folder saved by diffusers' textual inversion with transformers 4: 526 tokens, of
 which begin is 524 and end 525, and the learned <cat-toy>, 526.
 """
 
@@ -35,7 +35,7 @@ CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "ad
 
 
 def folder_with(path: Path, files: dict[str, dict]) -> Path:
-    """The case with other content of some files."""
+    """The test case with some files replaced."""
     shutil.copytree(CASE, path)
     for name, content in files.items():
         (path / name).write_text(json.dumps(content))
@@ -62,13 +62,13 @@ def test_a_token_of_a_textual_inversion_has_the_id_that_was_learned():
         {SPECIAL: {"extra_special_tokens": ["<cat-toy>"]}},
         {SPECIAL: {"extra_special_tokens": ["<x>"]}},
         {SPECIAL: {"additional_special_tokens": ["<cat-toy>"]}},
-        {SPECIAL: {"pad_token": "<pad>"}},  # of no file: the next free id
+        {SPECIAL: {"pad_token": "<pad>"}},  # in no file: the next free id
         {SPECIAL: {"pad_token": "!"}},
         {SPECIAL: {"unk_token": "<x>"}},
         {CONFIG: {"mask_token": "<x>", "image_token": "<pad>"}},
         {CONFIG: {"do_lower_case": False, "add_prefix_space": True, "add_bos_token": False}},
         {ADDED: {"<x>": 527, "<cat-toy>": 526, "<pad>": 528}, SPECIAL: {"pad_token": "<pad>"}},
-        # Of transformers 4.34 and later: then the other files are not read.
+        # From transformers 4.34 on; the other files are then not read.
         {
             CONFIG: {
                 "pad_token": "!",
@@ -84,7 +84,7 @@ def test_a_token_of_a_textual_inversion_has_the_id_that_was_learned():
         {CONFIG: {"added_tokens_decoder": {}}, SPECIAL: {"pad_token": "!"}},
     ],
 )
-def test_ids_are_those_of_transformers_whatever_file_says_them(tmp_path, files):
+def test_ids_are_those_of_transformers_whichever_file_has_them(tmp_path, files):
     folder = folder_with(tmp_path / "tokenizer", files)
     oracle, built = CLIPTokenizer.from_pretrained(folder), build_tokenizer(folder)
     for text in TEXTS:
@@ -93,7 +93,7 @@ def test_ids_are_those_of_transformers_whatever_file_says_them(tmp_path, files):
     assert built.size == len(oracle)
 
 
-def test_tokens_added_beside_a_tokenizer_json_are_read_as_well(tmp_path):
+def test_tokens_added_to_a_tokenizer_json_are_read(tmp_path):
     plain = build_tokenizer(folder_with(tmp_path / "plain", {ADDED: {}}))
     folder = folder_with(tmp_path / "fast", {})
     (folder / "tokenizer.json").write_text("\ufeff" + plain.json, encoding="utf-8")
@@ -117,7 +117,7 @@ def test_added_tokens_come_with_a_tokenizer_from_the_hub():
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory) -> Path:
-    """A model whose text encoder has learned one token more than CLIP's 1000."""
+    """A model whose text encoder has learned one token in addition to its 1000."""
     folder = tmp_path_factory.mktemp("learned") / "model"
     reference.write_diffusers(folder, "small")
     text = reference.text_encoder("small", vocab_size=1001)
@@ -139,15 +139,15 @@ def test_a_learned_token_comes_through_a_conversion(tmp_path, learned):
     assert model.params["text_encoder"]["token_embedding"]["embedding"].shape[0] == 1001
 
 
-def test_a_vocabulary_smaller_than_the_text_encoder_is_said(tmp_path, learned):
-    message = r"has 1000 tokens, but the text encoder 1001: the words of the last 1 .*added_tokens"
+def test_a_vocabulary_smaller_than_the_text_encoder_gives_a_warning(tmp_path, learned):
+    message = r"has 1000 tokens, but the text encoder has 1001: .* the last 1; .*added_tokens"
     with pytest.warns(UserWarning, match=message):
         convert(with_tokens(learned, tmp_path / "model", {}), tmp_path / "ours")
 
 
 def test_ids_beyond_the_text_encoder_are_refused(tmp_path, learned):
     folder = with_tokens(learned, tmp_path / "model", {"<cat-toy>": 1000, "<dog-toy>": 1001})
-    with pytest.raises(ValueError, match="has 1002 tokens, but the text encoder only 1001"):
+    with pytest.raises(ValueError, match="has 1002 tokens, but the text encoder has only 1001"):
         convert(folder, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Whatever has a name is whole, on disk, and errors name the place that the user knows."""
+"""Files that appear are complete and on disk, and errors name the path that the user knows."""
 
 import os
 import threading
@@ -61,7 +61,7 @@ def test_content_reaches_the_disk_before_its_name_and_the_name_before_the_call_r
     assert events == ["part", "named", "."]
 
 
-def test_of_several_that_create_a_file_one_does(tmp_path):
+def test_only_one_of_several_threads_creates_a_file(tmp_path):
     made = []
     threads = [
         threading.Thread(

@@ -1,4 +1,4 @@
-"""The batch generator around the model: what it makes, and how it goes on; sampler stubbed."""
+"""The batch generator around the model: what it makes, and how it resumes; sampler stubbed."""
 
 import hashlib
 import io
@@ -56,13 +56,13 @@ def test_every_combination_of_wirings_gammas_and_seeds_is_made_once(ten, tmp_pat
     "options, reason",
     [
         (["--gammas", "1", "0.3/0/0.7"], "fractions or three parts, not both"),
-        (["--gammas", "0.5", "0.50"], "gammas are .0.5, 0.5.: give each once"),
+        (["--gammas", "0.5", "0.50"], "gammas are .0.5, 0.5.: give at least one, each once"),
         (["--wirings", "sideways"], "wiring 'sideways' is unknown"),
         (["--seeds", "-1"], "run seed is -1"),
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--quality", "101"], "quality is 101"),
         (["--host-index", "0"], "--host-index and --host-count go together"),
-        (["--captions", "x", "--form", "nsr1k"], "COCO's instances need a captions file"),
+        (["--captions", "x", "--form", "nsr1k"], "COCO instances need a captions file"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_is_written(
@@ -110,7 +110,7 @@ def test_the_image_folder_is_read_by_the_datasets_library(tmp_path):
     lines = [layout(i, **bare if i < 4 else {}) for i in range(10)]
     source = write_lines(tmp_path / "in.jsonl", lines)
     generate(source, tmp_path / "out", "--wirings", "sequential", "parallel")
-    program = (  # the stub writes what an image is of into its pixels
+    program = (  # the stub encodes what an image is of in its pixels
         "import sys; from datasets import load_dataset\n"
         "for row in load_dataset('imagefolder', data_dir=sys.argv[1], split='train'):\n"
         "    text = f\"{row['prompt']} {row['seed']} {row['wiring']}\".encode()\n"

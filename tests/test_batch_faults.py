@@ -1,4 +1,4 @@
-"""The batch generator as real processes that are killed, doubled, and run out of room."""
+"""The batch generator as real processes that are killed, started twice, and run out of disk."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def stub(seconds: float, layouts: Path, out: Path, *options: str) -> list[str]:
 
 
 def check_whole(out: Path, undisturbed: dict[str, str]) -> None:
-    """No id lost, none twice, no corrupt file, the same bytes, nothing left over."""
+    """No id lost or duplicated, no corrupt file, identical bytes, nothing left over."""
     report = verify(open_store(str(out)))
     assert not report.problems
     assert files(out) == undisturbed
@@ -44,9 +44,9 @@ def finished_units(out: Path) -> int:
 def kill_and_resume(
     start: Start, command: list[str], out: Path, kills: int, **environment: str
 ) -> None:
-    """Kills a run so many times, each a random moment after a random number of new units.
+    """Kills a run `kills` times, each a random moment after a random number of new units.
 
-    A run that would come further than 5 units before it is killed waits there.
+    A run that would get further than 5 units before it is killed waits there.
     """
     dice = random.Random(0)
     for _ in range(kills):
@@ -87,7 +87,7 @@ def test_sigterm_ends_a_run_cleanly_and_the_same_command_goes_on(start, forty, t
     assert "SIGTERM: finishing what is on the device" in errors
     assert "stopped: run the same command again to resume" in errors
     done = len(metadata(out))
-    # A unit of 4, and at most the 5 others that were under way.
+    # A unit of 4, and at most the 5 others that were in progress.
     assert 4 <= done <= 24 and not list(out.rglob(".*.part"))
     code, errors = finish(start(stub(0, forty, out)))
     assert code == 0 and f"generating {40 - done} images (" in errors
@@ -113,7 +113,7 @@ def test_a_second_process_on_the_same_share_is_refused_and_a_killed_ones_lock_is
 
 
 def in_namespace(mount: str, out: Path, command: list[str]) -> list[str]:
-    """The command with a file system of its own on `out`. Skips where that cannot be."""
+    """The command with its own file system on `out`. Skips the test if that is impossible."""
     wrapped = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     out.mkdir(exist_ok=True)
     if shutil.which("unshare") is None:
@@ -163,7 +163,7 @@ print(1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", status)[1]))
 
 
 def peak_of(start: Start, lines: int, folder: Path) -> tuple[int, str]:
-    """Bytes of memory that a run of so many lines takes at most, and what it says."""
+    """Peak memory in bytes of a run of so many lines, and its messages."""
     source = folder / f"{lines}.jsonl"
     with source.open("w") as file:
         file.writelines(json.dumps(layout(number)) + "\n" for number in range(lines))
@@ -190,7 +190,7 @@ def test_memory_does_not_grow_with_the_number_of_layouts(start, few, many, tmp_p
     small, _ = peak_of(start, few, tmp_path)
     large, said = peak_of(start, many, tmp_path)
     print(f"{many} layouts: {large / 2**20:.0f} MiB ({few}: {small / 2**20:.0f} MiB)\n{said}")
-    # The index takes 16 bytes a line, sorting it as much again; the input has 110 bytes a line.
+    # The index takes 16 bytes per line, and sorting it as much again; the input has 110 per line.
     assert large - small < 64 * many + (12 << 20)
 
 
@@ -209,7 +209,7 @@ def tiny(model: Path, layouts: Path, out: Path, *options: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[str, str]:
-    """Where the processes of this file keep compiled programs."""
+    """Where this file's processes keep compiled programs."""
     folder = str(tmp_path_factory.mktemp("xla"))
     return {
         "JAX_COMPILATION_CACHE_DIR": folder,
@@ -220,7 +220,7 @@ def compiled(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_model_dir, compiled, tmp_path_factory) -> tuple[Path, Path]:
-    """(40 layouts, what one device makes of them without trouble)."""
+    """(40 layouts, what one device makes of them undisturbed)."""
     folder = tmp_path_factory.mktemp("undisturbed")
     lines = write_lines(folder / "in.jsonl", [layout(i, seed=i) for i in range(40)])
     with starting() as start:

@@ -1,4 +1,4 @@
-"""What `batch` reads: lines, the first pass over them, files of other forms; sampler stubbed."""
+"""What `batch` reads: lines, the first pass over them, files in other formats; sampler stubbed."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_a_line_is_a_layout_with_an_id_and_perhaps_a_seed(line, expected):
         (layout(1, seed=True), "seed is True"),
         (layout(1, boxes=[[0.5, 0, 0.1, 1]]), "x1 must not be less than x0"),
         (layout(1, color="red"), "layout field 'color' is unknown"),
-        ({"id": True, "prompt": "a cat"}, "id is True: it must be a text or a whole number"),
+        ({"id": True, "prompt": "a cat"}, "id is True: it must be a string or a whole number"),
     ],
 )
 def test_a_line_that_is_no_layout_says_why(line, reason):
@@ -125,10 +125,10 @@ def test_the_index_is_read_back_and_not_built_again(ten, tmp_path, monkeypatch):
         assert again.layouts == 10 and again.rejected == 0
         np.testing.assert_array_equal(built.offsets, again.offsets)
         assert [line.id for line in again.read(source, 8, 12) if line] == ["cat-8", "cat-9"]
-    assert (tmp_path / "out/index.bin").stat().st_size == 160  # 16 bytes a line
+    assert (tmp_path / "out/index.bin").stat().st_size == 160  # 16 bytes per line
 
 
-# ---- inputs of other forms
+# ---- inputs in other formats
 
 
 def test_nsr1k_and_gpt4_files_become_images_of_their_ids(tmp_path):

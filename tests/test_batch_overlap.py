@@ -1,5 +1,7 @@
-"""What of `batch` happens at the same time, and how it stops. No test here looks at a clock: the
-device of `Paced` waits for what must happen while it is at work."""
+"""What `batch` does concurrently, and how it stops.
+
+No test here depends on timing: the device of `Paced` waits for what must happen while it is busy.
+"""
 
 import json
 import threading
@@ -23,11 +25,11 @@ from reground_jax.settings import Settings
 from tests.batch_cases import generate, layout, metadata, write_lines
 from tests.batch_stub import Drawn, Stub
 
-PATIENCE = 120  # seconds, after which what a device waits for never happens
+PATIENCE = 120  # seconds to wait for something before giving up
 
 
 def generator(layouts: Path, out: Path, sampler, **changes) -> tuple[Generator, list[int]]:
-    """A generator of the lines of a file, and its units."""
+    """A generator for the lines of a file, and its units."""
     store = open_store(str(out))
     source = Source(str(layouts), "")
     index = load_index(store, source, rules={"max_boxes": 30, "seeds": 1}, strict=False)
@@ -130,7 +132,7 @@ def test_stopping_drops_units_that_are_not_on_the_device(ten, tmp_path):
     entries: list[Entry] = []
     run_units(making, units, on_entry=entries.append)
     making.close()
-    # Both batches of the first unit that had its turn were there: it is finished.
+    # Both batches of the first unit to get its turn were on the device, so it is finished.
     assert len(entries) == 1 and making.meter.batches == 2
     assert not list((tmp_path / "out").rglob(".*.part"))
     store = open_store(str(tmp_path / "out"))
@@ -182,7 +184,7 @@ def test_units_that_cannot_be_made_are_named_and_cost_no_other(ten, tmp_path, ca
         assert "2 units were not made" in said and "Traceback" not in said
         assert [row["id"] for row in metadata(out)] == [f"cat-{i}" for i in range(4)]
         patch.setattr(batch, "load_sampler", lambda *_: Stub(2))
-        assert generate(ten, out) == 0  # mended, the others are made
+        assert generate(ten, out) == 0  # once mended, the others are made
     assert verify(open_store(str(out))).images == 10
 
 

@@ -51,7 +51,7 @@ def test_half_of_a_surrogate_pair_in_any_text_rejects_its_line(tmp_path, field):
         (layout(1, seed=1.5), "seed is 1.5: a seed is an integer"),
         (layout(1, seed="1"), "seed is '1'"),
         (layout(1, seed=float("nan")), "seed is nan"),
-        (layout(1, id=[1]), "id is [1]: it must be a text or a whole number"),
+        (layout(1, id=[1]), "id is [1]: it must be a string or a whole number"),
         (layout(1, id=1.5), "id is 1.5"),
         ({"rejected": {"a": 1}}, "{'a': 1}"),
         (5, 'has no "id"'),
@@ -151,7 +151,7 @@ def test_a_line_that_is_too_long_is_rejected_and_its_neighbors_are_read(tmp_path
     assert [row["id"] for row in metadata(tmp_path / "out")] == ["cat-0", "cat-2"]
     found = rejected(tmp_path / "out")
     assert [entry["line"] for entry in found] == [2, 3, 5]
-    assert found[1]["reason"] == "the line has 202 bytes, more than the 200 that are read"
+    assert found[1]["reason"] == "the line has 202 bytes, more than the limit of 200"
     assert found[1]["text"] == "x" * 201
 
 
@@ -159,7 +159,7 @@ def test_memory_and_the_report_stay_small_for_a_line_of_200_million_bytes(tmp_pa
     source = tmp_path / "in.jsonl"
     with source.open("wb") as file:
         file.write(json.dumps(layout(0)).encode() + b"\n")
-        file.truncate(200_000_000)  # zeros, which take no room
+        file.truncate(200_000_000)  # zeros, which take no disk space
         file.seek(0, 2)
         file.write(b"\n" + json.dumps(layout(1)).encode() + b"\n")
     store = open_store(str(tmp_path / "out"))
@@ -176,7 +176,7 @@ def test_memory_and_the_report_stay_small_for_a_line_of_200_million_bytes(tmp_pa
             tracemalloc.stop()
     assert (made.layouts, made.rejected) == (2, 1)
     assert [line and line.id for line in lines] == ["cat-0", None, "cat-1"]
-    assert peak < 64 << 20  # the 16 MiB that may be a line, as they are read, and a copy
+    assert peak < 64 << 20  # the 16 MiB that a line may have, as they are read, and a copy
     # 1000 bytes of zeros, each "\u0000" in JSON.
     assert (tmp_path / "out/rejected.jsonl").stat().st_size < 7000
 
@@ -191,7 +191,7 @@ def corrupt(out: Path, offset: int, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("offset", [16, 24], ids=["where a line is", "of which id"])
-def test_a_damaged_index_is_made_anew_and_drops_no_layout(tmp_path, capsys, offset):
+def test_a_damaged_index_is_rebuilt_and_drops_no_layout(tmp_path, capsys, offset):
     out = tmp_path / "out"
     source = write_lines(tmp_path / "in.jsonl", [layout(i) for i in range(8)])
     generate(source, out)
@@ -206,7 +206,7 @@ def test_a_damaged_index_is_made_anew_and_drops_no_layout(tmp_path, capsys, offs
 
 
 def test_a_unit_that_a_damaged_index_made_too_small_is_made_again(tmp_path):
-    """What outputs of earlier versions, which trusted the index, may hold."""
+    """Outputs of earlier versions, which trusted the index, may hold such units."""
     out = tmp_path / "out"
     source = write_lines(tmp_path / "in.jsonl", [layout(i) for i in range(8)])
     generate(source, out)
@@ -228,7 +228,7 @@ def test_a_unit_that_a_damaged_index_made_too_small_is_made_again(tmp_path):
     "content",
     [b"{}", b"[]", b"", b"[" * 100_000, b'{"facts": 5}', b'{"lines": "10"}', b"\xff", b"null"],
 )
-def test_an_index_description_of_any_content_is_made_anew(ten, tmp_path, content):
+def test_an_index_description_of_any_content_is_rebuilt(ten, tmp_path, content):
     out = tmp_path / "out"
     generate(ten, out)
     whole = (out / "index.json").read_bytes()
@@ -238,7 +238,7 @@ def test_an_index_description_of_any_content_is_made_anew(ten, tmp_path, content
 
 
 @pytest.mark.parametrize("change", [-3, -16, 5, 16])
-def test_an_index_of_another_length_is_made_anew(ten, tmp_path, change):
+def test_an_index_of_another_length_is_rebuilt(ten, tmp_path, change):
     out = tmp_path / "out"
     generate(ten, out)
     whole = (out / "index.bin").read_bytes()
@@ -247,8 +247,8 @@ def test_an_index_of_another_length_is_made_anew(ten, tmp_path, change):
     assert (out / "index.bin").read_bytes() == whole
 
 
-def test_an_index_without_a_checksum_is_made_anew(ten, tmp_path):
-    """As earlier versions wrote it; `facts` and all other names are those of then."""
+def test_an_index_without_a_checksum_is_rebuilt(ten, tmp_path):
+    """As earlier versions wrote it, with the names of that time."""
     out = tmp_path / "out"
     generate(ten, out)
     description = json.loads((out / "index.json").read_text())
@@ -261,7 +261,7 @@ def test_an_index_without_a_checksum_is_made_anew(ten, tmp_path):
     assert not verify(open_store(str(out))).problems
 
 
-def test_a_report_of_bad_lines_that_is_gone_is_made_anew(tmp_path):
+def test_a_report_of_bad_lines_that_is_gone_is_rebuilt(tmp_path):
     source = write_lines(tmp_path / "in.jsonl", [layout(0), "{"])
     generate(source, tmp_path / "out")
     (tmp_path / "out/rejected.jsonl").unlink()

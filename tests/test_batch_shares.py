@@ -1,4 +1,4 @@
-"""Who does which share of a `batch` run: hosts, leases of object stores, TPU slices."""
+"""Which process makes which share of a `batch` run: hosts, leases, TPU slices."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from reground_jax.batch.store import open_store
 from reground_jax.batch.verify import verify
 from tests.batch_cases import files, generate
 
-PATIENCE = 120  # seconds, after which what is waited for never happens
+PATIENCE = 120  # seconds to wait for something before giving up
 
 
 @pytest.fixture
@@ -91,8 +91,11 @@ def test_a_damaged_lease_counts_for_nothing(memory, clock, content):
     ],
 )
 def test_hosts_of_tpu_slices_are_left_to_jax_distributed(environment):
-    """ "alone" is what `start_distributed` starts it for. The names are those of jax 0.10.2's
-    cloud_tpu_cluster.py; a slice of Google Kubernetes Engine is an indexed Job."""
+    """For "alone", `start_distributed` starts it.
+
+    The names are those in jax 0.10.2's cloud_tpu_cluster.py; on Google Kubernetes Engine a slice is
+    an Indexed Job.
+    """
     assert find_share(None, None, environment) == Share(0, 1, "alone")
     assert find_share(1, 3, environment) == Share(1, 3, "options")
     with pytest.raises(ValueError, match="--host-count is given on a TPU slice"):

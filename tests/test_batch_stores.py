@@ -26,7 +26,7 @@ def test_an_object_store_gets_the_same_output_and_resumes(ten, tmp_path, memory,
     assert main(["batch-verify", "memory://bucket/out"]) == 1
     assert generate(ten, "memory://bucket/out", "--format", form) == 0
     assert main(["batch-verify", "memory://bucket/out"]) == 0
-    assert not memory.find("/bucket/out/locks")  # leases are given back
+    assert not memory.find("/bucket/out/locks")  # leases are released
 
 
 def test_the_input_may_be_in_an_object_store(ten, tmp_path, memory):

@@ -1,4 +1,4 @@
-"""`batch-verify`: what it finds, counts and repairs, whatever the files of an output hold."""
+"""`batch-verify`: what it finds, counts and repairs, whatever an output's files contain."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("stub")
 
 @pytest.fixture(params=["imagefolder", "webdataset"])
 def made(request, ten, tmp_path) -> tuple[Path, Path, list[str]]:
-    """Ten layouts, the output of them in three units, and the options that it was made with."""
+    """Ten layouts, their output in three units, and the options that it was made with."""
     options = ["--format", request.param]
     assert generate(ten, tmp_path / "out", *options) == 0
     return ten, tmp_path / "out", options
@@ -31,7 +31,7 @@ def flip(path: Path, offset: int = -20) -> None:
 
 
 def an_image(out: Path, unit: int) -> Path:
-    """A file that holds an image of the unit."""
+    """A file that contains an image of the unit."""
     tar = out / f"shards/{unit:09d}.tar"
     return tar if tar.exists() else sorted((out / f"images/{unit:09d}").glob("*.png"))[0]
 
@@ -150,7 +150,7 @@ def test_a_shard_that_no_line_asks_for_is_found(ten, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("offset", [0, 24, 159])
-def test_a_damaged_index_is_found_and_the_next_batch_makes_it_anew(ten, tmp_path, capsys, offset):
+def test_a_damaged_index_is_found_and_the_next_batch_rebuilds_it(ten, tmp_path, capsys, offset):
     out = tmp_path / "out"
     generate(ten, out)
     flip(out / "index.bin", offset)
@@ -162,14 +162,14 @@ def test_a_damaged_index_is_found_and_the_next_batch_makes_it_anew(ten, tmp_path
 
 
 def test_a_layout_that_an_index_without_checksum_has_lost_is_found(tmp_path, capsys):
-    """The output of an earlier version, whose index has lost a layout, and its shard an image."""
+    """An output of an earlier version whose index lost a layout, and whose shard an image."""
     out = tmp_path / "out"
     source = write_lines(tmp_path / "in.jsonl", [layout(i) for i in range(8)])
     generate(source, out)
     description = json.loads((out / "index.json").read_text())
     del description["index_sha256"]
     (out / "index.json").write_text(json.dumps(description))
-    assert report(capsys, out)[0] == 0  # an old output that is whole needs no more
+    assert report(capsys, out)[0] == 0  # an intact old output is valid as it is
     content = bytearray((out / "index.bin").read_bytes())
     content[24:32] = bytes(8)
     (out / "index.bin").write_bytes(content)

@@ -1,4 +1,4 @@
-"""The benchmarks count, time and compare what they say, at tiny size."""
+"""The benchmarks count, time and compare what they claim to, at a tiny size."""
 
 import dataclasses
 import json
@@ -70,7 +70,7 @@ def test_cases_are_timed_in_turns_after_compilation_and_warm_up():
 
 
 def test_compilation_is_told_apart_from_running():
-    def slow_to_compile(x):  # 200 products in a row, each of almost nothing
+    def slow_to_compile(x):  # 200 tiny products in a row
         for _ in range(200):
             x = jnp.sin(x @ x)
         return x
@@ -106,7 +106,7 @@ def test_a_device_has_the_peak_of_the_longest_name_that_fits():
 
 def test_peak_memory_grows_with_what_is_touched():
     before = peak_memory()
-    np.ones(before // 8 + 2**25).sum()  # more floats of 8 bytes than all there was before
+    np.ones(before // 8 + 2**25).sum()  # more 8-byte floats than all memory used before
     assert peak_memory() > before + 2**26
 
 
@@ -161,7 +161,7 @@ def test_a_batch_that_does_not_divide_is_refused(pipe):
             hardware=dataclasses.replace(pipe.programs.hardware, devices=pipe.devices * 2),
         ),
     )
-    with pytest.raises(ValueError, match="the batch is 3 on 2 devices: take a multiple of 2"):
+    with pytest.raises(ValueError, match="the batch is 3 on 2 devices: use a multiple of 2"):
         run("vae", two, Work(STEPS, batch=3), repeats=1)
 
 
@@ -287,7 +287,7 @@ def test_the_estimate_on_paper_follows_from_published_counts():
     record = estimate.estimate("sd14", Settings(num_steps=50, gamma=0.3))
     # GMAC: GLIGEN 568.4 in 15 steps, 401.6 in 35, both branches, and the decoder's 1257.
     published = 2 * (2 * (15 * 568.4 + 35 * 401.6) + 1257) / 1000
-    assert 0.992 * published < record["image_tflop"] < published  # less what no step changes
+    assert 0.992 * published < record["image_tflop"] < published  # less what is hoisted
     for row in record["rows"]:
         seconds = record["image_tflop"] / (row["share"] * row["peak_tflops"])
         assert row["images_per_hour"] == pytest.approx(row["chips"] * 3600 / seconds)

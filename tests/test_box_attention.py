@@ -1,4 +1,4 @@
-"""Where fusers look, on hand-made boxes and attention with known answers."""
+"""The box-attention loss, on hand-made boxes and attention with known answers."""
 
 import math
 
@@ -25,28 +25,28 @@ def grounding(boxes) -> Grounding:
 
 
 def on_one_device(function, *arguments):
-    """The losses ask for sums over devices: here is one."""
+    """Runs `function` on one device, since the losses sum over devices."""
     specs = tuple(WHOLE for _ in arguments)
     return over_devices(function, specs, WHOLE, devices=jax.devices()[:1])(*arguments)
 
 
-def test_cells_are_inside_by_their_middle_and_rows_come_first():
-    # 2 rows, 4 columns; the middles of the columns are at 1/8, 3/8, 5/8, 7/8.
+def test_cells_are_inside_by_their_center_and_rows_come_first():
+    # 2 rows, 4 columns; the column centers are at 1/8, 3/8, 5/8, 7/8.
     tokens = grounding([(0.2, 0.0, 0.7, 0.5), (0.0, 0.5, 1.0, 1.0), None])
     inside = np.asarray(inside_boxes(tokens.boxes, tokens.mask, 2, 4))[0]
     assert inside[:, 0].tolist() == [False, True, True, False] + [False] * 4
     assert inside[:, 1].tolist() == [False] * 4 + [True] * 4
-    assert not inside[:, 2].any()  # an empty slot covers nothing, whatever stands in it
+    assert not inside[:, 2].any()  # an empty slot covers nothing, whatever its box
 
 
-def test_the_loss_is_what_its_words_say():
+def test_the_loss_matches_its_docstring():
     tokens = grounding([(0, 0, 0.5, 1), (0.5, 0, 1, 1), None])
     inside, mask = inside_boxes(tokens.boxes, tokens.mask, 1, 2), jnp.asarray(tokens.mask)
     right = jnp.array([[[0.3, 0.0, 0.7], [0.0, 0.5, 0.1]]])
     assert float(on_one_device(box_attention_loss, right, inside, mask)) == pytest.approx(
         0, abs=1e-5
     )
-    # Half of the cells have a tenth of enough; cell 2 gives half of its attention to box 1.
+    # Cell 1 has a tenth of ENOUGH on its box; cell 2 gives half of its attention to box 1.
     wrong = jnp.array([[[0.03, 0.0, 0.9], [0.5, 0.3, 0.2]]])
     expected = math.log(10) / 2 - math.log(0.5) / 2
     assert float(on_one_device(box_attention_loss, wrong, inside, mask)) == pytest.approx(
@@ -54,7 +54,7 @@ def test_the_loss_is_what_its_words_say():
     )
 
 
-def test_a_watch_computes_the_same_and_notes_fusers_alone():
+def test_a_watch_computes_the_same_and_records_only_fusers():
     rng = np.random.default_rng(0)
     tokens = grounding([(0, 0, 1, 1), None])
 

@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def programs():
-    """JAX's compilation cache as it is before anything is said of it, and as it was afterwards."""
+    """JAX's compilation cache with its default settings; restored afterwards."""
     names = (
         "jax_compilation_cache_dir",
         "jax_enable_compilation_cache",
@@ -47,7 +47,7 @@ def programs():
 
 @pytest.fixture
 def no_home(monkeypatch):
-    """A container that runs as a user id without an entry anywhere."""
+    """A container that runs as a user id without a passwd entry."""
 
     def nobody(_):
         raise KeyError("no such user")
@@ -57,14 +57,14 @@ def no_home(monkeypatch):
     monkeypatch.setattr("pwd.getpwuid", nobody)
 
 
-# ---- one function says where
+# ---- one function decides where
 
 
 def test_an_option_comes_before_xdg_cache_home_and_that_before_the_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert cache_folder() == Path("/home/me/.cache/reground-jax")
-    for ignored in ("", "relative"):  # as the XDG specification has it
+    for ignored in ("", "relative"):  # as the XDG specification requires
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         assert cache_folder() == Path("/home/me/.cache/reground-jax")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
@@ -78,7 +78,7 @@ def test_an_option_comes_before_xdg_cache_home_and_that_before_the_home(monkeypa
 def test_without_a_home_the_sentence_says_how_to_have_a_cache(no_home):
     with pytest.raises(ValueError, match=f"there is no home folder .*{WAY_OUT}"):
         cache_folder()
-    with pytest.raises(ValueError, match="~/model: no home folder was found; give the full"):
+    with pytest.raises(ValueError, match="~/model: no home folder was found; use the full"):
         expand_home("~/model")
     assert cache_folder("/somewhere") == Path("/somewhere")
 
@@ -90,7 +90,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(monkeypatch, t
         writable_cache()
     assert caught.value.filename == f"{UNWRITABLE}/.cache/reground-jax"
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-    with pytest.raises(OSError, match="Permission denied: the cache cannot be there"):
+    with pytest.raises(OSError, match="Permission denied: the cache must be writable"):
         writable_cache(tmp_path)
 
 
@@ -104,7 +104,7 @@ def test_a_pipeline_is_converted_into_the_cache_that_is_named(tmp_path, folder, 
     pipe = Pipeline.load(folder, cache=cache)
     (directory,) = cache.glob("model-*")
     assert Pipeline.load(directory).info == pipe.info  # a converted model needs no home
-    with pytest.MonkeyPatch.context() as patch:  # nor a cache that can be written, once it is there
+    with pytest.MonkeyPatch.context() as patch:  # nor a writable cache, once it exists
         patch.setattr(locate, "writable_cache", pytest.fail)
         assert locate.model_directory(folder, cache=cache) == directory
 
@@ -130,17 +130,17 @@ def test_programs_are_kept_in_the_cache_that_is_named(tmp_path, programs, monkey
     assert programs.jax_compilation_cache_dir == str(tmp_path / "option" / "xla")
 
 
-def test_without_a_home_nothing_compiled_is_kept_which_is_said(programs, no_home, monkeypatch):
+def test_without_a_home_no_programs_are_kept_and_a_warning_says_so(programs, no_home, monkeypatch):
     monkeypatch.setattr(Pipeline, "load", lambda directory, **_: directory)
     with pytest.warns(UserWarning, match=f"programs are not kept: there is no home.*{WAY_OUT}"):
         assert load(Path("model"), "float32", Setup()) == Path("model")
     assert not programs.jax_enable_compilation_cache
-    with pytest.raises(OSError, match=WAY_OUT):  # but a place that was named must be one
+    with pytest.raises(OSError, match=WAY_OUT):  # but an explicit choice must work
         load(Path("model"), "float32", Setup(cache=f"{UNWRITABLE}/cache"))
     load(Path("model"), "float32", Setup(no_cache=True))  # no warning
 
 
-# ---- processes of their own, since environments are read anew there
+# ---- separate processes, since the environment is read at startup
 
 NO_HOME = """
 import os, pwd, sys
@@ -175,8 +175,8 @@ def test_without_a_home_built_in_models_work_and_the_hub_says_what_to_set(tmp_pa
     done = run(NO_HOME, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "source        trained by reground_jax.training" in done.stdout
-    assert "'owner/name': its files cannot be kept in the Hub's cache" in done.stderr
-    assert "name another folder with the environment variable HF_HOME" in done.stderr
+    assert "'owner/name' cannot be downloaded into the Hub's cache" in done.stderr
+    assert "choose another folder with the environment variable HF_HOME" in done.stderr
 
 
 def test_downloads_of_the_hub_are_kept_where_hf_home_says(tmp_path):
@@ -203,6 +203,6 @@ def test_a_hub_cache_that_cannot_be_written_is_told_from_a_hub_that_cannot_be_re
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: ["a.bin"])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-    message = r"Hub's cache, .* \(No space left on device\): name another folder with .* HF_HOME"
+    message = r"Hub's cache, .* \(No space left on device\): choose another folder with .* HF_HOME"
     with pytest.raises(ValueError, match=message):
         hub.download("owner/name", lambda names: names)

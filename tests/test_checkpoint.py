@@ -1,4 +1,4 @@
-"""Arrays and model directories on disk: they come back as written, whole, or not at all."""
+"""Arrays and model directories on disk: they are read back as written, or not at all."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def assert_same(arrays, expected):
 # ---- arrays
 
 
-# The five arrays have 4, 96, 10, 6 and 12 bytes; an array larger than a group is one by itself.
+# The five arrays have 4, 96, 10, 6 and 12 bytes; an array larger than a group is its own group.
 @pytest.mark.parametrize(("limit", "groups"), [(2**27, 1), (100, 2), (1, 5)])
 def test_arrays_come_back_from_any_number_of_groups(tmp_path, monkeypatch, limit, groups):
     monkeypatch.setattr(checkpoint, "GROUP_BYTES", limit)
@@ -70,7 +70,7 @@ def test_arrays_are_written_as_they_come(tmp_path, monkeypatch):
             yield f"x{index}", np.zeros(2, np.float32)  # 8 bytes: a group each
 
     save_arrays(tmp_path, stream())
-    assert written == [0, 0, 1, 2]  # a group is written when the next array does not fit into it
+    assert written == [0, 0, 1, 2]  # a group is written when the next array does not fit
 
 
 def test_flatten_and_unflatten_are_inverse():
@@ -173,14 +173,14 @@ def _be_of_another_version(directory):
     ("damage", "message"),
     [
         (_remove_a_group, r"arrays/001 is missing or damaged .*convert the checkpoint again"),
-        (_cut_a_file, r"arrays/\d+ is missing or damaged|damaged \(checksum\)"),
-        (_flip_a_byte, r"arrays/\d+ is missing or damaged|damaged \(checksum\): convert it again"),
-        (_forget_a_group, r"lacks \d+ arrays, such as"),
-        (_ask_for_another_width, r"array text_encoder/layers/0/.* its config.json asks for"),
+        (_cut_a_file, r"arrays/\d+ is missing or damaged|damaged \(checksum mismatch\)"),
+        (_flip_a_byte, r"is missing or damaged|damaged \(checksum mismatch\); convert it again"),
+        (_forget_a_group, r": \d+ missing arrays, such as"),
+        (_ask_for_another_width, r"array text_encoder/layers/0/.* but its config.json requires"),
         (_cut_the_config, r"is not a model directory .*config.json is damaged"),
         (_remove_the_config, r"is not a model directory .*`reground-jax convert SOURCE"),
         (_remove_the_tokenizer, r"tokenizer.json is missing: convert it again"),
-        (_be_of_another_version, r"has format 'reground-jax/99', this version reads"),
+        (_be_of_another_version, r"has format 'reground-jax/99', but this version reads"),
     ],
 )
 def test_a_damaged_directory_is_one_clear_sentence(directory, damage, message):
@@ -202,7 +202,7 @@ def test_wrong_arrays_are_refused_and_nothing_is_left(tmp_path, config):
     text = dataclasses.replace(config.text_encoder, network=network)
     wider = dataclasses.replace(config, text_encoders=(text,))
     for other, given, message in (
-        (config, list(arrays.items())[:-1], "arrays missing: vae/"),
+        (config, list(arrays.items())[:-1], "missing arrays: vae/"),
         (config, [*arrays.items(), ("extra", np.zeros(3))], "array extra has shape .* None"),
         (wider, arrays.items(), r"has shape \(32,\), expected \(24,"),
     ):
@@ -212,7 +212,7 @@ def test_wrong_arrays_are_refused_and_nothing_is_left(tmp_path, config):
 
 
 def test_a_model_on_a_base_holds_only_what_differs(written, config, tmp_path):
-    """As fusers trained on a frozen model: written, moved together with the base, and read."""
+    """Like fusers trained on a frozen model: written, moved together with the base, and read."""
     arrays = dict(flatten(read_model(written).params))
     names = [name for name in arrays if "/fuser/" in name]
     changed = arrays | {name: arrays[name] + 1 for name in names}
@@ -230,7 +230,7 @@ def test_a_model_on_a_base_holds_only_what_differs(written, config, tmp_path):
 
 
 def test_an_existing_destination_is_refused(written, config):
-    with pytest.raises(FileExistsError, match="exists already: choose another place, or remove it"):
+    with pytest.raises(FileExistsError, match="already exists: choose another place, or remove it"):
         write_model(written, config, random_params(config, 0), TOKENIZER, {})
 
 
@@ -273,7 +273,7 @@ checkpoint.GROUP_BYTES = 2**19  # some sixteen groups, so that most of the work 
 events = 0
 
 def count(event, arguments):
-    # What Python asks of the system, from the moment at which there is something on the disk.
+    # Counts Python's audit events, starting when there is something on the disk.
     global events
     begun = events or (event == "os.mkdir" and ".partial-" in str(arguments[0]))
     events += bool(begun)
@@ -287,7 +287,7 @@ Path({destination!r}).with_suffix(".events").write_text(str(events))
 
 
 def test_killed_at_ten_random_moments_a_conversion_leaves_nothing_that_loads(tmp_path):
-    """Moments are counted in what the process does, not in seconds, which depend on the machine."""
+    """Moments are counted in events of the process, not in seconds, which depend on the machine."""
     source = tmp_path / "source"
     reference.write_diffusers(source, "odd")
     # Processes forked from one that has imported everything, so that ten of them take seconds.
@@ -309,7 +309,7 @@ def test_killed_at_ten_random_moments_a_conversion_leaves_nothing_that_loads(tmp
     for index in range(10):
         destination = tmp_path / f"killed-{index}"
         code = run(destination, moments.randint(1, last))
-        if destination.exists():  # threads differ, and so do the events after the last of ours
+        if destination.exists():  # the number of events varies with the threads
             assert read_model(destination).params
             continue
         killed.append(destination)
@@ -319,7 +319,7 @@ def test_killed_at_ten_random_moments_a_conversion_leaves_nothing_that_loads(tmp
         for path in [destination, *partials]:
             with pytest.raises(CheckpointError, match="is not a model directory"):
                 read_model(path)
-    assert len(killed) >= 5 and left >= 5  # else nothing has been tried
-    convert(source, killed[-1])  # the same place can be converted to again
+    assert len(killed) >= 5 and left >= 5  # otherwise nothing was tested
+    convert(source, killed[-1])  # the same destination works again
     assert read_model(killed[-1]).params
     assert not list(tmp_path.glob(f".{killed[-1].name}.partial-*"))

@@ -57,11 +57,11 @@ def test_convert_writes_a_model_and_reports_on_it(byte_tokenizer, tmp_path, caps
     assert "original_text_box_tiny.bin (original)" in printed.out
     assert "GLIGEN text-box generation" in printed.out
     assert "converting: 100%" in printed.err
-    assert "exists already" in one_error(capsys, argv)
+    assert "already exists" in one_error(capsys, argv)
 
 
 def fake_verify(monkeypatch, errors: dict[str, float]) -> list:
-    """Stands for `convert/verification.py`, which takes torch and minutes."""
+    """Stands in for `convert/verification.py`, which needs torch and minutes."""
     calls = []
 
     def verify(source, destination, **options):
@@ -75,7 +75,7 @@ def fake_verify(monkeypatch, errors: dict[str, float]) -> list:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(1e-4, 0), (1.01e-4, 1), (float("nan"), 1)],  # the tolerance, just above, of no order
+    [(1e-4, 0), (1.01e-4, 1), (float("nan"), 1)],  # at the tolerance, just above it, unordered
 )
 def test_verify_exits_with_1_above_its_tolerance(
     error, code, byte_tokenizer, tmp_path, capsys, monkeypatch
@@ -109,7 +109,7 @@ def test_sources_that_cannot_be_converted_are_refused(byte_tokenizer, tmp_path, 
     assert "nowhere does not exist" in one_error(capsys, [*argv, "--adapter", "nowhere"])
     argv = convert_original(tmp_path / "m", tmp_path / "nowhere")
     assert "tokenizer" in one_error(capsys, argv)
-    assert not list(tmp_path.glob("*m*/"))  # nor anything half written
+    assert not list(tmp_path.glob("*m*/"))  # nothing is left half-written
 
 
 def test_a_plain_stable_diffusion_folder_is_refused(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`reground-jax generate`: what it writes, and how it makes an image again."""
+"""`reground-jax generate`: what it writes, and how it reproduces an image."""
 
 import dataclasses
 import re
@@ -38,7 +38,7 @@ def test_generate_from_an_image_makes_the_same_file(bear, tmp_path, capsys):
     cost, device, *bars = printed.err.splitlines()
     assert cost == f"reground-jax: {bear}: 64x64 pixels, 2 steps, 2 boxes, model 'model'"
     assert re.fullmatch(r"reground-jax: cpu, float32, compiled in \d+\.\d s", device)
-    assert "2/2" in bars[-1] and "step" in bars[-1]  # "step/s", or "s/step" where it is slow
+    assert "2/2" in bars[-1] and "step" in bars[-1]  # "step/s", or "s/step" if it is slow
     assert list(tmp_path.iterdir()) == [again]
 
 
@@ -95,5 +95,5 @@ def test_an_empty_prompt_is_legal_and_a_long_one_is_cut_with_one_warning(
     long = " ".join(["bird"] * 75 + ["badger"])  # one token each: 76, one too many
     assert main([*argv, long, "--out", str(tmp_path / "long.png")]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert line.startswith("reground-jax: warning: 1 of the texts") and "'badger'" in line
+    assert line.startswith("reground-jax: warning: 1 text(s) truncated") and "'badger'" in line
     assert not list(tmp_path.glob("*.boxes.png"))  # there are no boxes to draw

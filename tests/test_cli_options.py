@@ -1,5 +1,4 @@
-"""Options: made from dataclasses, with other programs' names, lists in any form, the same meaning
-everywhere."""
+"""Options: made from dataclasses, with aliases and lists, and the same meaning everywhere."""
 
 import argparse
 import dataclasses
@@ -26,7 +25,7 @@ def parse(*argv: str) -> argparse.Namespace:
 
 
 def words(command: str) -> list[str]:
-    """The least that a command needs."""
+    """The minimal arguments of a command."""
     return {
         "generate": [command, "x"],
         "compare": [command, "x"],
@@ -132,7 +131,7 @@ def test_the_same_options_are_there_wherever_a_model_runs():
     for name in SAMPLING:
         own = set(commands()[name]._option_string_actions)
         assert own >= {"--model", "--cache", "--no-cache", "--dtype", "--mapper"}, name
-        assert ("--attention" in own) == (name != "batch")  # a run keeps its last bits
+        assert ("--attention" in own) == (name != "batch")  # it would change a run's last bits
     assert {"--dtype", "--mapper", "--attention", "--model"} <= set(
         commands()["bench"]._option_string_actions
     )
@@ -143,7 +142,7 @@ def test_an_option_says_what_it_is_when_nothing_is_given():
     assert "denoising steps, 1 to 1000 (default: the model's, or 50)" in shown
     assert "(default: the model's own)" in shown  # height and width
     assert "(default: shard_map)" in shown
-    assert "--num-inference-steps" not in shown  # understood, not listed
+    assert "--num-inference-steps" not in shown  # accepted, not listed
     shown = " ".join(commands()["bench"].format_help().split())
     assert "denoising steps, 1 to 1000 (default: 10)" in shown
 

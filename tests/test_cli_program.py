@@ -1,4 +1,4 @@
-"""The program around the commands: how it ends, and what it says on the way."""
+"""The program around the commands: how it ends, and what it prints on the way."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ def test_a_word_before_a_silence_is_for_terminals(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "codes"),
-    [(["batch", "--help"], {0, 141}), (["info"], {141})],  # argparse may keep it to itself
+    [(["batch", "--help"], {0, 141}), (["info"], {141})],  # argparse may hide the error
     ids=["help", "info"],
 )
 def test_a_reader_that_goes_away_is_no_error(arguments, codes):

@@ -1,4 +1,4 @@
-"""What a request on the command line means, and which ones are refused: without a model."""
+"""What a request on the command line means, and which are refused, without a model."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ BAD_REQUESTS = {
     "not a number": (["x", "--box", "a@0,0,wide,1"], "a box is a list of four numbers"),
     "three numbers": (["x", "--box", "a@0,0,1"], "a box has four numbers, not 3"),
     "no at sign": (["x", "--box", "a bird"], "--box 'a bird' has no '@'"),
-    "empty phrase": (["x", "--box", "@0,0,1,1"], "phrase 1 .* must be a text that is not empty"),
+    "empty phrase": (["x", "--box", "@0,0,1,1"], "phrase 1 .* must be a nonempty string"),
     "31 boxes": (
         ["x", *(["--box", "a@0,0,1,1"] * 31)],
         "31 boxes, more than --max-boxes 30: .* set --max-boxes 31",
@@ -172,4 +172,4 @@ def test_bad_requests_are_refused_before_jax_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 2  # a sentence each
+    assert len(done.stderr.splitlines()) == 2  # one sentence each

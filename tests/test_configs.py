@@ -1,4 +1,4 @@
-"""Configs of the diffusers layout as ours."""
+"""Translates configs of the diffusers layout to ours."""
 
 import dataclasses
 import inspect
@@ -21,7 +21,7 @@ from reground_jax.config import (
 from reground_jax.convert import config_fields, configs
 from reground_jax.convert.configs import UnsupportedConfig
 
-# As the config files of CompVis/stable-diffusion-v1-4 and stabilityai/stable-diffusion-2 have it.
+# As in the config files of CompVis/stable-diffusion-v1-4 and stabilityai/stable-diffusion-2.
 SD1_UNET = {
     "_class_name": "UNet2DConditionModel",
     "_diffusers_version": "0.2.2",
@@ -167,11 +167,11 @@ def test_fields_that_a_unet_may_give_once_or_per_level():
     ("change", "message"),
     [
         ({"attention_type": "gated-text-image"}, "'gated-text-image' .* not supported"),
-        ({"attention_type": "other"}, "attention_type is 'other', supported is 'gated'"),
-        ({"in_channels": 5}, "in_channels is 5, supported is 4 .* or 9 for inpainting"),
+        ({"attention_type": "other"}, "attention_type is 'other', expected 'gated'"),
+        ({"in_channels": 5}, "in_channels is 5, expected 4 .* or 9 for inpainting"),
         ({"only_cross_attention": [True] * 4}, "only_cross_attention is "),
-        ({"dual_cross_attention": True}, "dual_cross_attention is True, supported is False"),
-        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep', supported is None"),
+        ({"dual_cross_attention": True}, "dual_cross_attention is True, expected False"),
+        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep', expected None"),
         ({"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'"),
         ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift is 'scale_shift'"),
         ({"num_attention_heads": 8}, "num_attention_heads is 8"),
@@ -193,9 +193,9 @@ def test_a_unet_that_is_not_built_is_refused_by_field_and_value(change, message)
     ("change", "message"),
     [
         ({"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "DownEncoderBlock2D for each of 4"),
-        ({"out_channels": 4}, "out_channels is 4, supported is in_channels, 3"),
+        ({"out_channels": 4}, r"out_channels is 4, expected 3 \(in_channels\)"),
         ({"shift_factor": 0.1}, r"shift_factor is 0\.1"),
-        ({"use_quant_conv": False}, "use_quant_conv is False, supported is True"),
+        ({"use_quant_conv": False}, "use_quant_conv is False, expected True"),
         ({"_class_name": "AutoencoderTiny"}, "_class_name is 'AutoencoderTiny'"),
         ({"novelty": 1}, "field novelty"),
     ],
@@ -208,12 +208,12 @@ def test_a_vae_that_is_not_built_is_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_act": "relu"}, "hidden_act is 'relu', supported is 'quick_gelu', 'gelu'"),
-        ({"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06, supported is 1e-05"),
-        ({"model_type": "clip"}, "model_type is 'clip', supported is 'clip_text_model'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', expected 'quick_gelu' or 'gelu'"),
+        ({"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06, expected 1e-05"),
+        ({"model_type": "clip"}, "model_type is 'clip', expected 'clip_text_model'"),
         ({"architectures": ["T5EncoderModel"]}, "architectures is"),
         ({"eos_token_id": 50000}, "eos_token_id is 50000"),
-        ({"vocab_size": 1000, "eos_token_id": 49407}, "below vocab_size, 1000"),
+        ({"vocab_size": 1000, "eos_token_id": 49407}, r"below vocab_size \(1000\)"),
         ({"relative_attention_num_buckets": 32}, "field relative_attention_num_buckets"),
     ],
 )
@@ -225,10 +225,10 @@ def test_a_text_encoder_that_is_not_built_is_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trained_betas": [0.1]}, r"trained_betas is \[0\.1\], supported is None"),
+        ({"trained_betas": [0.1]}, r"trained_betas is \[0\.1\], expected None"),
         ({"thresholding": True}, "thresholding is True"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
-        ({"prediction_type": "sample"}, "prediction_type is 'sample', supported is 'epsilon', "),
+        ({"prediction_type": "sample"}, "prediction_type is 'sample', expected 'epsilon' or "),
         ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule is 'squaredcos_cap_v2'"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name is 'FlowMatch"),
         ({"novelty": 1}, "field novelty"),
@@ -303,21 +303,21 @@ def test_a_folder_gives_one_model(tmp_path):
     assert model.unet == UNetConfig() and model.vae == VAEConfig()
     assert model.text_encoder.tokenizer == TokenizerConfig(
         max_length=77
-    )  # cut to the text encoder's
+    )  # limited to the text encoder's
     assert ModelConfig.from_json(json.loads(json.dumps(model.to_json()))) == model
 
 
 def test_parts_of_different_models_are_refused(tmp_path):
-    with pytest.raises(UnsupportedConfig, match="texts of width 1024 .* writes width 768"):
+    with pytest.raises(UnsupportedConfig, match="embeddings of width 1024, .* writes width 768"):
         configs.from_folder(write_folder(tmp_path, SD2_UNET), TokenizerConfig())
     unet = SD1_UNET | {"in_channels": 8, "out_channels": 8}
-    with pytest.raises(UnsupportedConfig, match="8 output channels and the VAE 4 latent"):
+    with pytest.raises(UnsupportedConfig, match="8 output channels, but the VAE has 4 latent"):
         configs.from_folder(write_folder(tmp_path, unet), TokenizerConfig())
     folder = write_folder(tmp_path, text=SD1_TEXT | {"vocab_size": 1000})
     with pytest.raises(UnsupportedConfig, match=r"\(49406, 49407, 49407\), .* has 1000 tokens"):
         configs.from_folder(folder, TokenizerConfig())
     folder = write_folder(tmp_path, text=SD1_TEXT | {"eos_token_id": 7})
-    with pytest.raises(UnsupportedConfig, match="ends texts with 7: give the tokenizer"):
+    with pytest.raises(UnsupportedConfig, match="ends texts with 7: use the tokenizer"):
         configs.from_folder(folder, TokenizerConfig())
 
 

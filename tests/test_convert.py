@@ -1,4 +1,4 @@
-"""Every form of a checkpoint becomes the same model, and what is wrong with one is said at once."""
+"""Every format of a checkpoint gives the same model, and all its problems are reported at once."""
 
 import os
 import pickle
@@ -46,7 +46,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def original_info(tmp_path_factory, tokenizer):
-    """What the original pickle converts to: the measure of its other forms."""
+    """What the original pickle converts to: the reference for its other formats."""
     return convert(originals.TEXT_BOX, tmp_path_factory.mktemp("o") / "ours", tokenizer=tokenizer)
 
 
@@ -84,7 +84,7 @@ def test_the_hubs_form_gives_the_same_parameters(tmp_path, today_info):
     """Pickles, the text encoder's prefix and position_ids, old names of the VAE's attention."""
     reference.write_diffusers(tmp_path / "hub", "sd1", form="hub")
     info = convert(tmp_path / "hub", tmp_path / "ours")
-    assert info["checksum"] == today_info["checksum"]  # of names, dtypes, shapes and contents
+    assert info["checksum"] == today_info["checksum"]  # covers names, dtypes, shapes, contents
 
 
 def test_shards_give_the_same_parameters(tmp_path, folder, today_info):
@@ -122,8 +122,8 @@ def test_all_violations_are_listed_at_once_and_nothing_is_written(tmp_path, fold
         convert(folder, tmp_path / "ours")
     first, *problems = str(caught.value).split("\n  ")
     assert first.startswith("4 tensors do not fit") and sorted(problems) == [
-        "! unet: conv_out.bias has shape (5,), the config asks for (4,)",
-        "+ unet: stranger has no place in the model",
+        "! unet: conv_out.bias has shape (5,), but the config requires (4,)",
+        "+ unet: stranger matches no parameter",
         "- unet: conv_in.weight is missing (for unet/conv_in/kernel)",
         "- vae: quant_conv.bias is missing (for vae/quant_conv/bias)",
     ]
@@ -132,7 +132,7 @@ def test_all_violations_are_listed_at_once_and_nothing_is_written(tmp_path, fold
 
 def test_parts_of_two_models_are_refused(tmp_path, folder):
     reference.text_encoder("sd2").save_pretrained(folder / "text_encoder")
-    with pytest.raises(ValueError, match="width 24 and the text encoder writes width 32"):
+    with pytest.raises(ValueError, match="width 24, but the text encoder writes width 32"):
         convert(folder, tmp_path / "ours")
 
 
@@ -160,7 +160,7 @@ def test_an_adapter_that_lacks_an_array_is_refused(tmp_path, tokenizer):
 
 def test_plain_stable_diffusion_is_refused_with_the_way_out(tmp_path, tokenizer):
     base = originals.write_single_file(tmp_path / "base.safetensors")
-    message = "is a plain Stable Diffusion checkpoint: it has no fusers .* or --adapter"
+    message = "is a plain Stable Diffusion checkpoint: it has no fusers .* with --adapter"
     with pytest.raises(ValueError, match=message):
         convert(base, tmp_path / "ours", tokenizer=tokenizer)
     reference.write_diffusers(tmp_path / "plain", "sd1", attention_type="default")
@@ -171,13 +171,13 @@ def test_plain_stable_diffusion_is_refused_with_the_way_out(tmp_path, tokenizer)
 
 def test_checkpoints_in_the_wrong_place_are_refused(tmp_path, today, tokenizer):
     adapter = originals.write_adapter(tmp_path / "gligen.safetensors")
-    with pytest.raises(ValueError, match=r"is a GLIGEN adapter .*give the Stable Diffusion"):
+    with pytest.raises(ValueError, match=r"is a GLIGEN adapter .*pass the Stable Diffusion"):
         convert(adapter, tmp_path / "ours")
-    with pytest.raises(ValueError, match=r"--adapter .*tiny\.bin is a whole checkpoint"):
+    with pytest.raises(ValueError, match=r"--adapter .*tiny\.bin is a full checkpoint"):
         convert(today, tmp_path / "ours", adapter=originals.TEXT_BOX)
-    with pytest.raises(ValueError, match="the base has fusers already"):
+    with pytest.raises(ValueError, match="the base already has fusers"):
         convert(today, tmp_path / "ours", adapter=adapter)
-    with pytest.raises(ValueError, match="is a model directory of reground-jax already"):
+    with pytest.raises(ValueError, match="is already a reground-jax model directory"):
         convert(today, tmp_path / "first")
         convert(tmp_path / "first", tmp_path / "ours")
 
@@ -196,14 +196,14 @@ def test_a_diffusers_folder_without_its_tokenizer_takes_another(tmp_path, folder
 def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, folder):
     with pytest.raises(ValueError, match="begins and ends texts with 49406 .* with 0 and 255"):
         convert(originals.TEXT_BOX, tmp_path / "ours", tokenizer=CLIP)
-    with pytest.raises(ValueError, match=r"special tokens .* has 1000 tokens .* give the tokeniz"):
+    with pytest.raises(ValueError, match=r"special tokens .* has 1000 tokens .* use the tokenize"):
         convert(folder, tmp_path / "ours", tokenizer=CLIP)
     with pytest.raises(ValueError, match="tokenizer /no/where does not exist"):
         convert(originals.TEXT_BOX, tmp_path / "ours", tokenizer="/no/where")
     assert nothing_is_left(tmp_path / "ours")
 
 
-# The position embedding has 77 rows, so a tokenizer that goes on for longer is cut to that.
+# The position embedding has 77 rows, so a longer tokenizer is limited to that.
 @pytest.mark.parametrize(("length", "kept"), [(20, 20), (1000, 77)])
 def test_padding_and_length_are_those_of_the_tokenizer_that_was_given(tmp_path, length, kept):
     settings = {"pad_token": "!", "model_max_length": length}
@@ -244,7 +244,7 @@ def test_progress_goes_up_to_the_number_of_parameters(tmp_path, today):
 def test_an_existing_destination_is_left_alone(tmp_path, today):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "mine").write_text("keep")
-    with pytest.raises(FileExistsError, match="ours exists already: choose another place"):
+    with pytest.raises(FileExistsError, match="ours already exists: choose another path"):
         convert(today, tmp_path / "ours")
     assert (tmp_path / "ours" / "mine").read_text() == "keep"
 
@@ -279,7 +279,7 @@ def test_a_pickle_that_runs_code_is_refused_by_the_name_of_what_it_calls(tmp_pat
         path = folder / "unet" / "diffusion_pytorch_model.bin"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", pickle.dumps({"model": Command(f"touch {trace}")}, 2))
-    with pytest.raises(ValueError, match=rf"asks for {os.system.__module__}\.system, which could"):
+    with pytest.raises(ValueError, match=rf"refers to {os.system.__module__}\.system, which could"):
         convert(path if place == "whole file" else folder, tmp_path / "ours")
     assert not trace.exists() and nothing_is_left(tmp_path / "ours")
 

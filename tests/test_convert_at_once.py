@@ -1,6 +1,6 @@
-"""Several processes that convert to one place at once: one makes it, and the others take it or say.
+"""Several processes convert to one path at once: one writes it, the others use it or report it.
 
-Found with three processes that load a new model at the same moment: two died at the rename.
+Found with three processes that loaded a new model at the same moment: two died at the rename.
 """
 
 import multiprocessing
@@ -56,7 +56,7 @@ def test_processes_that_load_a_new_model_at_once_convert_it_once(tmp_path, folde
     assert left == {Path(directory).name, f".{Path(directory).name}.lock"}
 
 
-def test_the_second_at_a_place_takes_what_is_there_or_says_so(tmp_path, folder, processes):
+def test_a_later_process_uses_the_existing_model_or_reports_it(tmp_path, folder, processes):
     context, start = processes
     results, started, go_on = context.Queue(), context.Semaphore(0), context.Event()
     cache = tmp_path / "cache"
@@ -70,7 +70,7 @@ def test_the_second_at_a_place_takes_what_is_there_or_says_so(tmp_path, folder, 
     found = [results.get(timeout=WAIT) for _ in range(2)]
     (loaded,) = [value for kind, value in found if value == str(place)]
     ((code, errors),) = [value for _, value in found if value != loaded]
-    sentence = f"reground-jax: error: {place} exists now: another process has written it meanwhile"
+    sentence = f"reground-jax: error: {place} exists now: another process wrote it in the meantime"
     assert code == 2 and errors.strip().splitlines()[-1] == sentence
     assert read_model(place).info["checksum"] == info["checksum"]
     assert {path.name for path in cache.iterdir()} == {place.name, f".{place.name}.lock"}

@@ -53,7 +53,7 @@ CONFIGS = {
         eos_token_id=999,
     ),
 }
-# The kernel's own high-water mark: ru_maxrss would begin with that of the process that forked.
+# The kernel's own high-water mark: ru_maxrss would start from the forking process's.
 CONVERT = """
 import json, sys, time
 from reground_jax.convert.conversion import convert
@@ -83,7 +83,7 @@ def write_large(folder: Path) -> int:
         (folder / part / "config.json").write_text(json.dumps(config))
         header, end = {}, 0
         for name, shape in shapes[part].items():
-            begin, end = end, end + 2 * math.prod(shape)  # two bytes a number
+            begin, end = end, end + 2 * math.prod(shape)  # two bytes per number
             header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
@@ -101,7 +101,7 @@ def write_large(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A source, and the bytes of its arrays; pytest would keep gigabytes of it for days."""
+    """A source and its array bytes; removed at once, as pytest would keep gigabytes for days."""
     folder = tmp_path_factory.mktemp("large")
     yield folder / "source", write_large(folder / "source")
     shutil.rmtree(folder)
@@ -127,7 +127,7 @@ def test_converting_a_gigabyte_stays_below_the_promised_memory(large, dtype):
         f"\n{source_bytes / 1e9:.2f} GB to {facts['bytes'] / 1e9:.2f} GB of {dtype}: "
         f"peak memory {facts['peak'] / 1e9:.2f} GB, {facts['seconds']:.1f} s"
     )
-    # The promise is 1.3 times the larger of the two and 0.5 GB.
+    # The promise is 1.3 times the larger of the two plus 0.5 GB.
     assert facts["peak"] < 1.3 * larger + 0.5e9
     # Measured 0.53 and 0.57 GB, of which 0.2 are the libraries; holding all arrays would take more.
     assert facts["peak"] < 1.0e9

@@ -1,4 +1,4 @@
-"""Proof 6: many devices give what one gives, no collective; the program lowers for TPU."""
+"""Proof 6: many devices give the same images as one, without collectives; it lowers for TPU."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_eight_devices_give_the_same_images_as_one_and_no_collective():
     )
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads(result.stdout.splitlines()[-1])
-    assert report["between images"] > 0.1  # the images are not all one image
+    assert report["between images"] > 0.1  # the images are not all the same
     assert report["between wirings"] > 0.01
     # The same per-device program on the same rows: the same bits.
     assert len(report["differences"]) == 4 and set(report["differences"].values()) == {0}

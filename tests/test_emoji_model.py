@@ -1,4 +1,4 @@
-"""The model in the package: it is found, small, and draws what a layout asks for, where it asks."""
+"""The built-in models: they are found, are small, and draw what a layout asks for."""
 
 from collections.abc import Sequence
 
@@ -30,11 +30,11 @@ def test_a_built_in_model_is_found_unless_something_else_has_its_name(tmp_path, 
     for name in BUILT_IN:
         assert model_directory(name) == MODELS / name
     (tmp_path / "emoji").mkdir()
-    with pytest.raises(ValueError, match="emoji"):  # a folder of the user's comes first
+    with pytest.raises(ValueError, match="emoji"):  # the user's folder takes precedence
         model_directory("emoji")
 
 
-def test_the_built_in_models_are_small_and_say_what_they_are():
+def test_the_built_in_models_are_small_and_have_training_records():
     for name in BUILT_IN:
         size = sum(file.stat().st_size for file in (MODELS / name).rglob("*") if file.is_file())
         assert size < 30e6
@@ -56,11 +56,11 @@ def draw(pipe: Pipeline, cases: Sequence[Case], wiring: Wiring) -> UInt8[np.ndar
 
 @pytest.mark.parametrize("wiring", ["sequential", "parallel"])
 def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring, pipe):
-    """Than to those of others: by pixels inside the boxes, where prompts and boxes decide."""
+    """Closer than to the renders of other layouts, by mean absolute pixel difference."""
     truth, cases = renders()
     truth, cases = truth[:COUNT], cases[:COUNT]
     made = draw(pipe, cases, wiring).astype(np.float32)
-    # distances[i, j]: of image i to render j
+    # distances[i, j]: between image i and render j
     distances = np.abs(made[:, None] - truth[None].astype(np.float32)).mean((2, 3, 4))
     own = np.diag(distances)
     others = (distances.sum(1) - own) / (COUNT - 1)
@@ -69,8 +69,8 @@ def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring, pipe):
     assert (nearest == np.arange(COUNT)).mean() >= 0.75  # by chance: 0.04
 
 
-def test_boxes_hold_what_they_ask_for_by_the_probe(pipe):
-    """Over 90 % on 1,000 layouts (benchmarks/records); few layouts here, so a wider limit."""
+def test_the_probe_finds_the_requested_objects_in_their_boxes(pipe):
+    """Over 90 % on 1,000 layouts (benchmarks/records); the limit is looser for these few."""
     cases, score = heldout_cases(50), probe_score(Probes.load())
     shares = {}
     wirings: tuple[Wiring, ...] = ("sequential", "no_grounding")

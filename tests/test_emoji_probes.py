@@ -1,4 +1,4 @@
-"""The shipped probes on held-out renders, and what training them is made of."""
+"""The shipped probes on held-out renders, and the parts of their training."""
 
 from collections import Counter
 from importlib.resources import files
@@ -36,7 +36,7 @@ def world() -> World:
     return World(WorldConfig(), shapes())
 
 
-def test_the_shipped_probes_know_the_default_world_and_weigh_little(probes):
+def test_the_shipped_probes_know_the_default_world_and_are_small(probes):
     assert probes.names == Vocabulary.of_world(WorldConfig())
     data = files("reground_jax.emoji").joinpath("data")
     assert data.joinpath("probes.npz").stat().st_size < 5e6
@@ -46,16 +46,16 @@ def test_the_probes_see_what_held_out_renders_show(probes):
     images, cases = renders()
     records = probe_score(probes)(images, cases)
     once = bootstrap_weights(COUNT)[:1]
-    # 97 % on 1,000 of them; one error of these 32 images is 2 to 6 %.
+    # 97 % on 1,000 renders; with these 32, one error costs 2 to 6 %.
     assert share("box")(records, once) > 0.9
     assert share("setting", "night", "style")(records, once) > 0.9
     assert share(*TEXT)(records, once) > 0.85
     assert share("count")(records, once) > 0.8
 
 
-def test_the_probes_see_nothing_where_nothing_is(probes):
+def test_the_probes_see_nothing_in_empty_images(probes):
     images, cases = renders()
-    other = [  # an image's boxes on an empty image: the emptiest corner of each render, enlarged
+    other = [  # each image filled with the color of its top left pixel
         np.full((64, 64, 3), image[0, 0], np.uint8) for image in images
     ]
     owners = [i for i, c in enumerate(cases) for _ in c.layout.boxes]
@@ -64,7 +64,7 @@ def test_the_probes_see_nothing_where_nothing_is(probes):
     assert seen[NOTHING] > 0.9 * len(boxes)
 
 
-def test_measured_accuracy_is_shipped_and_meets_the_rule():
+def test_measured_accuracy_is_shipped_and_at_least_97_percent():
     facts, _ = reference()
     cases = heldout_cases(1000)
     for kind in ("renders", "decoded"):
@@ -93,31 +93,31 @@ def test_saved_probes_load_with_the_same_answers(probes, tmp_path):
     assert again.objects(images, owners, boxes) == probes.objects(images, owners, boxes)
 
 
-def test_no_boxes_no_answers_and_other_sizes_are_refused(probes):
+def test_no_boxes_give_no_answers_and_other_sizes_are_refused(probes):
     assert probes.objects(np.zeros((1, 64, 64, 3), np.uint8), [], []) == []
-    with pytest.raises(ValueError, match="images are 128x96: these probes read 64x64"):
+    with pytest.raises(ValueError, match="images are 128x96: these probes take 64x64"):
         probes.scenes(np.zeros((1, 96, 128, 3), np.uint8))
 
 
-def test_a_crop_is_its_box_and_a_rim_as_far_as_the_image_goes():
+def test_a_crop_is_its_box_and_a_margin_clipped_to_the_image():
     image = np.zeros((64, 64, 3), np.uint8)
-    image[16:32, 16:32] = 255  # an eighth of 16 pixels around it is black: 2 of 20 on each side
+    image[16:32, 16:32] = 255  # with a black margin of an eighth of 16 pixels: 2 of 20 on each side
     inside = crop(image, (0.25, 0.25, 0.5, 0.5))
     assert inside.shape == (CROP, CROP, 3)
     assert inside[:2].max() == 0 and inside[6:-6, 6:-6].min() == 255
     image[:16] = 255
-    assert (crop(image, (0, 0, 1, 0.2)) == 255).all()  # the upper edge of the image has no rim
+    assert (crop(image, (0, 0, 1, 0.2)) == 255).all()  # no margin beyond the image's upper edge
 
 
-def test_cells_are_where_objects_are_to_be_found():
-    """Distances of zero in log: a box of two cells to each side of the center of its cell."""
+def test_cell_boxes_are_centered_on_their_cells():
+    """Log distances of zero give a box that extends two cells to each side of its center."""
     edges = np.asarray(cell_boxes(jnp.zeros((1, 16, 16, 4))))[0]
     x, y = cell_centers(16)[3, 5]
     assert (x, y) == (5.5 / 16, 3.5 / 16)
     np.testing.assert_allclose(edges[3, 5], np.array([3.5, 1.5, 7.5, 5.5]) / 16, atol=1e-6)
 
 
-def test_cell_targets_mark_centres_and_small_objects_lie_on_top(world):
+def test_cell_targets_mark_centers_and_small_objects_take_precedence(world):
     names = Vocabulary.of_world(world.config)
     large = {"category": "cat", "box": (0.0, 0.0, 1.0, 1.0)}
     small = {"category": "dog", "box": (0.5, 0.5, 0.75, 0.75)}
@@ -126,13 +126,13 @@ def test_cell_targets_mark_centres_and_small_objects_lie_on_top(world):
     category, edges = cell_targets(scene, names, 16)
     cat, dog = (names.categories.index(name) for name in ("cat", "dog"))
     assert category[7, 7] == cat and category[10, 10] == dog and category[0, 0] == -1
-    # Both have their center on a corner of four cells; those further are 1.5 cells away.
+    # Both centers lie on a corner of four cells; the next cells are 1.5 cells away.
     assert (category == cat).sum() == (category == dog).sum() == 4
     assert tuple(edges[10, 10]) == small["box"]
-    assert tuple(edges[0, 0]) == (0, 0, 1, 1)  # any box without a division by zero
+    assert tuple(edges[0, 0]) == (0, 0, 1, 1)  # any box that avoids a division by zero
 
 
-def test_batches_hold_objects_and_background_and_come_again(world):
+def test_batches_have_objects_and_background_and_are_reproducible(world):
     names = Vocabulary.of_world(world.config)
     batch = object_batch(world, names, 64, 3)
     nothing = names.categories.index(NOTHING)
@@ -145,7 +145,7 @@ def test_batches_hold_objects_and_background_and_come_again(world):
     assert scenes.images.shape == (4, 64, 64, 3) and (scenes.category >= 0).any((1, 2)).all()
 
 
-def test_losses_are_their_formulas():
+def test_losses_match_their_formulas():
     logits, target = jnp.array([0.0, 0.0, 4.0]), jnp.array([1.0, 0.0, 1.0])
     p = 1 / (1 + np.exp(-4))
     expected = [0.25 * 4 * np.log(2) / 4, 0.75 * 4 * np.log(2) / 4, -((1 - p) ** 2) * np.log(p)]
@@ -164,4 +164,4 @@ def test_training_writes_probes_that_load(world, tmp_path):
     leaf = np.asarray(trained["category"]["kernel"])
     np.testing.assert_allclose(loaded["category"]["kernel"], leaf, rtol=1e-3, atol=1e-6)  # float16
     start = build("object", names)[1]["category"]["kernel"]
-    assert not np.allclose(leaf, start, rtol=0, atol=1e-6)  # it did train
+    assert not np.allclose(leaf, start, rtol=0, atol=1e-6)  # training changed the weights

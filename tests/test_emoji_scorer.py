@@ -1,4 +1,4 @@
-"""Cases, detections and records of the emoji world, where the right answers are known."""
+"""Cases, detections and records of the emoji world, with known answers."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def test_background_boxes_show_no_object():
 # ---- records
 
 
-def test_a_record_has_what_was_asked_for_and_what_is_shown():
+def test_a_record_has_what_was_requested_and_what_is_shown():
     asked = case(
         thing("cat", LEFT, "blue"),
         thing("cat", RIGHT, "blue"),
@@ -88,26 +88,26 @@ def test_a_record_has_what_was_asked_for_and_what_is_shown():
         "style": [1, 1],
         "attribute": [1, 3],  # one blue cat of two, and no car upside down; blue dogs do not count
         "unboxed": [1, 2],
-        "count": [1, 3],  # three cats instead of two, one dog, no car
+        "count": [1, 3],  # only the dog is exact: three cats instead of two, and no car
     }
     assert json.loads(json.dumps(made)) == made
 
 
-def test_what_nobody_asked_for_is_not_counted():
+def test_what_was_not_requested_is_not_counted():
     asked = case(thing("cat"), setting_told=False)
     made = record(asked, scene(), [("cat", LEFT)], ["cat"], [], [])
     for name in ("setting", "night", "style", "attribute", "unboxed"):
         assert made[name] == [0, 0], name
 
 
-def test_detections_of_objects_without_a_box_are_no_mistakes():
+def test_detections_of_objects_without_a_box_are_not_mistakes():
     asked = case(thing("cat"), thing("dog", RIGHT, boxed=False))
     found = scene(Detection("cat", 0.9, LEFT), Detection("dog", 0.8, LEFT))
     made = record(asked, found, [], [], [], [])
     assert made["detections"] == [["cat", 0.9, 1]] and made["objects"] == {"cat": 1}
 
 
-def test_a_category_with_and_without_boxes_is_left_out_whole():
+def test_a_category_with_and_without_boxes_is_excluded_entirely():
     asked = case(thing("cat"), thing("dog", RIGHT), thing("dog", TINY, boxed=False))
     found = scene(Detection("cat", 0.9, LEFT), Detection("dog", 0.8, RIGHT))
     made = record(asked, found, [], [], [], [])
@@ -121,8 +121,8 @@ def test_boxes_below_16_pixels_are_not_scored():
         assert bool(large_boxes(case(thing("cat", box)), 64)) == large
 
 
-def test_the_scorer_asks_for_each_box_and_each_detection_once():
-    """Two images: crops come back in the order in which they were asked for."""
+def test_the_scorer_requests_each_box_and_each_detection_once():
+    """With two images, crops come back in the order requested."""
 
     class Fake(Probes):
         def scenes(self, images):
@@ -154,7 +154,7 @@ def test_heldout_cases_are_layouts_with_facts_and_fewer_are_the_first():
         boxed = [t for t in found.facts["objects"] if t["boxed"]]
         assert [t["box"] for t in boxed] == list(found.layout.boxes)
         assert all(t["category"] in p for t, p in zip(boxed, found.layout.phrases, strict=True))
-    with pytest.raises(ValueError, match="1001 layouts are asked for: the held-out set has 1 to 1"):
+    with pytest.raises(ValueError, match="cannot use 1001 layouts: choose 1 to 1000"):
         heldout_cases(1001)
     assert pack(cases) == pack(heldout_cases(1000))
 
@@ -171,11 +171,11 @@ def test_half_of_the_categories_lose_their_boxes_and_stay_in_the_caption():
         assert len(left) == len(names) - len(names) // 2 and left < names
         assert len(less.layout.boxes) == sum(t["boxed"] for t in less.facts["objects"])
         assert less.layout.prompt == before.layout.prompt and less.counts == before.counts
-    # Which go depends on the layout alone, not on how many there are.
+    # The dropped categories depend on the layout alone, not on the number of layouts.
     assert with_half_the_boxes(cases[:50]) == dropped[: len(with_half_the_boxes(cases[:50]))]
 
 
-def test_rich_phrases_tell_what_the_caption_tells():
+def test_rich_phrases_include_attributes():
     asked = case(thing("cat", LEFT, "blue"), thing("dog", RIGHT), thing("car", boxed=False))
     rich = with_rich_phrases(asked)
     assert rich.layout.phrases == ("a blue cat", "a dog")
@@ -199,7 +199,7 @@ def test_nsr1k_names_are_read_by_the_readers_rule_and_phrased_as_the_model_was_t
     ]
     assert cases[1].counts == {"traffic light": 1, "cat": 1, "teddy bear": 1}
     assert phrase("fire-hydrant-") == "a fire hydrant"
-    with pytest.raises(ValueError, match="no layout of .* has only objects that the probes know"):
+    with pytest.raises(ValueError, match="no layout in .* has only objects that the probes know"):
         nsr1k_cases(path, ("zebra",))
 
 
@@ -227,9 +227,9 @@ def test_every_metric_is_measured_on_the_renders_that_are_shipped():
     renders = scorer.references["heldout"]["renders"]
     once = bootstrap_weights(len(renders), resamples=0)
     for metric in scorer.metrics:
-        assert 0.85 < metric.statistic(renders, once)[0] <= 1, metric.name  # what can be reached
+        assert 0.85 < metric.statistic(renders, once)[0] <= 1, metric.name  # the reachable maximum
     (frechet,) = scorer.distances
-    # 2.6 to other renders; to what a model draws without boxes it is 9.9.
+    # 2.6 to other renders; for images generated without boxes it is 9.9.
     assert frechet.measure(renders[:1]) is None and 2 < (frechet.measure(renders) or 0) < 3
     for name in ("object", "attribute", "background", "setting", "time", "style"):
         assert name in scorer.about and scorer.facts["accuracy"]["renders"][name] > 0.9

@@ -1,4 +1,4 @@
-"""The emoji world: what its examples promise, on artwork of colored shapes made here."""
+"""Properties of the emoji world's examples, on artwork of colored shapes made here."""
 
 import dataclasses
 from functools import cache
@@ -21,12 +21,12 @@ from reground_jax.emoji.world import LARGE, Example, World, WorldConfig
 
 @cache
 def shapes() -> Artwork:
-    """A filled polygon of 3 to 10 corners in its own color for each category, two families."""
+    """For each category, a filled polygon of 3 to 10 corners in its own color, in two families."""
     artwork: Artwork = {}
     for number, (noun, category) in enumerate(CATEGORIES.items()):
         drawings = []
         for family in ("noto", "twemoji"):
-            # 160 x 120: neither square nor the stored size, so that cutting and scaling happen
+            # 160 x 120: neither square nor the stored size, to exercise cropping and scaling
             image = Image.new("RGBA", (160, 120))
             color = (37 * number % 256, 91 * number % 256, 200 if family == "noto" else 40, 255)
             ImageDraw.Draw(image).regular_polygon((80, 60, 50), 3 + number % 8, fill=color)
@@ -42,7 +42,7 @@ def small() -> World:
 
 @cache
 def examples(n: int = 300) -> tuple[Example, ...]:
-    """300: enough that every setting, style and attribute occurs."""
+    """300 are enough for every setting, style and attribute to occur."""
     return tuple(small().batch(0, n))
 
 
@@ -52,7 +52,7 @@ def same(a: Example, b: Example) -> bool:
 
 def test_an_example_depends_on_its_seed_only() -> None:
     again = World(WorldConfig(), shapes())
-    again.example(99)  # another history must not matter
+    again.example(99)  # earlier calls must not matter
     for seed in (0, 7, emoji_world.HELDOUT_START):
         assert same(small().example(seed), again.example(seed))
 
@@ -88,8 +88,8 @@ def test_boxes_are_tight_around_what_each_object_draws() -> None:
             empty = np.full((size, size, 3), 128, np.float32)
             drawn = empty.copy()
             emoji_world.blend(drawn, sprite)
-            # An opaque shape changes the canvas; its fringe (alpha < DRAWN of 255) by little: at
-            # most 48/255 of the 128 or so levels between shape and canvas, 25 levels.
+            # An opaque shape changes the canvas; its fringe (alpha < DRAWN of 255) changes it by at
+            # most 48/255 of the 128 or so levels between shape and canvas: 25 levels.
             ys, xs = np.nonzero(np.abs(drawn - empty).max(-1) > 25)
             x0, y0, x1, y1 = (round(size * v) for v in thing["box"])
             assert (x0, y0) <= (xs.min(), ys.min()) and (xs.max() + 1, ys.max() + 1) <= (x1, y1)
@@ -117,7 +117,7 @@ def test_leaving_an_object_out_changes_only_pixels_in_its_box(
                 partial = world.example(seed)
             ys, xs = np.nonzero((whole.image != partial.image).any(-1))
             x0, y0, x1, y1 = (round(64 * v) for v in seen[left_out])
-            # one pixel: the faint fringe outside the box still mixes with the background
+            # one pixel of slack: the faint fringe outside the box still blends with the background
             assert x0 - 1 <= xs.min() and xs.max() <= x1 and y0 - 1 <= ys.min() and ys.max() <= y1
             # most of a box is opaque (a triangle fills half), and neighbors cover a fifth each
             assert len(xs) > 0.2 * (x1 - x0) * (y1 - y0)
@@ -128,20 +128,20 @@ def test_objects_are_large_enough_apart_and_in_their_layout() -> None:
         boxes = [thing["box"] for thing in example.facts["objects"]]
         assert 1 <= len(boxes) <= 4  # max_objects of the small world
         for x0, y0, x1, y1 in boxes:
-            # 0.3 of the side, less a pixel or two of rounding and faint fringe
+            # 0.3 of the side, minus a pixel or two for rounding and faint fringes
             assert np.sqrt((x1 - x0) * (y1 - y0)) >= 0.3 - 2 / 64
         for i, a in enumerate(boxes):
-            # 0.2 as placed, and rounding to pixels
+            # 0.2 as placed, plus rounding to pixels
             assert all(cover(a, b) <= 0.27 for b in boxes[:i])
         boxed = [thing for thing in example.facts["objects"] if thing["boxed"]]
         assert example.layout.boxes == tuple(thing["box"] for thing in boxed)
         nouns = [CATEGORIES[thing["category"]].phrase for thing in boxed]
         assert list(example.layout.phrases) == nouns
     share = np.mean([all(t["boxed"] for t in e.facts["objects"]) for e in examples()])
-    assert 0.7 < share < 0.98  # some captions name things without a box, most do not
+    assert 0.7 < share < 0.98  # some captions name objects without a box, most do not
 
 
-def test_objects_of_the_small_world_stand_on_its_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_of_the_small_world_lie_on_its_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     real = emoji_world.blend
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_seen_is_never_said() -> None:
             assert attribute != "upside down" or category.upright
 
 
-def test_the_tokenizer_knows_every_word_and_cuts_no_caption() -> None:
+def test_the_tokenizer_knows_every_word_and_truncates_no_caption() -> None:
     for world in (small(), World(dataclasses.replace(LARGE, size=64), shapes())):
         text, config = emoji_tokenizer(world.config)
         texts = Texts(text, config)
@@ -209,12 +209,12 @@ def test_the_tokenizer_knows_every_word_and_cuts_no_caption() -> None:
         unknown = 0
         assert (ids != unknown).all() and ids.max() < vocabulary_size(text)
         assert (ids[:, 0] == config.bos_token_id).all()
-        assert (ids[:, -1] == config.pad_token_id).all()  # room is left: nothing was cut
+        assert (ids[:, -1] == config.pad_token_id).all()  # padded, so nothing was truncated
         # words of equal meaning get equal ids, whatever the case and punctuation
         a, b = texts.ids(["A cat on a beach, at night.", "a cat on a BEACH , at night ."])
         assert (a == b).all()
-        with pytest.warns(UserWarning, match="does not know 'fire', 'hydrant'"):
-            assert (texts.ids(["fire-hydrant"]) == unknown).sum() == 2  # hyphens part words
+        with pytest.warns(UserWarning, match="vocabulary: 'fire', 'hydrant'"):
+            assert (texts.ids(["fire-hydrant"]) == unknown).sum() == 2  # hyphens separate words
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -224,14 +224,14 @@ def test_every_setting_is_drawn_by_day_and_night(setting: str) -> None:
     assert day.shape == (32, 32, 3)
     if SETTINGS[setting].nights:
         night = background(setting, 32, rng(0), night=True)
-        assert night.mean() < 0.7 * day.mean()  # a stranger sees that it is dark
+        assert night.mean() < 0.7 * day.mean()  # visibly dark
     if not SETTINGS[setting].plain:
         gray = day.mean(-1)
-        assert gray.std() > 8  # shows without color: 8 of 255 levels is faint but visible
+        assert gray.std() > 8  # visible without color: 8 of 255 levels is faint but enough
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_style_keeps_the_form_of_a_picture_and_shows(style: str) -> None:
+def test_every_style_keeps_the_image_shape_and_is_visible(style: str) -> None:
     image = small().heldout(1)[0].image
     styled = STYLES[style].apply(image)
     assert styled.shape == image.shape and styled.dtype == np.uint8
@@ -248,7 +248,7 @@ def test_real_box_sets_lie_in_the_image_and_apart() -> None:
                 assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
 
 
-def test_artwork_survives_its_file_and_a_bad_file_is_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_artwork_round_trips_and_a_bad_file_is_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
     some = {noun: shapes()[noun] for noun in ("cat", "teddy bear")}
     save_artwork(some, tmp_path / "artwork.npz")
     again = load_artwork(tmp_path / "artwork.npz")

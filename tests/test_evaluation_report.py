@@ -1,4 +1,4 @@
-"""What a report says of a study: numbers, sentences, tables and figures."""
+"""What a report says about a study: numbers, sentences, tables and figures."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def full_record(case, right: bool) -> dict:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> tuple[Path, dict]:
-    """A study in which the parallel wiring shows all at gamma 1, and the others nothing."""
+    """A study in which the parallel wiring shows everything at gamma 1, and the others nothing."""
 
     def all_or_nothing(images, cases):
         all_right = (images[0, 0, 0, :2] == (WIRINGS.index("parallel"), 100)).all()
@@ -48,7 +48,7 @@ def written(tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("study")
     scorers = [
         dataclasses.replace(emoji_scorer(Probes.load()), score=all_or_nothing),
-        scorer("pixels", metrics=(brightness(),)),  # another one, which knows nothing of the first
+        scorer("pixels", metrics=(brightness(),)),  # another one, independent of the first
     ]
     ours = study(out, Painter(), scorers=scorers)
     return out, write_report(ours, ours.run(), "reground-jax evaluate --out study")
@@ -64,7 +64,7 @@ def test_results_hold_every_condition_and_paired_differences(written):
     assert rows["gligen", "heldout", "sequential", 1.0]["night"] is None
     found = results["differences"]
     differences = {(r["model"], r["cases"], r["gamma"]): r["box"] for r in found}
-    assert differences == {  # other models, too, are beside the first one's sequential wiring
+    assert differences == {  # other models are also compared with the first one's sequential
         ("gligen", "heldout", 0.0): (0, 0, 0),
         ("gligen", "heldout", 0.3): (0, 0, 0),
         ("gligen", "heldout", 1.0): (1, 1, 1),
@@ -79,7 +79,7 @@ def test_results_hold_every_condition_and_paired_differences(written):
     assert equal["gligen", "heldout", 0.3] == (0, 0, 0)
     assert equal["gligen", "heldout", 1.0] is None  # the sequential wiring fills no box here
     assert [row["images"] for row in results["references"]] == [8, 8]
-    assert all("brightness" in row for row in found)  # of every scorer, where it has said something
+    assert all("brightness" in row for row in found)  # from every scorer that has records
     assert not any("brightness" in row for row in results["references"])
 
 
@@ -148,7 +148,7 @@ def test_a_point_off_the_axes_says_where_it_is_and_no_label_covers_another():
 
 
 def test_a_point_alone_widens_the_axis_of_boxes():
-    """Where the wirings are measured at large gammas only, no grounding is far to the left."""
+    """If the wirings are measured only at large gammas, no grounding is far to the left."""
     sure = [Point("", (x, x, x), (80.0, 80.0, 80.0)) for x in (70.0, 90.0)]
     line = Curve("line", "#000000", sure)
     left = Curve("left", "#123456", [Point("left", (10.0, 10.0, 10.0), (80.0, 80.0, 80.0))])

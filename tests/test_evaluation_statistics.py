@@ -20,7 +20,7 @@ LEFT, RIGHT, TINY = (0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0), (0.4, 0.4, 0.6, 
 def test_the_strongest_detection_of_an_object_is_the_hit():
     wanted = [("cat", LEFT), ("cat", RIGHT), ("dog", LEFT)]
     found = [
-        Detection("cat", 0.5, LEFT),  # a second look at the first cat
+        Detection("cat", 0.5, LEFT),  # the first cat again
         Detection("cat", 0.9, (0.0, 0.0, 0.5, 0.4)),
         Detection("cat", 0.8, TINY),  # IoU of 0.03 with either
         Detection("dog", 0.1, RIGHT),  # a dog, but not there
@@ -50,10 +50,10 @@ def test_average_precision_is_the_area_under_the_envelope():
         detections(("cat", 0.9, 1), ("cat", 0.8, 0), ("cat", 0.7, 1), cat=2),
         detections(("dog", 0.6, 0), dog=1, cat=2),
     ]
-    # Cats: precision 1, then 2/3, each over a quarter of the recall. Dogs: 0. Their mean.
+    # Cats: precision 1, then 2/3, each over a quarter of the recall. Dogs: 0. Then the mean.
     once = np.ones((1, 2))
     np.testing.assert_allclose(average_precision(records, once), [(1 / 4 + 2 / 3 / 4) / 2])
-    # Only the first image: recall up to 1, no dog anywhere. Twice it: the same.
+    # The first image alone: recall up to 1, no dogs. The same image twice: the same value.
     weights = np.array([[1, 0], [2, 0]], float)
     np.testing.assert_allclose(average_precision(records, weights), [5 / 6, 5 / 6])
 
@@ -88,7 +88,7 @@ def test_the_bootstrap_is_seeded_and_its_interval_is_that_of_a_proportion():
 
 
 def test_pairing_makes_the_interval_of_a_constant_difference_a_point():
-    """Every image improves by one box: the difference is sure, however the images vary."""
+    """Every image improves by one box: the difference is certain, however the images vary."""
     before = rows(*([i % 5, 6] for i in range(50)))
     after = rows(*([i % 5 + 1, 6] for i in range(50)))
     weights = bootstrap_weights(50)
@@ -111,7 +111,7 @@ def test_resamples_are_compared_with_their_own_curves():
     curve_y = np.array([[0.0, 50.0], [10.0, 60.0]])
     x, y = np.array([5.0, 15.0]), np.array([6.0, 56.0])
     np.testing.assert_allclose(above_curve(x, y, curve_x, curve_y), [1, 1])
-    # Half of the resamples beyond the end: the others would say what is not so.
+    # Half of the resamples lie beyond the end: the others would be misleading.
     beyond = above_curve(np.array([5.0, 25.0]), y, curve_x, curve_y)
     assert np.isnan(beyond).all()
 
@@ -126,7 +126,7 @@ def test_the_frechet_distance_of_two_normals_is_the_formula():
     b = Gaussian(np.array([3.0, 0.0]), np.diag([9.0, 4.0]))
     assert frechet_distance(a, b) == pytest.approx(9 + (1 - 3) ** 2)  # standard deviations
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
-    turn = np.array([[0.6, -0.8], [0.8, 0.6]])  # a turn of both changes nothing
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])  # rotating both changes nothing
     turned = [Gaussian(turn @ g.mean, turn @ g.covariance @ turn.T) for g in (a, b)]
     assert frechet_distance(*turned) == pytest.approx(13)
 

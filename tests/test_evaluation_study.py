@@ -1,4 +1,4 @@
-"""Studies: what is run, and what is run again after a kill; and the command."""
+"""Studies: what is run, what is rerun after a kill, and the command."""
 
 import dataclasses
 import json
@@ -82,7 +82,7 @@ def test_a_sheet_without_records_is_scored_and_not_made_again(tmp_path):
     (lost,) = (tmp_path / "scores").glob("*/gligen-heldout-parallel-0.3/*.json")
     lost.unlink()
     for path in tmp_path.glob("*/**/gligen-heldout-sequential-1/*.*"):
-        path.unlink()  # images too: only this gamma is made again
+        path.unlink()  # the images too: only this gamma is made again
     painter = Painter()
     assert study(tmp_path, painter).run() == records
     assert [(wiring, gammas) for wiring, gammas, _ in painter.asked] == [("sequential", [1.0])]
@@ -99,13 +99,13 @@ def test_a_larger_study_takes_over_a_smaller_one(tmp_path):
 def test_a_folder_of_another_study_is_refused(tmp_path):
     study(tmp_path, Painter()).run()
     other = dataclasses.replace(SETTINGS, num_steps=10)
-    there = "another study: rich_phrases false -> true; settings.num_steps 20 -> 10. Give the old"
+    there = "another study: rich_phrases false -> true; settings.num_steps 20 -> 10. Repeat the old"
     with pytest.raises(ValueError, match=there):
         study(tmp_path, Painter(), settings=other, identity={"rich_phrases": True}).run()
 
 
 def test_another_scorer_scores_the_images_that_are_there(tmp_path):
-    """A second scorer, and a new version of the first: neither makes an image or a record anew."""
+    """A second scorer and a new version of the first: neither remakes an image or a record."""
     records = study(tmp_path, Painter()).run()
     painter, calls = Painter(), []
 
@@ -123,7 +123,7 @@ def test_another_scorer_scores_the_images_that_are_there(tmp_path):
 
 
 def test_a_folder_from_before_scorers_had_records_of_their_own_goes_on(tmp_path):
-    """Its study.json has the version of the scorer, and records lie beside the images."""
+    """Its study.json has the version of the scorer, and its records are next to the images."""
     ours = study(tmp_path, Painter())
     ours.claim()
     path = tmp_path / "study.json"
@@ -188,7 +188,7 @@ def test_the_command_of_a_report_leaves_out_what_is_default():
     ("options", "message"),
     [
         (["--gammas", "0,2"], "gamma is 2.0: give a fraction of the steps in 0..1"),
-        (["--layouts", "5000"], "5000 layouts are asked for: the held-out set has 1 to 1000"),
+        (["--layouts", "5000"], "cannot use 5000 layouts: choose 1 to 1000"),
         (["--layouts", "many"], "--layouts is many: give a whole number, at least 8"),
         (["--gate-scale", "0"], "--gate-scale is 0: give a number above 0"),
         (["--solver", "plsm"], "solver 'plsm' is unknown: did you mean 'plms'?"),
@@ -233,6 +233,6 @@ def test_the_command_measures_a_real_pipeline(tmp_path, tiny_model_dir):
     assert main([*argv, "--steps", "1", "--batch-size", "8", "--no-cache", "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["num_steps"] == 1
-    # Without fusers both wirings are one; images of noise show none of the layouts.
+    # Without fusers both wirings are the same; images of noise show none of the layouts.
     zero = [r for r in results["conditions"] if r["gamma"] == 0 and r["cases"] == "heldout"]
     assert zero[0]["text"] == zero[1]["text"] and zero[0]["box"][0] < 0.5

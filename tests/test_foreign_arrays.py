@@ -1,4 +1,4 @@
-"""Arrays of a source that are no part of the model, part of another one, or no numbers."""
+"""Source arrays that are not part of the model, are part of another one, or are not finite."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ HARMLESS = [
     "first_stage_model.model_ema.decay",
     "logvar",  # weights of the loss
     "lvlb_weights",
-    "safety_checker.concept_embeds",  # looks at finished images
+    "safety_checker.concept_embeds",  # only checks finished images
 ]
 
 
@@ -76,7 +76,7 @@ def test_harmless_foreign_arrays_are_ignored_and_named(tmp_path, monkeypatch, to
     odd = single_file(tmp_path / "odd.safetensors", lambda weights: weights.update(extra))
     options = dict(adapter=adapter, tokenizer=tokenizer)
     expected = convert(plain, tmp_path / "ours", **options)["arrays"]  # no warning
-    with pytest.warns(UserWarning, match="and 6 more: ignored, since they take no part") as caught:
+    with pytest.warns(UserWarning, match="and 6 more: ignored, since they are not used") as caught:
         arrays = convert(odd, tmp_path / "ours", **options)["arrays"]
     assert len(caught) == 1 and arrays.keys() == expected.keys()
     for name, array in arrays.items():
@@ -90,11 +90,11 @@ def test_harmless_foreign_arrays_are_ignored_and_named(tmp_path, monkeypatch, to
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v_pred", r"odd\.safetensors predicts v, which a single file cannot say here"),
-        ("ztsnr", r"trained down to a signal of zero \(ztsnr\), which is not built"),
-        ("model.diffusion_model.label_emb.0.0.weight", "a U-Net with label_emb, as SDXL's"),
-        ("model_stranger", "1 arrays of no known part of Stable Diffusion: model_stranger"),
-        ("first_stage_model.stranger", r"vae: stranger has no place in the model"),
+        ("v_pred", r"odd\.safetensors is a v-prediction model, which is not supported"),
+        ("ztsnr", r"trained with zero terminal SNR \(ztsnr\), which is not supported"),
+        ("model.diffusion_model.label_emb.0.0.weight", "a U-Net with label_emb, like SDXL's"),
+        ("model_stranger", r"no known part of Stable Diffusion \(1\): model_stranger"),
+        ("first_stage_model.stranger", r"vae: stranger matches no parameter"),
     ],
 )
 def test_arrays_that_change_the_model_stay_refused(tmp_path, tokenizer, adapter, name, message):
@@ -128,7 +128,7 @@ def test_a_text_encoder_with_its_projection_converts(tmp_path, monkeypatch, mode
 def test_the_references_of_a_verification_take_what_a_conversion_takes(tmp_path, model):
     references._check_loaded("text_encoder", [], ["text_projection.weight", "logit_scale"])
     references._check_loaded("vae", [], ["loss.logvar"])
-    with pytest.raises(ValueError, match="missing or unknown there, such as stranger"):
+    with pytest.raises(ValueError, match="1 missing or unexpected tensors, such as stranger"):
         references._check_loaded("vae", [], ["stranger"])
     fork = tmp_path / "fork"
     shutil.copytree(model, fork)
@@ -139,7 +139,7 @@ def test_the_references_of_a_verification_take_what_a_conversion_takes(tmp_path,
     assert any(".fuser." in name for name in unet.state_dict())
 
 
-# ---- bases that are no plain Stable Diffusion
+# ---- bases that are not plain Stable Diffusion
 
 
 def with_input_channels(channels: int, key: str) -> Callable[[dict], object]:
@@ -156,9 +156,9 @@ LDM_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 @pytest.mark.parametrize(
     ("channels", "message"),
     [
-        (8, r"in_channels is 8, a model that edits images by instructions \(InstructPix2Pix\)"),
-        (9, r"the base is Stable Diffusion inpainting \(9 input channels\), whose extra"),
-        (5, "in_channels is 5, supported is 4"),
+        (8, r"in_channels is 8, as in models that edit images by instruction \(InstructPix2Pix\)"),
+        (9, r"the base is an inpainting model \(9 input channels\), whose extra"),
+        (5, "in_channels is 5, expected 4"),
     ],
 )
 @pytest.mark.parametrize("form", ["single file", "folder"])
@@ -183,7 +183,7 @@ def test_a_gligen_inpainting_checkpoint_still_converts(tmp_path):
     assert gather(resolve(tmp_path / "model")).config.unet.inpainting
 
 
-# ---- arrays that are no numbers
+# ---- arrays that are not finite
 
 
 def spoiled(model: Path, copy: Path, name: str, place: tuple, value: float) -> Path:
@@ -199,15 +199,15 @@ def spoiled(model: Path, copy: Path, name: str, place: tuple, value: float) -> P
     [
         ("conv_in.weight", (0, 0, 0, 0), float("nan")),
         ("conv_in.weight", (-1, -1, -1, -1), float("inf")),
-        # of several that make one parameter
+        # one of several that form a parameter
         ("mid_block.attentions.0.transformer_blocks.0.attn1.to_k.weight", (3, 3), -float("inf")),
     ],
 )
-def test_a_number_that_is_none_is_refused_by_the_name_of_its_array(
+def test_nan_and_infinity_are_refused_with_the_name_of_the_array(
     tmp_path, model, name, place, value
 ):
     folder = spoiled(model, tmp_path / "model", name, place, value)
-    message = rf"{UNET}: {name} has 1 of \d+ numbers NaN or infinite.*; use another copy"
+    message = rf"{UNET}: {name} has NaN or infinite values \(1 of \d+\).*; use another copy"
     with pytest.raises(ValueError, match=message):
         convert(folder, tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -215,11 +215,11 @@ def test_a_number_that_is_none_is_refused_by_the_name_of_its_array(
 
 def test_numbers_beyond_the_dtype_that_is_asked_for_are_refused(tmp_path, model):
     folder = spoiled(model, tmp_path / "model", "conv_in.bias", (0,), 1e6)  # 65504 is its largest
-    with pytest.raises(ValueError, match="conv_in.bias has numbers too large for float16: give"):
+    with pytest.raises(ValueError, match="conv_in.bias has values too large for float16: use"):
         convert(folder, tmp_path / "ours", dtype="float16")
 
 
-def test_arrays_of_no_size_and_many_numbers_are_looked_at_whole():
+def test_empty_and_large_arrays_are_checked_completely():
     size, is_finite = converting.CHECKED, converting._is_finite
     numbers = np.zeros(2 * size + 5, np.float16)
     assert is_finite(numbers) and is_finite(numbers[:0]) and is_finite(np.ones(()))
@@ -232,7 +232,7 @@ def test_arrays_of_no_size_and_many_numbers_are_looked_at_whole():
 # ---- a full disk
 
 
-def test_a_full_disk_is_told_from_what_libraries_make_of_it(tmp_path):
+def test_a_full_disk_is_recognized_in_errors_of_libraries(tmp_path):
     # As Orbax 0.12 says it: without an error number, and much longer.
     text = "RESOURCE_EXHAUSTED: Error writing local file [source locations='...'] [OS error 28: ENOSPC No space left on device]"  # noqa: E501
     for error in (
@@ -240,7 +240,7 @@ def test_a_full_disk_is_told_from_what_libraries_make_of_it(tmp_path):
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
     ):
-        with pytest.raises(OSError, match="the disk is full: make room there, or choose") as caught:
+        with pytest.raises(OSError, match="the disk is full: free some space, or") as caught:
             with full_disk.naming_a_full_disk(tmp_path / "ours"):
                 raise RuntimeError("checkpointing failed") from error
         assert caught.value.filename == str(tmp_path / "ours")
@@ -257,7 +257,7 @@ sys.exit(main(["convert", sys.argv[1], sys.argv[2] + "/ours"]))
 
 
 def in_namespace(*argv: str) -> list[str]:
-    """A command in a mount namespace of its own, with a disk of 100 KB at its last argument."""
+    """A command in its own mount namespace, with a disk of 100 KB at its last argument."""
     script = 'mount -t tmpfs -o size=100k none "$1" && shift && exec "$@"'
     return ["unshare", "-rm", "sh", "-c", script, "sh", argv[-1], *argv]
 
@@ -271,5 +271,5 @@ def test_converting_to_a_full_disk_says_so_in_one_short_sentence(tmp_path, model
     command = in_namespace(sys.executable, "-c", FULL, str(model), str(disk))
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
     last = done.stderr.strip().splitlines()[-1]
-    expected = f"{disk}/ours: the disk is full: make room there, or choose another place"
+    expected = f"{disk}/ours: the disk is full: free some space, or choose another destination"
     assert last == f"reground-jax: error: {expected}" and done.returncode == 2

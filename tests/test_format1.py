@@ -1,4 +1,4 @@
-"""Model directories of format 1, as earlier versions wrote them: read on, checksums and all."""
+"""Model directories of format 1, from earlier versions, are still read, checksums and all."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ OLD_GATE = "unet/mid_block/attentions/0/block/fuser/alpha_attn"
 
 
 def old_parts() -> dict[str, Any]:
-    """The config of TINY as format 1 has it."""
+    """The config of TINY in format 1."""
     parts = TINY.to_json()
     unet, (text,) = parts["unet"], parts.pop("text_encoders")
     unet["grounded"] = unet.pop("grounding") == "text"
@@ -92,17 +92,17 @@ def test_damage_to_an_old_model_is_found(directory):
     refused(directory, "its arrays are damaged")
     shutil.rmtree(directory / "arrays")
     save_arrays(directory / "arrays", ARRAYS.items())  # under names that it cannot have
-    refused(directory, r"array unet/.*/blocks/0/.* its config.json asks for None")
+    refused(directory, r"array unet/.*/blocks/0/.* but its config.json requires None")
 
 
-def test_a_model_that_stands_on_an_old_one_is_of_todays_format(directory, tmp_path):
+def test_a_model_based_on_an_old_one_has_the_current_format(directory, tmp_path):
     changed = ARRAYS | {name: np.asarray(a + 1) for name, a in ARRAYS.items() if "/fuser/" in name}
     write_model(tmp_path / "top", TINY, changed.items(), TOKENIZER, {}, base=directory)
     whole = tmp_path / "whole"
     write_model(whole, TINY, changed.items(), TOKENIZER, {})
     assert json.loads((tmp_path / "top" / "config.json").read_text())["format"] == FORMAT
     on_base, alone = read_description(tmp_path / "top"), read_description(whole)
-    assert on_base.checksum == alone.checksum  # whatever its arrays stand on
+    assert on_base.checksum == alone.checksum  # with or without a base
     leaves = dict(flatten(read_model(tmp_path / "top", check=True).params))
     assert all((leaves[name] == changed[name]).all() for name in changed)
     size = sum(path.stat().st_size for path in (tmp_path / "top").rglob("*"))
@@ -115,7 +115,7 @@ def test_a_model_that_stands_on_an_old_one_is_of_todays_format(directory, tmp_pa
         ("unet", "grounded", 5, "grounded is 5: it must be true or false"),
         ("unet", "inpainting", False, "has no field inpainting in format 'reground-jax/1'"),
         ("unet", "in_channels", "four", "in_channels is 'four'"),
-        ("unet", "in_channels", 9, "config.json was changed after"),  # legal: of inpainting
+        ("unet", "in_channels", 9, "config.json was changed after"),  # valid for inpainting
         ("unet", "grounded", False, "config.json was changed after"),
         ("text_encoder", "num_heads", 5, "does not divide into 5 heads"),
         ("tokenizer", "max_length", 100, "texts are 100 tokens long"),
@@ -144,7 +144,7 @@ def test_inpainting_is_told_by_the_channels_of_an_old_model(directory):
         read_description(directory)
 
 
-def test_a_training_folder_of_an_earlier_version_is_gone_on_with(tmp_path):
+def test_a_training_folder_of_an_earlier_version_is_resumed(tmp_path):
     experiment = {"stage": "grounding", "model": json.loads(json.dumps(old_parts()))}
     given = {"stage": "grounding", "model": TINY.to_json()}
     checkpoint = tmp_path / "00000002"

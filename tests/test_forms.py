@@ -1,4 +1,4 @@
-"""What a file is, told by its bytes: names and contents disagree in downloads."""
+"""A file's format is detected from its bytes: in downloads, names and contents disagree."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_a_folder_of_one_file_is_that_file_in_any_case_of_letters(tmp_path, name
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n  "])
-def test_an_index_of_shards_is_told_by_its_bytes_too_and_may_begin_with_a_mark(tmp_path, mark):
+def test_an_index_of_shards_is_detected_by_its_bytes_too_and_may_begin_with_a_mark(tmp_path, mark):
     safetensors.torch.save_file(WEIGHTS, tmp_path / "first.bin")
     index = tmp_path / "model.safetensors.index"
     where = json.dumps({"weight_map": {"a": "first.bin", "b": "first.bin"}}).encode()
@@ -86,7 +86,7 @@ def test_each_shard_is_opened_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("length", [0x8B1F, 0x5A42, 0x4B50, 0x0280, 0x2B7B, 0x0708])
 def test_a_header_whose_length_looks_like_another_form_is_safetensors(tmp_path, length):
-    """Its first two bytes are then those of gzip, bzip2, a zip, a pickle, JSON, ONNX."""
+    """Its first two bytes are then those of gzip, bzip2, zip, a pickle, JSON or ONNX."""
     header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(length)
     (tmp_path / "x").write_bytes(length.to_bytes(8, "little") + header + bytes(8))
     assert open_tensors(tmp_path / "x").keys() == ["a"]

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, and places that are taken: a sentence, and nothing is left."""
+"""Full or read-only disks, and paths that exist: one sentence, and nothing is left behind."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from reground_jax.storage.checkpoint import CheckpointError
 from tests.model_directories import ARRAYS, TOKENIZER
 from tests.models import TINY
 
-# Orbax's threads fail, too, and say so when they please.
+# Orbax's threads fail, too, and report it at any time.
 ORBAX_THREADS = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning",
     "ignore::pytest.PytestUnraisableExceptionWarning",
@@ -31,7 +31,7 @@ ORBAX_THREADS = pytest.mark.filterwarnings(
 
 @contextlib.contextmanager
 def files_of_at_most(limit: int) -> Iterator[None]:
-    """The system's limit on the size of a file, which acts like a disk that fills up within one."""
+    """Limits the size of files, which acts like a disk that fills up in the middle of one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -56,7 +56,7 @@ def test_a_model_on_a_full_disk_is_one_sentence_and_leaves_nothing(limit, tmp_pa
 def test_a_disk_that_is_full_at_the_end_is_one_sentence(name, tmp_path, monkeypatch):
     def full(path: Path, content: bytes) -> int:
         if path.name == name:
-            raise OSError(errno.ENOSPC, "No space left on device")  # as `write` says it
+            raise OSError(errno.ENOSPC, "No space left on device")  # as from `write`
         return write_bytes(path, content)
 
     write_bytes = Path.write_bytes
@@ -68,7 +68,7 @@ def test_a_disk_that_is_full_at_the_end_is_one_sentence(name, tmp_path, monkeypa
 
 
 def test_a_read_only_place_is_one_sentence(tmp_path, monkeypatch):
-    """By a patch: root, as whom tests may run, may write anywhere."""
+    """Patched, because tests may run as root, who may write anywhere."""
 
     def read_only(path: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
@@ -93,7 +93,7 @@ def test_an_error_of_the_arrays_source_keeps_its_own_name(tmp_path):
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("nowhere")])
 def test_a_place_that_is_taken_is_kept(make, tmp_path):
     make(tmp_path / "model")
-    with pytest.raises(FileExistsError, match="exists already: choose another place"):
+    with pytest.raises(FileExistsError, match="already exists: choose another place"):
         write_model(tmp_path / "model", TINY, ARRAYS.items(), TOKENIZER, {})
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -106,7 +106,7 @@ def test_a_model_that_could_not_be_read_back_is_not_written(tmp_path):
         (dataclasses.replace(TINY, text_encoders=(short,)), TOKENIZER, "texts are 77 tokens long"),
         (dataclasses.replace(TINY, text_encoders=two), TOKENIZER, "the model has 2 text encoders"),
         (TINY, "{", "the tokenizer cannot be used"),
-        (TINY, TOKENIZER.replace(":116}", ":1000}"), "1000 to .* ids end at 999"),
+        (TINY, TOKENIZER.replace(":116}", ":1000}"), "with id 1000, but ids end at 999"),
     ):
         with pytest.raises(ValueError, match=message):
             write_model(tmp_path / "model", config, ARRAYS.items(), tokenizer, {})

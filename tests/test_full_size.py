@@ -2,7 +2,7 @@
 
     pytest -m slow -s tests/test_full_size.py      (minutes on 2 cores, 14 GB of memory)
 
-Each stage is a process of its own and reports its time and its peak memory (resident set).
+Each stage is a separate process and reports its time and its peak memory (resident set).
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Damaged and malicious files of a diffusers folder: each ends with one clear ValueError.
 
-The file is an edit of a model that converts. Numbers are of a wrong type, huge or negative, lists
-stand for numbers, brackets nest: nothing of it may come to an allocation, a loop or a traceback.
+Each is an edit of a model that converts: numbers of a wrong type, huge or negative, lists in place
+of numbers, nested brackets. None of these may lead to an allocation, a loop or a traceback.
 """
 
 import gzip
@@ -36,7 +36,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(model, tmp_path) -> Path:
-    """The model with configs and tokenizer of its own, and its weights as links."""
+    """The model with its own configs and tokenizer, and links to its weights."""
     link = tmp_path / "model"
     shutil.copytree(model, link, copy_function=_link_weights)
     return link
@@ -54,7 +54,7 @@ def refusal(folder: Path) -> str:
     with pytest.raises(ValueError) as caught:
         convert(folder, folder.parent / "ours")
     sentence = str(caught.value)
-    # KeyMismatch lists its tensors, a line each.
+    # KeyMismatch lists its tensors, one per line.
     assert "\n" not in sentence.split("tensors do not fit")[0] and len(sentence) < 20_000
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     return sentence
@@ -178,7 +178,7 @@ FIELDS = [
     (VOCAB, "a</w>", 2**40),
     (VOCAB, "a</w>", 3_000_000),
     (VOCAB, "a</w>", [1]),
-    (VOCAB, "a</w>", 5),  # another token's
+    (VOCAB, "a</w>", 5),  # another token's id
 ]
 
 
@@ -187,7 +187,7 @@ def test_a_field_of_a_wrong_kind_or_size_is_refused(folder, file, field, value):
     path = folder / file
     fields = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(fields | {field: value}))
-    if file == TOKENS:  # which that one would overrule
+    if file == TOKENS:  # which would override it
         (folder / SPECIAL).unlink()
     refusal(folder)
 
@@ -198,8 +198,8 @@ def test_a_field_of_a_wrong_kind_or_size_is_refused(folder, file, field, value):
     [
         (b"", "is not JSON: Expecting value"),
         (b'{"a": 1', "is not JSON: Expecting"),
-        (b"[1, 2]", "holds a list, expected an object|is not a tokenizer"),
-        (b"7", "holds a int, expected an object|is not a tokenizer"),
+        (b"[1, 2]", "holds a list, expected a JSON object|is not a tokenizer"),
+        (b"7", "holds a int, expected a JSON object|is not a tokenizer"),
         (NESTED.encode(), "is not JSON: its brackets are nested too deeply"),
         (b'{"a": ' + b"9" * 100_000 + b"}", "is not JSON: Exceeds the limit"),
         (b'{"a": "\xff"}', "is not JSON: byte 7 is not UTF-8"),
@@ -220,7 +220,7 @@ def test_a_config_that_is_no_json_object_is_named_with_the_reason(folder, file, 
         (b"", "each line should be two tokens"),
         (b"i n\nt h e\n", "each line should be two tokens"),
         (b"i n\n\xff \xfe\n", "is not a merges file .*codec can't decode"),
-        (b"q zz\n", "vocabulary and merges do not fit"),
+        (b"q zz\n", "vocabulary and merges do not match"),
         (b"\x1f\x8b", "is not a merges file"),
         (gzip.compress(bytes(2**27)), "is not a merges file .*more than 64 MiB"),  # 128 KB of file
     ],

@@ -1,5 +1,6 @@
-"""Strangers' tensor files, made to run code, to hang or to fill the memory: each ends with one
-sentence, within limits that the kernel sets.
+"""Strangers' tensor files that try to run code, to hang or to fill the memory.
+
+Each ends with a one-sentence error, within limits that the kernel enforces.
 """
 
 import random
@@ -76,7 +77,7 @@ def test_a_damaged_file_reads_or_ends_with_one_sentence(tmp_path):
 
 
 SLOW = program(pickles.TUPLES + b"0}h\x00Ns")  # a dict key of 2**40 empty tuples
-LARGE = program(b"N", b"r\x00\x00\x00\x10")  # kept at 2**28: a table of 4 GB in Python's unpickler
+LARGE = program(b"N", b"r\x00\x00\x00\x10")  # put at 2**28: a table of 4 GB in Python's unpickler
 CODE = program({"a": call("builtins", "eval", f"open({CANARY!r}, 'w').close()")})
 
 
@@ -93,7 +94,7 @@ CODE = program({"a": call("builtins", "eval", f"open({CANARY!r}, 'w').close()")}
         (others.FILES["pipe.ckpt"][0], "waits", "waited forever"),
     ],
 )
-def test_a_reader_without_the_care_is_found_out(tmp_path, content, opener, found):
+def test_a_careless_reader_is_detected(tmp_path, content, opener, found):
     cases = [Case("x.pt", content, "a sentence", opener=opener)]
     limits = Limits(seconds=1, wall=5 if opener == "waits" else 600)
     results = hostile.run(cases, tmp_path / "files", OPENERS, limits)

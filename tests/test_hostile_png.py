@@ -1,6 +1,6 @@
-"""`generate --from` a stranger's PNG: each ends soon, in little memory, with one sentence.
+"""`generate --from` with strangers' PNGs: each ends soon, in little memory, with one sentence.
 
-All files are tried by one process that has limits, so that a fault ends that process and not the
+One process with resource limits tries all files, so that a fault ends that process and not the
 machine. It reports on each of them.
 """
 
@@ -25,7 +25,7 @@ from reground_jax.layout import Layout
 from reground_jax.settings import Settings
 
 CPU_SECONDS = 120  # of the process, for all files; they take 2
-MEMORY = 6 * 2**30  # of addresses, most of which JAX and BLAS only reserve
+MEMORY = 6 * 2**30  # of address space, most of which JAX and BLAS only reserve
 MORE_MEMORY = 250 * 2**20  # that all files together may add to the process; they add 75 MiB
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RECIPE = Recipe(Layout("a cat"), Settings(), 0, checkpoint="someone/model", checksum="0" * 64)
@@ -37,7 +37,7 @@ def chunk(kind: bytes, body: bytes, crc: int | None = None) -> bytes:
 
 
 def png(*chunks: bytes, side: int = 1) -> bytes:
-    """A PNG whose header says that it has sides of `side`, and which has no pixels for it."""
+    """A PNG whose header claims sides of `side`, but which has no pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     return b"".join([SIGNATURE, header, *chunks, chunk(b"IEND", b"")])
 
@@ -51,7 +51,7 @@ def said(value: Any) -> bytes:
 
 
 def changed(*path_and_value: Any) -> bytes:
-    """A PNG of a recipe in which one value is another."""
+    """A PNG with a recipe in which one value is changed."""
     *path, last, value = path_and_value
     recipe = json.loads(json.dumps(RECIPE.to_json()))
     part = recipe
@@ -109,7 +109,7 @@ FILES = {
     "layout text": (lambda: changed("layout", "a cat"), "layout is 'a cat'"),
     "layout field": (lambda: changed("layout", "image", "/etc/passwd"), "layout field 'image'"),
     "prompt number": (lambda: changed("layout", "prompt", 7), "prompt of .* is 7"),
-    "surrogate": (lambda: changed("layout", "prompt", "a \ud800 dog"), "half of a surrogate pair"),
+    "surrogate": (lambda: changed("layout", "prompt", "a \ud800 dog"), "an unpaired surrogate"),
     "phrases": (lambda: changed("layout", "phrases", ["a"] * 2000), "2000 phrases and 0 boxes"),
     "box NaN": (
         lambda: changed("layout", {"prompt": "", "phrases": ["b"], "boxes": [[0, 0, math.nan, 1]]}),
@@ -126,12 +126,12 @@ FILES = {
     "format 2": (lambda: changed("format", 2), "recipe has format 2"),
     "format list": (lambda: changed("format", [1]), r"recipe has format \[1\]"),
     "no format": (lambda: without("format"), "recipe has format None"),
-    "no seed": (lambda: without("seed"), "recipe lacks seed"),
-    "no layout": (lambda: without("layout"), "recipe lacks layout"),
+    "no seed": (lambda: without("seed"), "recipe has no seed"),
+    "no layout": (lambda: without("layout"), "recipe has no layout"),
     "no model": (lambda: without("checkpoint"), "does not say which model made it: add --model"),
     "model a list": (lambda: changed("checkpoint", ["emoji"]), r"checkpoint is \['emoji'\]"),
     "checksum a number": (lambda: changed("checksum", 5), "checksum is 5"),
-    "checksum": (lambda: changed("checkpoint", "emoji"), "of checksum '000000000000', but 'emoji'"),
+    "checksum": (lambda: changed("checkpoint", "emoji"), r"checksum '000000000000'\), but 'emoji'"),
     "model endless": (lambda: changed("checkpoint", "a" * 10**6), "no model directory"),
     "model with codes": (lambda: changed("checkpoint", "\x1b[2J\n\r"), "no model directory"),
     "model half a character": (lambda: changed("checkpoint", "\ud800"), "no model directory"),
@@ -157,7 +157,7 @@ FILES = {
     "pixel bomb, recipe": (
         lambda: png(text(json.dumps(RECIPE.to_json()).encode()), side=100_000), "someone/model",
     ),
-    "many parts": (lambda: SIGNATURE + chunk(b"abCD", b"") * 1_000_001, "more than 1,000,000"),
+    "many parts": (lambda: SIGNATURE + chunk(b"abCD", b"") * 1_000_001, "than 1,000,000 chunks"),
     # damage
     "cut text": (lambda: compressed(b"zTXt", zlib.compress(b"{}" * 999)[:20]), "truncated|damaged"),
     "no zlib": (lambda: compressed(b"zTXt", b"\0" * 20), "its text is damaged"),
@@ -169,13 +169,13 @@ FILES = {
     "nothing": (lambda: b"", "is not a PNG image"),
     "JPEG": (jpeg, "is not a PNG image"),
     "words": (lambda: b"not an image", "is not a PNG image"),
-    # sound, but of a model that is not here
+    # valid, but from a model that is not here
     "animated": (
         lambda: png(
             chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)), said(RECIPE.to_json()),
             chunk(b"fdAT", b"\0" * 99),
         ),
-        "was made with model 'someone/model', and no model directory of its checksum",
+        "was made with model 'someone/model', and no model directory with its checksum",
     ),
     "more fields": (lambda: changed("comment", {"by": "me"}), "someone/model"),
     "two texts": (lambda: png(said({}), said(RECIPE.to_json())), "someone/model"),
@@ -217,7 +217,7 @@ print(json.dumps([peak() - before, reports]))
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory) -> tuple[int, dict[str, tuple[int, str]]]:
-    """Bytes by which the process grew, and exit code and words for each file."""
+    """Bytes by which the process grew, and each file's exit code and message."""
     folder = tmp_path_factory.mktemp("strangers")
     for name, (content, _) in FILES.items():
         (folder / f"{name}.png").write_bytes(content())

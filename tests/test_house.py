@@ -1,7 +1,7 @@
-"""The house stays in order: who may import whom, how long things are, and what is documented.
+"""The code stays in order: what may import what, how long things are, and what is documented.
 
-All is read from the source; nothing is imported. A rule that stands in the way of something better
-is to be changed here, or gets an exception with its reason.
+Everything is read from the source; nothing is imported. If a rule stands in the way of something
+better, change it here, or add an exception with its reason.
 """
 
 import ast
@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-# The floors of ARCHITECTURE.md. A room, which is a file or a folder of reground_jax, or convert,
-# imports only what is on its own floor or below it, at the top of a file and inside functions.
+# The floors of ARCHITECTURE.md. A room, which is a file or folder of reground_jax, or convert,
+# imports only from its own floor or those below it, both at the top of a file and in functions.
 FLOORS = (
     # plain Python
     "basics version",
@@ -34,30 +34,30 @@ FLOORS = (
     # commands
     "cli demo",
 )
-# Imports from above, with the reason.
+# Allowed imports from above, with the reason.
 UPWARDS = {
-    ("emoji", "training"): "the trainer trains the world's probes, and trains on the world",
+    ("emoji", "training"): "the trainer trains the emoji world's probes, and trains on that world",
 }
-# Rooms that keep to fewer than their floor allows.
+# Rooms that may import less than their floor allows.
 ONLY = {
     "networks": "config settings basics",  # no files, no devices
     "__init__": "layout settings version basics draw images model pipeline programs session",
 }
-# Packages that may be imported at the top of a file in these rooms only; anywhere inside functions.
+# Packages that only these rooms may import at the top of a file; any room may in functions.
 JAX = " ".join(FLOORS[2:-1]).replace("__init__", "")
 AT_THE_TOP = {
-    "jax": JAX,  # so that a request is checked, or refused, before JAX is imported
+    "jax": JAX,  # so that a request is checked before JAX is imported
     "flax": JAX,
     "optax": "training",  # the extra [train]
     "tokenizers": "conditioning storage convert emoji",
-    "huggingface_hub": "",  # the Hub is for those who ask for it
+    "huggingface_hub": "",  # imported only by those who use the Hub
     "reground_jax.convert": "convert",
     "orbax": "",  # slow to import
     **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate"), ""),  # for comparison
     **dict.fromkeys(("fsspec", "ray", "datasets", "resvg_py"), ""),  # extras
     **dict.fromkeys(("fcntl", "resource", "pwd", "termios"), ""),  # Windows has none of them
 }
-# Packages that nothing else knows.
+# Packages that only one room may import at all.
 ALONE = {"orbax": "storage", "huggingface_hub": "convert", "optax": "training"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
@@ -66,7 +66,7 @@ LONGER = {
     "unet_macs": "one walk through the U-Net, level by level",
     "write_model": "a third of it is its docstring",
 }
-# Rooms whose every public name is documented.
+# Rooms in which every public name must be documented.
 PUBLIC = "__init__ layout settings images draw conditioning devices sampling".split()
 
 
@@ -84,7 +84,7 @@ def room_of(module: str) -> str:
 
 
 def imports(path: str, tree: ast.Module) -> Iterator[tuple[str, bool]]:
-    """(module, whether it is imported at the top) for all imports of a file."""
+    """(module, whether it is imported at the top) for each import of a file."""
     inside = {
         node
         for function in ast.walk(tree)
@@ -99,7 +99,7 @@ def imports(path: str, tree: ast.Module) -> Iterator[tuple[str, bool]]:
             continue
         elif node.level:  # only convert/ has these
             modules = ["reground_jax.convert"]
-        elif node.module == "reground_jax":  # of a file, or of a name in the package
+        elif node.module == "reground_jax":  # imports a file, or a name in the package
             files = {file.stem for file in (ROOT / "reground_jax").iterdir()}
             modules = [
                 f"reground_jax.{name.name}" if name.name in files else "reground_jax"
@@ -112,7 +112,7 @@ def imports(path: str, tree: ast.Module) -> Iterator[tuple[str, bool]]:
 
 
 def all_imports() -> Iterator[tuple[str, str, str, bool]]:
-    """(path, room, imported module, whether at the top)"""
+    """(path, room, imported module, whether at the top) for each import."""
     for path, tree in sources("reground_jax", "convert"):
         parts = path.removesuffix(".py").removeprefix("reground_jax/").split("/")
         for module, at_the_top in imports(path, tree):
@@ -168,7 +168,7 @@ def test_files_and_functions_are_short():
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_file_says_what_it_is_and_public_names_what_they_do():
+def test_every_file_and_public_name_has_a_docstring():
     wrong = []
     for path, tree in sources("reground_jax", "convert", "benchmarks", "tests"):
         if tree.body and not ast.get_docstring(tree):
@@ -184,12 +184,12 @@ def test_every_file_says_what_it_is_and_public_names_what_they_do():
     assert not wrong, "\n".join(wrong)
 
 
-def test_nobody_needs_the_private_names_of_another_file():
+def test_no_file_uses_private_names_of_another():
     wrong = []
     for path, tree in sources("reground_jax", "convert", "benchmarks"):
         used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
         own = {node.attr for node in used if ast.unparse(node.value) in ("self", "cls", "argparse")}
-        own |= {"_replace", "_asdict", "_fields"}  # what NamedTuple calls its methods
+        own |= {"_replace", "_asdict", "_fields"}  # methods of NamedTuple
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
                 owner, names = ast.unparse(node.value), {node.attr} - own

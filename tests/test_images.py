@@ -112,9 +112,7 @@ def test_only_png_is_written(tmp_path: Path):
 
 def test_files_without_a_recipe_are_clear_errors(tmp_path: Path):
     save_png(tmp_path / "plain.png", IMAGE)
-    with pytest.raises(
-        ValueError, match="plain.png has no 'reground' text inside: .* original PNG"
-    ):
+    with pytest.raises(ValueError, match="plain.png has no 'reground' text chunk: .* original PNG"):
         read_recipe(tmp_path / "plain.png")
     with pytest.raises(ValueError, match="cannot read image .*absent.png: No such file"):
         read_recipe(tmp_path / "absent.png")
@@ -134,7 +132,7 @@ def test_files_without_a_recipe_are_clear_errors(tmp_path: Path):
         ("{", "is not JSON: Expecting"),
         ("[]", "recipe has format None, this version reads 1"),
         (json.dumps(RECIPE.to_json() | {"format": 2}), "recipe has format 2"),
-        (json.dumps({"format": 1, "seed": 0}), "recipe lacks layout, settings"),
+        (json.dumps({"format": 1, "seed": 0}), "recipe has no layout, settings"),
         (json.dumps(RECIPE.to_json() | {"settings": {"wiring": "x"}}), "wiring 'x' is unknown"),
     ],
 )

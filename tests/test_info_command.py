@@ -1,4 +1,4 @@
-"""`reground-jax info`: the default model, a stranger's, and what it reads."""
+"""`reground-jax info`: the default model, an untrusted one, and what it reads."""
 
 from reground_jax.cli import main
 from reground_jax.convert.locate import MODELS

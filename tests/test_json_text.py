@@ -27,7 +27,7 @@ def test_what_is_not_json_is_a_value_error_with_a_reason(text, reason):
     assert len(str(caught.value)) < 100
 
 
-def test_a_name_that_is_there_twice_is_refused_where_it_would_matter():
+def test_duplicate_names_are_refused_where_they_would_matter():
     text = '{"a": {"b": 1, "b": 2}}'
     assert parse_json(text) == {"a": {"b": 2}}
     with pytest.raises(ValueError, match="the name 'b' appears twice"):

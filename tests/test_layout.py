@@ -1,4 +1,4 @@
-"""Layouts: what is legal, what is refused and in which words, and the way through JSON."""
+"""Layouts: what is allowed, what is rejected with which message, and the JSON round trip."""
 
 import ast
 import dataclasses
@@ -86,7 +86,7 @@ def test_the_sentence_for_an_inverted_box_is_the_one_in_the_documentation():
     [
         (one_box(0.1, 0.9, 0.3, 0.2), "y1 must not be less than y0"),
         (one_box(10, 20, 300, 400), "x0 is 10, outside 0..1; give xyxy fractions of the image, or "
-         "box_format='xywh' (divide pixels by its width and height)"),
+         "box_format='xywh' (divide pixels by the image's width and height)"),
         (one_box(-0.1, 0, 1, 1), "box 1 of layout 'cat-01' is [-0.1, 0.0, 1.0, 1.0]: x0 is -0.1"),
         (one_box(0, 0, float("nan"), 1), "[0.0, 0.0, nan, 1.0]: every number must be finite"),
         (one_box(0, 0, float("inf"), 1), "every number must be finite"),
@@ -99,11 +99,11 @@ def test_the_sentence_for_an_inverted_box_is_the_one_in_the_documentation():
         (one_box(0, 0, 1, 1, phrases=["  "]), "phrase 1 of layout 'cat-01' is '  ': a phrase must"),
         (one_box(0, 0, 1, 1, phrases=[3]), "phrase 1 of layout 'cat-01' is 3"),
         (one_box(0, 0, 1, 1, phrases="a cat"), "phrases of layout 'cat-01' are 'a cat': give a li"),
-        (one_box(0, 0, 1, 1, prompt=None), "prompt of layout 'cat-01' is None: it must be a text"),
+        (one_box(0, 0, 1, 1, prompt=None), "of layout 'cat-01' is None: it must be a string"),
         (one_box(0, 0, 1, 1, negative_prompt=1), "negative_prompt of layout 'cat-01' is 1"),
-        (one_box(0, 0, 1, 1, id=7), "id of layout 7 is 7: it must be a text"),
+        (one_box(0, 0, 1, 1, id=7), "id of layout 7 is 7: it must be a string"),
         (one_box(0, 0, 1, 1, phrase=[]), "layout field 'phrase' is unknown: did you mean 'phrases"),
-        ({"id": "cat-01"}, "layout 'cat-01' has no prompt: add one; an empty text is legal"),
+        ({"id": "cat-01"}, "layout 'cat-01' has no prompt: add one; it may be empty"),
         (one_box(0, 0, 1, 1, box_format="xyhw"), "box_format 'xyhw' is unknown: did you mean 'xy"),
         (one_box(0.5, 0, -0.1, 1, box_format="xywh"), "[0.5, 0.0, -0.1, 1.0]: width must not be"),
         (["a cat"], "expected a JSON object"),
@@ -121,7 +121,7 @@ def test_a_layout_without_id_is_named_by_the_start_of_its_prompt():
     with pytest.raises(ValueError) as error:
         Layout(prompt, ["a cat"], [])
     # 40 characters at most, the ellipsis one of them
-    assert "the layout of prompt 'a cat on a very long sofa that stands i…' has 1" in str(
+    assert "the layout with prompt 'a cat on a very long sofa that stands i…' has 1" in str(
         error.value
     )
 
@@ -178,7 +178,7 @@ def test_request_modules_import_nothing_heavy(name: str):
     ],
 )
 def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(fields):
-    with pytest.raises(ValueError, match=r"has half of a surrogate pair \('\\ud") as error:
+    with pytest.raises(ValueError, match=r"has an unpaired surrogate \('\\ud") as error:
         Layout.from_json(fields)
     str(error.value).encode("utf-8")  # the message itself can be printed
 
@@ -216,7 +216,7 @@ def test_numbers_without_end_and_lists_without_end_make_short_messages():
 def test_a_field_that_is_null_counts_as_left_out():
     value = {"prompt": "a", "phrases": None, "boxes": None, "negative_prompt": None, "id": None}
     assert Layout.from_json(value | {"box_format": None}) == Layout("a")
-    with pytest.raises(ValueError, match="prompt of .* is None: it must be a text"):
+    with pytest.raises(ValueError, match="prompt of .* is None: it must be a string"):
         Layout.from_json({"prompt": None})
 
 

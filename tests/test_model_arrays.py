@@ -1,4 +1,4 @@
-"""Folders of arrays that are damaged or hostile; what the checksums of arrays find; NaN."""
+"""Damaged or hostile folders of arrays; what the checksums of arrays detect; NaN."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def _dangling(directory):
 
 
 def _linked_folder(directory):
-    """To a place outside, of which nobody knows what is in it."""
+    """A link to a folder outside, which could contain anything."""
     state = directory / "arrays" / "000" / "state"
     shutil.move(state, directory.parent / "state")
     state.symlink_to(directory.parent / "state")
@@ -135,15 +135,15 @@ DAMAGE = {
     _emptied: "arrays/000 is missing or damaged",
     _no_arrays: "arrays/000 is missing or damaged",
     _more_groups: "arrays/001 is missing or damaged",
-    _fewer_groups: r"lacks \d+ arrays",
+    _fewer_groups: r": \d+ missing arrays",
     _integers: "is int8, expected float16 or",
     _complex: "is complex64, expected float16 or",
-    _dots: r"array ../../escaped has shape \(3,\), its config.json asks for None",
+    _dots: r"array ../../escaped has shape \(3,\), but its config.json requires None",
     _slashes: "array /etc/unet has shape",
-    _gate_of_three: r"alpha_attn has shape \(3,\), its config.json asks for \(\)",
-    _one_less: f"lacks 1 arrays, such as {GATE}",
-    _no_dict: "arrays/000 is missing or damaged|holds something else",
-    _nested: "arrays/000 is missing or damaged|holds something else",
+    _gate_of_three: r"alpha_attn has shape \(3,\), but its config.json requires \(\)",
+    _one_less: f": 1 missing arrays, such as {GATE}",
+    _no_dict: "arrays/000 is missing or damaged|does not hold named arrays",
+    _nested: "arrays/000 is missing or damaged|does not hold named arrays",
     _another_value: "its arrays are damaged",
 }
 
@@ -158,7 +158,7 @@ def test_a_tampered_folder_of_arrays_is_one_sentence(damage, message, directory)
 
 
 def test_an_array_that_claims_to_be_huge_is_refused_before_it_is_read(directory, monkeypatch):
-    """A sparse one costs its writer nothing; whoever reads it ends with std::bad_alloc."""
+    """A sparse one costs its writer nothing, but reading it ends with std::bad_alloc."""
     place = f"file://{directory}/arrays/000/state/"
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": place}).result()
     key = "unet/conv_in/bias/zarr.json"
@@ -177,7 +177,7 @@ def test_an_array_that_claims_to_be_huge_is_refused_before_it_is_read(directory,
 
 
 def test_swapped_words_have_equal_sums_and_are_found_by_a_check(directory, capsys):
-    """What the quick sums cannot see: they are against damage, not against malice."""
+    """The quick sums miss this: they detect damage, not tampering."""
     before = read_description(directory).info
     _words_moved(directory)
     read_model(directory)
@@ -191,7 +191,7 @@ def test_swapped_words_have_equal_sums_and_are_found_by_a_check(directory, capsy
 
 
 def test_every_flipped_bit_changes_the_sum():
-    array = np.random.default_rng(0).standard_normal(5).astype(np.float16)  # 10 bytes: a rest of 2
+    array = np.random.default_rng(0).standard_normal(5).astype(np.float16)  # 10 bytes, 2 left over
     for byte in range(array.nbytes):
         for bit in range(8):
             content = bytearray(array.tobytes())
@@ -229,7 +229,7 @@ def test_arrays_with_nan_are_named(tmp_path, capsys):
     assert "checked       NaN or infinity in" in capsys.readouterr().out
 
 
-def test_sound_arrays_are_not_spoken_of(unchanged, capsys):
+def test_finite_arrays_are_not_mentioned(unchanged, capsys):
     assert "nonfinite" not in read_description(unchanged).info
     assert nonfinite_arrays(read_model(unchanged).params) == []
     assert main(["info", str(unchanged)]) == 0

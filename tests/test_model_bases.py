@@ -1,4 +1,4 @@
-"""Model directories that stand on others, and bases that lead nowhere."""
+"""Model directories that are based on others, and bases that lead nowhere."""
 
 import dataclasses
 import shutil
@@ -20,18 +20,18 @@ from tests.models import TINY
 
 
 @pytest.mark.parametrize("base", [".", "../model", "./.", "../model/arrays/.."])
-def test_a_model_that_stands_on_itself_is_refused(base, directory):
+def test_a_model_that_is_its_own_base_is_refused(base, directory):
     edit(directory, lambda content: content.update(base=base))
-    refused(directory, "its base leads back to .*: name the directory")
+    refused(directory, "its base leads back to .*: set base in config.json to the directory")
 
 
-def test_a_model_that_stands_on_itself_by_a_link_is_refused(directory):
+def test_a_model_that_is_its_own_base_by_a_link_is_refused(directory):
     (directory.parent / "link").symlink_to(directory)
     edit(directory, lambda content: content.update(base="../link"))
     refused(directory, "its base leads back to")
 
 
-def test_models_that_stand_on_each_other_are_refused(directory):
+def test_models_that_are_each_others_base_are_refused(directory):
     other = Path(shutil.copytree(directory, directory.parent / "other"))
     edit(directory, lambda content: content.update(base="../other"))
     edit(other, lambda content: content.update(base="../model"))
@@ -39,7 +39,7 @@ def test_models_that_stand_on_each_other_are_refused(directory):
 
 
 def test_a_base_may_stand_on_another_but_not_without_end(directory):
-    """`--base` of a packaged model may name one that is itself written on a base."""
+    """`--base` of a packaged model may name one that has a base itself."""
     folder = directory.parent
     before = dict(flatten(read_model(directory).params))
     for index in range(1, MAX_BASES + 2):
@@ -49,9 +49,9 @@ def test_a_base_may_stand_on_another_but_not_without_end(directory):
         edit(top, lambda content, b=below: content.update(base=f"../{b.name}", groups=0))
     deepest = dict(flatten(read_model(folder / f"model-{MAX_BASES - 1}").params))
     assert all((deepest[name] == before[name]).all() for name in before)
-    refused(folder / f"model-{MAX_BASES}", "stands on 8 bases or more: too many")
-    refused(folder / f"model-{MAX_BASES + 1}", "stands on 8 bases or more: too many")
-    with pytest.raises(CheckpointError, match="stands on 7 others: take one of them"):
+    refused(folder / f"model-{MAX_BASES}", "has a chain of 8 bases or more: too many")
+    refused(folder / f"model-{MAX_BASES + 1}", "has a chain of 8 bases or more: too many")
+    with pytest.raises(CheckpointError, match="has a chain of 7 bases: use one of them"):
         write_model(
             folder / "top", TINY, ARRAYS.items(), TOKENIZER, {},
             base=folder / f"model-{MAX_BASES - 1}",
@@ -59,7 +59,7 @@ def test_a_base_may_stand_on_another_but_not_without_end(directory):
 
 
 def test_a_base_may_hold_arrays_that_the_model_has_no_use_for(directory, tmp_path):
-    """Plain Stable Diffusion on a grounded model; before, it was written and could not be read."""
+    """Plain Stable Diffusion on a grounded model, which used to be written but not readable."""
     plain = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, grounding=None))
     arrays = dict(random_params(plain, 0)) | {
         name: array for name, array in ARRAYS.items() if name in models.leaf_shapes(plain)

@@ -1,5 +1,7 @@
-"""config.json and tokenizer.json edited by hand, by a stranger or by a bad disk: each edit is one
-sentence, which names the file, before any array is read."""
+"""config.json and tokenizer.json, edited by hand, by a stranger or by a bad disk.
+
+Each edit gives a one-sentence error that names the file, before any array is read.
+"""
 
 import builtins
 import json
@@ -20,8 +22,7 @@ FILES = ("config.json", "tokenizer.json")
 
 @pytest.fixture
 def directory(tmp_path) -> Path:
-    """The two files of the built-in model, as they are written today; what is tested here never
-    comes to its arrays."""
+    """The two files of the built-in model in today's format; no test here reads its arrays."""
     _, info, groups, base, tokenizer, *_ = description = read_description(MODELS / "emoji")
     info = info | checksums(description.config, tokenizer)
     facts = {"format": FORMAT, "groups": groups, "base": base, "info": info}
@@ -85,7 +86,7 @@ CONFIG_EDITS = {
     "sample size": (put("unet", "sample_size", 10**6), "sample_size is 1000000"),
     "sample size times 8": (put("unet", "sample_size", 8192), "the side of an image"),
     "width infinite": (put("unet", "text_width", float("inf")), "text_width is inf"),
-    "width of another model": (put("unet", "text_width", 64), "reads texts of width 64"),
+    "width of another model": (put("unet", "text_width", 64), "reads text embeddings of width 64"),
     "channels of pix2pix": (put("unet", "in_channels", 24), "24 input and 12 output channels"),
     "unet a list": (put("unet", []), "it must be a JSON object"),
     "unet null": (put("unet", None), "it must be a JSON object"),
@@ -114,9 +115,9 @@ CONFIG_EDITS = {
     "layers of text": (put(*TEXT, "network", "num_layers", 10**9), "num_layers is 1000000000"),
     "activation": (put(*TEXT, "network", "activation", "relu"), "one of 'quick_gelu', 'gelu'"),
     "activation a list": (put(*TEXT, "network", "activation", []), r"activation is \[\]"),
-    "end token": (put(*TEXT, "network", "eos_token_id", 5), "ends texts with 5: they do not fit"),
+    "end token": (put(*TEXT, "network", "eos_token_id", 5), "end token 5: they must match"),
     "vocabulary": (put(*TEXT, "network", "vocab_size", 2), r"are \(1, 2, 2\), but the text enc"),
-    "end beyond": (put(*TEXT, "tokenizer", "eos_token_id", 10**5), "they do not fit"),
+    "end beyond": (put(*TEXT, "tokenizer", "eos_token_id", 10**5), "they must match"),
     "start negative": (put(*TEXT, "tokenizer", "bos_token_id", -1), "bos_token_id is -1"),
     "texts too long": (put(*TEXT, "tokenizer", "max_length", 64), "texts are 64 tokens long"),
     "texts without room": (put(*TEXT, "tokenizer", "max_length", 2), "max_length is 2"),
@@ -160,7 +161,7 @@ CONFIG_EDITS = {
     "base on a share, Windows": (put("base", "\\\\host\\share"), "it must be relative"),
     "base with NUL": (put("base", "a\0b"), "it must be the path"),
     "base half a character": (put("base", "\ud800"), "it must be the path"),
-    # Legal values, but other ones than were written:
+    # Legal values that differ from those that were written:
     "prediction type": (put("schedule", "prediction_type", "epsilon"), "config.json was changed"),
     "another scale": (put("vae", "scaling_factor", 0.5), "config.json was changed after"),
     "a default": (drop("scaling_factor", "vae"), "config.json was changed after"),
@@ -212,24 +213,24 @@ ADDED = {
 TOKENIZER_EDITS = {
     "ids beyond": (
         lambda c: c["model"].update(vocab={w: n + 10**6 for w, n in c["model"]["vocab"].items()}),
-        "ids to 117 words that the text encoder does not have",
+        "has 117 tokens that the text encoder does not have",
     ),
-    "one id beyond": (put("model", "vocab", "cat", 4096), "4096 to 'cat', but ids end at"),
+    "one id beyond": (put("model", "vocab", "cat", 4096), "'cat' with id 4096, but ids end at"),
     "an id below 0": (put("model", "vocab", "cat", -1), "expected u32"),
     "unknown token": (put("model", "unk_token", "<none>"), "UNK"),
     "model": (put("model", "type", "Magic"), "cannot be used"),
     "no model": (drop("model"), "cannot be used"),
     "a list": (lambda content: [content], "cannot be used: invalid type"),
     "pattern": (_regex, "cannot be used"),
-    "pads": (put("padding", PADDING), "cuts or pads texts"),
-    "cuts": (put("truncation", TRUNCATION), "cuts or pads texts"),
+    "pads": (put("padding", PADDING), "truncates or pads texts"),
+    "cuts": (put("truncation", TRUNCATION), "truncates or pads texts"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("edit", "message"), TOKENIZER_EDITS.values(), ids=TOKENIZER_EDITS)
 @pytest.mark.parametrize("recorded", [True, False], ids=["checksum", "no checksum"])
 def test_an_edit_of_the_tokenizer_is_one_sentence(edit, message, recorded, directory):
-    if not recorded:  # as in directories of earlier versions: what the file says must do
+    if not recorded:  # as in directories of earlier versions: only the content can be checked
         change(directory, drop("tokenizer_checksum", "info"))
     change(directory, edit, "tokenizer.json")
     assert_refused(directory, "tokenizer.json was changed" if recorded else message)
@@ -250,7 +251,7 @@ def test_a_damaged_tokenizer_is_one_sentence(content, recorded, directory):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_no_file_is_not_waited_for(name, directory):
+def test_special_files_do_not_block(name, directory):
     (directory / name).unlink()
     os.mkfifo(directory / name)
     assert_refused(directory, "a pipe, not a file")
@@ -264,7 +265,7 @@ def test_what_is_no_file_is_not_waited_for(name, directory):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_may_not_be_read_is_named(name, directory, monkeypatch):
-    """By a patch: tests may run as root, who may read all."""
+    """Patched, because tests may run as root, who may read everything."""
 
     def deny(path, *arguments, **options):
         if Path(path) == directory / name:
@@ -285,7 +286,7 @@ def test_a_byte_order_mark_is_passed_over(directory):
     assert read_description(directory) == before
 
 
-def test_other_words_for_the_same_config_are_no_change(directory):
+def test_an_equivalent_config_is_not_a_change(directory):
     """Formatting, the order of fields, 1 for 1.0, and defaults that are left out or spelled out."""
     change(directory, drop("config_checksum", "info"))
     change(directory, put("schedule", "clip_sample_range", 1.0))

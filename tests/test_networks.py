@@ -23,20 +23,20 @@ from tests.models import converted, module
 from tests.reference import nhwc, relative_error
 
 ATTEND = attention_for("cpu")
-# Both sides are float32; a wrong eps or a tanh GELU changes 5e-5 of the largest value.
+# Both sides are float32; a wrong eps or a tanh GELU changes results by 5e-5 of the largest value.
 TOLERANCE = 1e-5
 MODELS = list(reference.UNETS)
 
 
 class Call:
-    """Random arguments of one U-Net call, in torch's and in our form."""
+    """Random arguments of one U-Net call, in torch's layout and in ours."""
 
     def __init__(self, unet, slots: int = 5, height: int = 9, width: int = 7):
         random = torch.Generator().manual_seed(7)
         text_width = unet.config.cross_attention_dim
-        # 9 x 7: odd sizes, so that up-sampling must go to the size of the skip.
+        # 9 x 7: odd sizes, so upsampling must match the size of the skip.
         self.x = torch.randn(2, unet.config.in_channels, height, width, generator=random)
-        self.t = torch.tensor([481, 77])  # another time step for each sample
+        self.t = torch.tensor([481, 77])  # a different time step for each sample
         self.text = torch.randn(2, 77, text_width, generator=random)
         self.boxes = torch.rand(2, slots, 4, generator=random)
         self.phrases = torch.randn(2, slots, text_width, generator=random)
@@ -129,14 +129,14 @@ def test_a_closed_gate_and_no_fuser_give_plain_stable_diffusion(wiring):
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """As users run it: the tests' type checker would refuse the name before the code does."""
+    """As users run it: the tests' type checker would reject the name before the code does."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def test_a_wiring_of_which_only_the_name_is_added_is_an_error(monkeypatch, unchecked):
-    """Rather than a block with neither text nor boxes; and so in the reference that proves it."""
+def test_a_wiring_with_only_a_name_is_an_error(monkeypatch, unchecked):
+    """Not a block that ignores both text and boxes; the reference raises, too."""
     model, theirs, _ = converted("sd1")
     unet, call = module(model, "unet"), Call(theirs.unet)
     text, x = jnp.asarray(call.text.numpy()), jnp.asarray(nhwc(call.x))
@@ -254,7 +254,7 @@ def test_bfloat16_is_close_to_float32():
     model, theirs, _ = converted("sd1")
     unet, call = module(model, "unet"), Call(theirs.unet)
     low = call.ours(unet, "parallel", dtype=jnp.bfloat16)
-    # bfloat16 has 8 bits: about 4e-3 a rounding, over some 50 layers.
+    # bfloat16 has 8 bits: an error of about 4e-3 per rounding, over some 50 layers.
     assert relative_error(low, call.ours(unet, "parallel")) < 0.05
 
 

@@ -23,7 +23,7 @@ from tests.reference import DATA, relative_error
 
 ATTEND = attention_for("cpu")
 # On plms10 the wirings differ by 1.5e-3 of the largest value, one grounded step fewer by 5e-4, a
-# gate of .5 for 1 by 3e-4; on eps a tanh GELU by 5e-5. Our float32 rounding stays under 3e-6.
+# gate of .5 instead of 1 by 3e-4; on eps, a tanh GELU by 5e-5. Our rounding stays under 3e-6.
 TOLERANCE = 2e-5
 NAMES = ("text_box", "inpaint")
 WIRINGS = ("sequential", "parallel")

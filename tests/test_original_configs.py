@@ -1,4 +1,4 @@
-"""Configs of the original code, and of single files, as ours."""
+"""Translates configs of the original code and of single files to ours."""
 
 import dataclasses
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_attention_resolutions_are_down_sampling_factors():
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("model", {"fuser_type": "gatedSA2"}, "fuser_type is 'gatedSA2', supported is 'gatedSA'"),
+        ("model", {"fuser_type": "gatedSA2"}, "fuser_type is 'gatedSA2', expected 'gatedSA'"),
         ("model", {"grounding_downsampler": {"target": "x"}}, "grounding_downsampler is"),
         (
             "model",
@@ -84,13 +84,13 @@ def test_attention_resolutions_are_down_sampling_factors():
                     "params": {"in_dim": 768, "out_dim": 48},
                 }
             },
-            "in_dim is 768, supported is 48",
+            "in_dim is 768, expected 48",
         ),
         ("model", {"transformer_depth": 2}, "transformer_depth is 2"),
-        ("model", {"in_channels": 9}, "in_channels is 9, supported is 4"),
+        ("model", {"in_channels": 9}, "in_channels is 9, expected 4"),
         ("model", {"novelty": 1}, "field novelty"),
         ("diffusion", {"beta_schedule": "cosine"}, "beta_schedule is 'cosine'"),
-        ("autoencoder", {"embed_dim": 8}, "embed_dim is 8, supported is 4"),
+        ("autoencoder", {"embed_dim": 8}, "embed_dim is 8, expected 4"),
         ("autoencoder", {"ddconfig": {}}, "VAE config lacks ch, ch_mult"),
     ],
 )
@@ -148,5 +148,5 @@ def test_a_single_file_of_another_model_is_refused():
     arrays = as_single_file(parts)._arrays
     without = {key: array for key, array in arrays.items() if ".attn2." not in key}
     for wrong in (without, {"model.diffusion_model.x": arrays.popitem()[1]}):
-        with pytest.raises(UnsupportedConfig, match=r"no U-Net of Stable Diffusion 1\.x"):
+        with pytest.raises(UnsupportedConfig, match=r"not a Stable Diffusion 1\.x U-Net"):
             single_file.from_single_file(sources.TensorFile(wrong, "single file"))

@@ -32,7 +32,7 @@ def as_torch(array):
 
 
 class Calls:
-    """Unpickling it calls a function: what a malicious checkpoint does."""
+    """Unpickling it calls a function, as in a malicious checkpoint."""
 
     def __init__(self, function, *arguments):
         self.function, self.arguments = function, arguments
@@ -44,7 +44,7 @@ class Calls:
 def test_a_pickle_that_runs_a_command_is_refused_by_name_and_nothing_runs(tmp_path):
     trace = tmp_path / "it-ran"
     path = write_zip(tmp_path / "evil.bin", {"weight": Calls(os.system, f"touch {trace}")})
-    with pytest.raises(RefusedPickle, match=rf"evil\.bin asks for {os.system.__module__}\.system"):
+    with pytest.raises(RefusedPickle, match=rf"evil\.bin refers to {os.system.__module__}\.system"):
         load_torch(path)
     assert not trace.exists()
 
@@ -73,7 +73,7 @@ def test_a_pickle_cannot_point_a_tensor_at_another_file(tmp_path):
             return *torch.zeros(1).__reduce_ex__(2), {"path": "/etc/passwd"}
 
     torch.save({"weight": Moved()}, tmp_path / "moved.bin")
-    with pytest.raises(BadPickle, match=r"moved\.bin gives a state to StoredArray"):
+    with pytest.raises(BadPickle, match=r"moved\.bin sets the state of StoredArray"):
         load_torch(tmp_path / "moved.bin")
 
 
@@ -196,7 +196,7 @@ def test_the_old_non_zip_form_says_how_to_save_it_again(tmp_path):
 def test_a_damaged_pickle_is_one_clear_sentence(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
         archive.writestr("x/data.pkl", b"\x80\x02}q\x00(X\x05\x00")
-    with pytest.raises(BadPickle, match=r"x\.bin: the pickle in it is damaged"):
+    with pytest.raises(BadPickle, match=r"x\.bin: its pickle is damaged"):
         load_torch(tmp_path / "x.bin")
 
 

@@ -91,7 +91,7 @@ def test_the_pipeline_equals_diffusers_at_partial_gamma_and_v_prediction():
     )
     assert relative_error(ours, theirs(reference, CAT, x, **settings)) < 1e-5
     other = theirs(reference, CAT, x, **settings | {"gamma": 0.45})
-    assert relative_error(ours, other) > 1e-3  # one grounded step more would be noticed
+    assert relative_error(ours, other) > 1e-3  # one more grounded step would be noticed
 
 
 def test_images_of_520_pixels_decode_as_in_diffusers():
@@ -118,7 +118,7 @@ def test_decoded_images_equal_diffusers(pipe):
 @pytest.mark.parametrize(
     "solver",
     [
-        # Of two that share their update, one will do.
+        # One of two that share their update is enough.
         pytest.param(name, marks=pytest.mark.slow) if name in ("pndm", "dpmpp_2m_karras") else name
         for name in SOLVER_NAMES
     ],
@@ -177,7 +177,7 @@ def test_gamma_0_equals_no_grounding_and_gamma_counts_whole_steps(pipe):
 
 
 class CompileCounter:
-    """Counts what XLA compiles, by JAX's own events."""
+    """Counts XLA compilations, by JAX's own events."""
 
     def __init__(self):
         self.count = 0
@@ -197,7 +197,7 @@ def test_new_arguments_compile_nothing(pipe):
         dict(guidance_scale=9.0),
         dict(gamma=0.25),
         dict(gamma=(0.25, 0.5, 0.25)),  # a gate table
-        dict(eta=0.0, height=16, width=16),  # the checkpoint's own size, said aloud
+        dict(eta=0.0, height=16, width=16),  # the checkpoint's own size, given explicitly
     ):
         pipe([CAT, DOG], **settings, **{"seeds": [1, 2]} | change)
     pipe([other, CAT], **settings)  # boxes, phrases, prompts, negative prompts
@@ -214,7 +214,7 @@ def test_an_image_does_not_depend_on_the_batch_around_it(pipe):
     together = pipe([CAT, DOG, BARE], seeds=[11, 12, 13], **settings)
     alone = pipe([DOG], seeds=[12], **settings)
     np.testing.assert_array_equal(together[1], alone[0])
-    # Another batch size is another program: equal up to rounding.
+    # A different batch size is a different program: equal up to rounding.
     single = pipe([DOG], seeds=[12], **settings | {"batch_size": 1})
     assert relative_error(single[0], together[1]) < 1e-5
 
@@ -235,7 +235,7 @@ def test_guidance_scale_1_skips_the_unconditional_half(pipe):
 
 
 def test_an_interval_of_guidance_takes_the_conditional_branch_alone_outside(pipe):
-    """Against segments by hand: guided steps 2..5 of 8, without guidance before and after."""
+    """Compared with hand-made segments: guided steps 2..5 of 8, no guidance before and after."""
     settings = Settings(solver="dpmpp_2m", num_steps=8)
     programs, params = pipe.programs, pipe.params
     plan = programs.plan(settings)

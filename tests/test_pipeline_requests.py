@@ -1,4 +1,4 @@
-"""What a pipeline says to a request that it cannot do, and that nothing wrong runs silently."""
+"""How a pipeline rejects requests it does not support, and that nothing wrong runs silently."""
 
 import copy
 import dataclasses
@@ -32,7 +32,7 @@ DOG = Layout("one dog", ["a dog"], [(0.1, 0.1, 0.4, 0.9)])
 
 @pytest.fixture(autouse=True)
 def without_the_type_checker():
-    """These tests hand over wrong types on purpose, to be met by the package's own checks."""
+    """These tests pass wrong types on purpose, for the package's own checks to catch."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -56,7 +56,7 @@ def test_a_pipeline_is_freed_with_its_last_reference():
     references = [weakref.ref(value) for value in (pipe, programs, array, session, *compiled)]
     del pipe, programs, array, session, compiled
     assert [reference() for reference in references[:4]] == [None] * 4
-    gc.collect()  # the programs' own inside is JAX's
+    gc.collect()  # the cycles inside the programs are JAX's
     assert not any(reference() for reference in references)
 
 
@@ -91,9 +91,9 @@ def test_wirings_go_by_the_names_of_the_papers_too(pipe):
         ("prompt", r"give Layout\(prompt, phrases, boxes\)"),
         ("gligen_scheduled_sampling_beta", "use gamma"),
         ("output_type", "use output"),
-        ("dtype", r"it is chosen once, in Pipeline.load\(name, dtype=...\)"),
+        ("dtype", r"set it once, in Pipeline.load\(name, dtype=...\)"),
         ("num_step", r"did you mean num_steps\?"),
-        ("mapper", r"it is chosen once, in Pipeline.load\(name, mapper=...\)"),
+        ("mapper", r"set it once, in Pipeline.load\(name, mapper=...\)"),
         ("qqq", "it takes wiring, gamma"),
     ],
 )
@@ -104,7 +104,7 @@ def test_the_keywords_of_other_packages_are_answered_with_ours(keyword, hint, pi
         pipe.sweep([CAT], gammas=[1.0], **{keyword: 1})
 
 
-def test_no_hint_stands_in_the_way_of_a_keyword_of_ours():
+def test_no_hint_shadows_a_keyword_of_ours():
     assert not set(HINTS) & set(CALL_FIELDS)
 
 
@@ -120,13 +120,13 @@ def test_a_sweep_takes_a_list_of_gammas_and_no_other_gamma(pipe):
     [
         ("a dog", r"layouts is 'a dog': .* for a prompt alone, Layout\(prompt\)"),
         (["a dog"], r"layout 1 is 'a dog': .* for a prompt alone, Layout\(prompt\)"),
-        ([CAT, {"prompt": "x"}], "layout 2 is .*: give a Layout, as Layout.from_json makes"),
-        ({"prompt": "x"}, "layouts is .*: give a Layout, as Layout.from_json makes"),
+        ([CAT, {"prompt": "x"}], "layout 2 is .*: give a Layout; Layout.from_json makes"),
+        ({"prompt": "x"}, "layouts is .*: give a Layout; Layout.from_json makes"),
         (None, r"layouts is None: give a Layout\(prompt, phrases, boxes\), or a list of them"),
         ([3], "layout 1 is 3: give a Layout"),
     ],
 )
-def test_what_is_no_layout_is_named_with_the_way_to_one(layouts, sentence, pipe):
+def test_a_value_that_is_not_a_layout_is_named_with_the_fix(layouts, sentence, pipe):
     for call in (pipe, pipe.encode):
         with pytest.raises(ValueError, match=sentence):
             call(layouts)
@@ -161,7 +161,7 @@ def test_arrays_of_jax_are_cast_and_placed():
     made = Pipeline.from_model(on_device, dtype="bfloat16", devices=devices)
     for leaf in jax.tree.leaves(made.params):
         assert leaf.dtype == jnp.bfloat16 and leaf.sharding.device_set == set(devices)
-    # On the right device in the right dtype already: taken as they are.
+    # Already on the right device in the right dtype: used as is.
     again = Pipeline.from_model(
         Model(model.config, made.params, model.tokenizer_json, {}),
         dtype="bfloat16",
@@ -172,7 +172,7 @@ def test_arrays_of_jax_are_cast_and_placed():
 
 
 @pytest.mark.parametrize("devices", [1, "cpu", [], [0], [None]])
-def test_devices_that_are_none_are_refused(devices):
+def test_invalid_devices_are_refused(devices):
     with pytest.raises(ValueError, match=r"give a list of JAX devices, such as jax.local_devices"):
         Pipeline.from_model(tiny_model(), devices=devices)
 
@@ -184,13 +184,13 @@ def test_the_same_device_twice_is_refused():
 
 @pytest.mark.parametrize(("backend", "place"), [("cudnn", "GPU"), ("pallas", "TPU")])
 def test_attention_that_the_platform_cannot_run_is_refused_at_once(backend, place):
-    with pytest.raises(ValueError, match=f"'{backend}' runs on {place} only, and the devices are"):
+    with pytest.raises(ValueError, match=f"'{backend}' runs only on {place}, but the devices are"):
         Pipeline.from_model(tiny_model(), attention=backend)
     check_backend(backend, {"GPU": "gpu", "TPU": "tpu"}[place])
 
 
 def test_an_interval_that_holds_no_step_is_refused(pipe):
-    with pytest.raises(ValueError, match=r"\[0.01, 0.04\], which holds none of the 20 steps"):
+    with pytest.raises(ValueError, match=r"\[0.01, 0.04\], which contains none of the 20 steps"):
         pipe([CAT], guidance_interval=(0.01, 0.04), num_steps=20, guidance_scale=7.5)
     Settings(guidance_interval=(0.01, 0.04), num_steps=20, guidance_scale=1)  # there is no guidance
     Settings(guidance_interval=(0.01, 0.05), num_steps=20)  # the first step
@@ -214,7 +214,7 @@ def test_an_empty_list_gives_empty_results_of_the_documented_shapes(pipe):
     assert pipe.sweep([], gammas=[0, 1], output="numpy")[1.0].shape == (0, 16, 16, 3)
 
 
-def test_overflow_is_never_handed_on_in_silence(pipe):
+def test_overflow_is_never_silent(pipe):
     # Near float32's largest number (3.4e38): the first step of DDIM multiplies it by more than 1.
     run: Any = dict(num_steps=2, solver="ddim", latents=np.full((1, 8, 8, 4), 3.3e38, np.float32))
     for output in ("numpy", "latents"):
@@ -248,7 +248,7 @@ def test_nan_in_the_weights_is_blamed_on_the_weights():
     params = jax.tree.map(np.array, model.params)
     params["unet"]["conv_in"]["kernel"][0, 0, 0, 0] = np.nan
     broken = Pipeline.from_model(Model(model.config, params, model.tokenizer_json, {}))
-    with pytest.raises(ValueError, match="the model's array unet/conv_in/kernel does, too"):
+    with pytest.raises(ValueError, match="so does the model's array unet/conv_in/kernel"):
         broken([CAT], num_steps=1)
 
 
@@ -268,7 +268,7 @@ def test_a_pipeline_and_what_it_works_with_print_in_a_few_lines(pipe):
 
 def test_copies_of_a_pipeline_are_the_pipeline_and_a_pickle_says_what_to_do(pipe):
     assert copy.copy(pipe) is pipe and copy.deepcopy({"pipe": pipe})["pipe"] is pipe
-    with pytest.raises(TypeError, match="load it there with Pipeline.load"):
+    with pytest.raises(TypeError, match="pass its name, and call Pipeline.load"):
         pickle.dumps(pipe)
 
 
@@ -318,7 +318,7 @@ def test_settings_are_given_as_a_value_or_as_keywords_and_keywords_win(pipe):
 
 
 def test_settings_of_another_dtype_are_refused(pipe):
-    with pytest.raises(ValueError, match="ask for bfloat16, but this pipeline computes in float32"):
+    with pytest.raises(ValueError, match="have dtype bfloat16, but this pipeline uses float32"):
         pipe([CAT], Settings(dtype="bfloat16"))
     pipe([CAT], Settings(dtype="float32", num_steps=1))
 

@@ -1,4 +1,4 @@
-"""The attentions of a U-Net have names, and a profile has them by these names."""
+"""The attention layers of a U-Net have names, which are their scopes in a profile."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ DEEP = dataclasses.replace(TINY.unet, transformer_layers=(1, 2))
 
 
 def lowered(config: UNetConfig) -> str:
-    """The text of one call's program, with the scopes of every operation."""
+    """The text of one call's program, with the scope of every operation."""
     unet: Any = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
     graph, params = nnx.split(unet)
 
@@ -43,7 +43,7 @@ def test_every_attention_is_in_the_scope_of_its_place(config):
         assert f"/{scope}/" in program, scope
 
 
-def test_places_are_in_order_of_execution_and_each_is_another():
+def test_places_are_in_execution_order_and_distinct():
     found = places(DEEP)
     assert len(set(found)) == len(found)
     assert found[0] == Place("down_0", transformer=0, block=0, attention="self")

@@ -1,5 +1,4 @@
-"""COCO files with dirty values: an image is read whole, or rejected with a reason that names the
-field, and no annotation is lost without a word."""
+"""COCO files with bad values: images are read whole or rejected; no annotation is lost silently."""
 
 import json
 from pathlib import Path
@@ -33,7 +32,7 @@ def without(value: dict, name: str) -> dict:
 
 
 def write(folder: Path, images=None, annotations=None, categories=None, captions=None):
-    """Files of images 1 and 2 with a box and a caption each, but for what is given."""
+    """Files of images 1 and 2 with a box and a caption each, except for what is given."""
     content = {
         "images": [image(1), image(2)] if images is None else images,
         "annotations": [box(11, 1), box(12, 2)] if annotations is None else annotations,
@@ -137,7 +136,7 @@ def test_a_caption_that_is_no_text_rejects_its_image(tmp_path, caption):
     captions = [{"id": 7, "image_id": 1, "caption": caption}, {"image_id": 2, "caption": "a dog"}]
     layouts, (rejected,) = read(write(tmp_path, captions=captions))
     assert [layout.id for layout in layouts] == ["2"]
-    assert rejected.reason == f"caption of annotation 7 is {caption!r}: it must be a text"
+    assert rejected.reason == f"caption of annotation 7 is {caption!r}: it must be a string"
 
 
 def test_captions_of_no_image_are_reported_and_those_of_other_images_are_left_out(tmp_path):
@@ -205,7 +204,7 @@ def test_a_file_whose_parts_are_no_lists_is_one_sentence(tmp_path, changes, reas
 
 
 def test_training_needs_the_name_of_a_file_and_layouts_do_not(tmp_path):
-    """LVIS's images have a coco_url in the place of file_name."""
+    """LVIS's images have a coco_url instead of file_name."""
     paths = write(tmp_path, images=[without(image(1), "file_name"), image(2, file_name=None)])
     layouts, rejected = read(paths)
     assert [layout.id for layout in layouts] == ["1", "2"] and not rejected
@@ -218,7 +217,7 @@ def test_training_needs_the_name_of_a_file_and_layouts_do_not(tmp_path):
 def test_training_gets_the_phrases_boxes_and_captions_of_the_files(tmp_path):
     categories = [{"id": 1, "name": "elephant"}, {"id": 2, "name": "hair_drier"}]
     annotations = [
-        box(11, 1, bbox=[10, 20, 95, 40]),  # overhangs the image
+        box(11, 1, bbox=[10, 20, 95, 40]),  # extends beyond the image
         box(12, 1, category_id=2),
         box(13, 1, iscrowd=1, bbox=None),
     ]

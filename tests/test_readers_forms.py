@@ -1,4 +1,4 @@
-"""The forms of files of layouts: told apart by what is in them; what each reader makes of them."""
+"""The formats of layout files: how they are told apart, and what each reader makes of them."""
 
 import json
 from pathlib import Path
@@ -226,7 +226,7 @@ def test_a_bad_layout_of_instancediffusion_is_rejected_by_field(tmp_path, change
         ("[('a cat', [600, 0, 9, 9])]\nBackground prompt: x", "it lies outside the image"),
         ("[1]\nBackground prompt: x", "is not a list of ('phrase', [x, y, width, height])"),
         ("[" * 100_000 + "Background prompt: x", "is not a list of"),
-        (" " * 100_000 + "x", "has no 'Background prompt:'"),  # hours of a careless pattern
+        (" " * 100_000 + "x", "has no 'Background prompt:'"),  # hours with a careless regex
     ],
 )
 def test_a_bad_answer_is_rejected_with_its_reason(tmp_path, answer, reason):
@@ -235,7 +235,7 @@ def test_a_bad_answer_is_rejected_with_its_reason(tmp_path, answer, reason):
     assert good == Layout("a cat", ["a cat"], [(0, 0, 0.5, 1)], "dogs", "0-1")
 
 
-# ---- annotated images, a line each
+# ---- annotated images, one per line
 
 
 def test_bad_lines_of_annotated_images_are_rejected_and_the_others_are_read(tmp_path):
@@ -243,7 +243,7 @@ def test_bad_lines_of_annotated_images_are_rejected_and_the_others_are_read(tmp_
     changes: list[tuple[dict, str]] = [
         ({"image": None}, "image is None: it must be the path of a file"),
         ({"image": 5}, "image is 5"),
-        ({"caption": None}, "caption is None: it must be a text or a list of texts"),
+        ({"caption": None}, "caption is None: it must be a string or a list of strings"),
         ({"caption": ["a cat", 5]}, "caption is ['a cat', 5]"),
         ({"boxes": 5}, "boxes of"),
         ({"boxes": [[0, 0, 1]]}, "a box has four numbers, not 3"),

@@ -89,9 +89,9 @@ def test_a_model_directory_is_taken_by_its_checksum_alone(tmp_path, capsys, monk
     assert generate.recorded_model(str(source), read_recipe(source)) == directory
     source = image(tmp_path, str(directory), "0123456789abcdef")
     line = error(capsys, "--from", str(source))
-    assert "of checksum '0123456789ab'" in line and EMOJI.checksum[:12] in line
+    assert "(checksum '0123456789ab')" in line and EMOJI.checksum[:12] in line
     source = image(tmp_path, str(directory), None)
-    assert "no model directory of its checksum was found" in error(capsys, "--from", str(source))
+    assert "no model directory with its checksum was found" in error(capsys, "--from", str(source))
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

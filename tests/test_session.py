@@ -1,4 +1,4 @@
-"""One batch under way: in stretches, previewed, canceled, swept."""
+"""One batch in progress: run in stretches, previewed, canceled, swept."""
 
 import gc
 import threading
@@ -34,7 +34,7 @@ def test_stretches_of_any_length_give_the_whole_to_the_bit(pipe):
 
 
 def test_a_preview_is_what_the_last_prediction_headed_for(pipe):
-    """Under DDIM, the x_0 of the U-Net's output, worked out by hand."""
+    """Under DDIM, the x_0 of the U-Net's output, computed by hand."""
     settings = Settings(solver="ddim", num_steps=5, guidance_scale=3.0)
     programs = pipe.programs
     plan = programs.plan(settings)
@@ -46,7 +46,7 @@ def test_a_preview_is_what_the_last_prediction_headed_for(pipe):
     )
     epsilon = guide(output, 3.0, 1)
     expected = pipe.decode((x - sigma * epsilon) / alpha)
-    assert relative_error(session.run(3).preview(), expected) < 1e-4  # differences of float32
+    assert relative_error(session.run(3).preview(), expected) < 1e-4  # float32 differences
     last = session.run(5).preview()
     np.testing.assert_array_equal(last, pipe.decode(session.latents))
 
@@ -74,7 +74,7 @@ def test_steps_only_go_forward_and_there_is_no_preview_of_nothing(pipe):
     for stop in (1, 4):
         with pytest.raises(ValueError, match=f"stop is {stop}, but this session is at step 2 of 3"):
             session.run(stop)
-    with pytest.raises(ValueError, match="is at step 2: sweep a new one"):
+    with pytest.raises(ValueError, match="is at step 2: start a new one to sweep"):
         session.sweep([0.5])
 
 
@@ -102,7 +102,7 @@ def test_a_canceled_session_stops_at_the_next_step_and_frees_its_arrays(pipe):
     gc.collect()
     assert live[0]() is None
     for call in (session.run, session.preview, session.finish, lambda: session.sweep([1.0])):
-        with pytest.raises(Canceled, match="start another one"):
+        with pytest.raises(Canceled, match="start a new one"):
             call()
 
 

@@ -1,4 +1,4 @@
-"""Settings: validated, told apart, and the same after JSON."""
+"""Settings: validation, comparison, and the JSON round trip."""
 
 import json
 

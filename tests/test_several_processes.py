@@ -1,4 +1,4 @@
-"""Two processes that JAX knows of each other, as hosts of a pod: each makes images of its own."""
+"""Two JAX processes, like the hosts of a pod: each makes its own images."""
 
 import json
 import socket

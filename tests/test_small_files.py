@@ -1,4 +1,4 @@
-"""What is read of a file that may be a stranger's."""
+"""Limits on reading files that may be a stranger's."""
 
 import os
 
@@ -20,7 +20,7 @@ def test_a_file_that_says_it_is_empty_is_bounded_too():
 
 
 @pytest.mark.parametrize("read", [check_regular, lambda path: read_small(path, 4)])
-def test_what_is_no_file_is_named_and_never_opened(tmp_path, read):
+def test_special_files_are_named_and_never_opened(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     for path, kind in ((tmp_path, "folder"), (tmp_path / "pipe", "pipe"), ("/dev/zero", "device")):
         with pytest.raises(ValueError, match=f"it is a {kind}, not a file"):

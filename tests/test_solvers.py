@@ -17,11 +17,11 @@ from reground_jax.sampling.solvers.adams_bashforth import ADAMS_BASHFORTH
 from reground_jax.settings import NOISY_SOLVERS, SOLVER_NAMES
 from tests.schedulers import FILES, SD14, SILENT, scheduler_of
 
-# diffusers calls np.array on torch tensors, which NumPy 2 comments on. Not ours to change.
+# diffusers calls np.array on torch tensors, which NumPy 2 warns about. Not ours to change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-# Both sides work in float32, and diffusers' alphas_cumprod too (a product of 1000 factors), which
-# alone is worth some 2e-6. A wrong coefficient changes the result by 1e-3 or more (last tests).
+# Both sides use float32, as does diffusers' alphas_cumprod (a product of 1000 factors), which alone
+# causes an error of some 2e-6. A wrong coefficient causes 1e-3 or more (last tests).
 TOLERANCE = 1e-5
 
 COMPARED = [name for name in SOLVER_NAMES if name != "plms"]  # which has its own test below
@@ -29,7 +29,7 @@ SHAPE = (2, 3, 5, 4)  # B, H, W, C: small, all different
 
 
 def schedule_of(file: dict) -> NoiseSchedule:
-    """What conversion makes of a scheduler file, for the fields used here."""
+    """A scheduler file as converted, for the fields used here."""
     fields = {f.name for f in dataclasses.fields(NoiseSchedule)}
     return NoiseSchedule(**{k: v for k, v in file.items() if k in fields})
 
@@ -70,7 +70,7 @@ def run_ours(
 
 
 def theirs_from(file: dict, name: str):
-    """diffusers' scheduler for a solver name, from a file, by way of the class that it names."""
+    """diffusers' scheduler for a solver name, from a file, through the class that it names."""
     kind, options = scheduler_of(name)
     of_file = getattr(diffusers, file["_class_name"]).from_config(file)
     return getattr(diffusers, kind).from_config(of_file.config, **options)
@@ -144,7 +144,7 @@ def test_ddim_with_noise_equals_diffusers_given_the_same_noise(file, eta):
     ours = run_ours("ddim", schedule_of(FILES[file]), 20, x_T, eta=eta, noise=noise)
     assert relative_error(ours, theirs) < TOLERANCE
     without = run_ours("ddim", schedule_of(FILES[file]), 20, x_T)
-    assert relative_error(ours, without) > 0.1  # the noise is no detail
+    assert relative_error(ours, without) > 0.1  # the noise matters
 
 
 def published_plms(schedule: NoiseSchedule, num_steps: int, x: np.ndarray) -> np.ndarray:
@@ -335,7 +335,7 @@ def test_trailing_spacing_has_exactly_as_many_steps_as_asked_for():
     assert len(plan.timesteps) == 61 and plan.timesteps[-1] == 15  # round(1000 / 61) - 1
 
 
-# Mutations: what the tolerance above must not let pass.
+# Mutations that the tolerance above must catch.
 
 
 def test_the_tolerance_sees_an_averaged_epsilon_in_the_history():

@@ -84,7 +84,7 @@ def test_opening_reads_no_array_and_reading_holds_one(tmp_path):
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        (4, r"not a checkpoint that is read here .* its 4 bytes start with"),
+        (4, r"not a supported checkpoint .* its 4 bytes start with"),
         (60, r"header alone needs \d+ bytes, 60 found"),
         (-1, r"x\.safetensors is truncated: \d+ bytes expected, \d+ found"),
     ],
@@ -110,13 +110,13 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}  # two float32 ar
     ("header", "message"),
     [
         (b"{not json", "not JSON"),
-        (b"[1]", "not a checkpoint that is read here"),
+        (b"[1]", "not a supported checkpoint"),
         ({"x": 3}, "x is described as 3"),
         ({"x": ENTRY | {"shape": [-2]}}, "x is described as"),
         ({"x": ENTRY | {"shape": [3]}}, "x of 12 bytes"),
         ({"x": ENTRY | {"data_offsets": [0, 4]}}, "x of 8 bytes"),
         ({"x": ENTRY, "y": ENTRY}, "should begin at 8"),
-        ({"x": ENTRY | {"dtype": "F8_E4M3"}}, "x has dtype F8_E4M3, which is not read here"),
+        ({"x": ENTRY | {"dtype": "F8_E4M3"}}, "x has dtype F8_E4M3, which is not supported"),
     ],
 )
 def test_a_corrupt_header_is_one_clear_sentence(tmp_path, header, message):
@@ -151,7 +151,7 @@ def test_an_index_without_a_map_is_refused(tmp_path):
 
 
 def test_a_pickle_with_other_things_than_arrays_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'step' is a int, but a state dict holds arrays only"):
+    with pytest.raises(ValueError, match="'step' is a int, but a state dict may only hold ar"):
         open_tensors(save(tmp_path / "x.bin", WEIGHTS | {"step": 3}))
     with pytest.raises(ValueError, match="holds a StoredArray; a dict of arrays was expected"):
         open_tensors(save(tmp_path / "x.bin", WEIGHTS["a"]))
@@ -254,12 +254,12 @@ def test_folders_are_told_apart(tmp_path):
     with pytest.raises(ValueError, match=r"incomplete .* lacks vae/config\.json"):
         detect(folder)
     write_json(tmp_path / "unet" / "config.json", {"_class_name": "UNet2DConditionModel"})
-    with pytest.raises(ValueError, match="one component .* give the folder above"):
+    with pytest.raises(ValueError, match="one component .* pass its parent folder"):
         detect(tmp_path / "unet")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: neither a diffusers model .* no weights at all"):
         detect(tmp_path / "empty")
-    with pytest.raises(ValueError, match="does not exist; give an existing folder or file"):
+    with pytest.raises(ValueError, match="does not exist; pass an existing folder or file"):
         resolve(tmp_path / "nowhere")
 
 
@@ -280,7 +280,7 @@ def test_hub_ids_are_told_from_paths(text, parsed):
 
 
 def fake_hub(monkeypatch, folder):
-    """A Hub whose only repository is `folder`; returns the patterns that were asked for."""
+    """A Hub whose only repository is `folder`; returns the requested patterns."""
     asked = []
 
     def snapshot(repo_id, *, revision=None, allow_patterns=None, local_files_only=False):

@@ -35,7 +35,7 @@ def test_a_sweep_gives_the_latents_of_single_runs(pipe, wiring, solver):
     for gamma in GAMMAS:
         single = pipe([CAT, DOG], gamma=gamma, **keywords)
         assert relative_error(swept[gamma], single) < 1e-5
-    # Each gamma is another number of grounded steps, and so other latents.
+    # Each gamma gives a different number of grounded steps, and so different latents.
     for one, other in itertools.pairwise(GAMMAS):
         assert relative_error(swept[one], swept[other]) > 1e-5
 
@@ -64,7 +64,7 @@ def test_a_sweep_may_hold_decays_equal_schedules_and_many_batches(pipe):
 
 
 def test_shared_steps_are_run_once_and_no_branch_sees_another():
-    """Gates written down as they pass by: each final state has passed exactly its own."""
+    """Records the gates along each branch: each final state has passed exactly its own."""
     tables = np.stack([gate_table(g, 10) for g in (0.3, 1.0, (0.3, 0.4, 0.3), 0.3, 0.0)])
     steps = []
 

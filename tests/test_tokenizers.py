@@ -160,7 +160,7 @@ def test_a_folder_that_transformers_saves_gives_the_same_tokenizer(tmp_path, voc
         assert ids(built, prompt) == oracle(prompt).input_ids, prompt
 
 
-def test_a_length_that_nobody_set_is_clips(tmp_path, vocabulary):
+def test_an_unset_length_is_clips(tmp_path, vocabulary):
     folder = hub_folder(
         tmp_path / "t", vocabulary, tokenizer_config={"model_max_length": int(1e30)}
     )
@@ -170,7 +170,7 @@ def test_a_length_that_nobody_set_is_clips(tmp_path, vocabulary):
 def test_words_that_a_model_does_not_know_are_named():
     text, config = emoji_tokenizer(WorldConfig())
     texts = Texts(text, config)
-    with pytest.warns(UserWarning, match=r"does not know 'unicorn', 'moon': say it in other words"):
+    with pytest.warns(UserWarning, match=r"vocabulary: 'unicorn', 'moon'; use other words"):
         texts.ids(["a unicorn and a cat", "a unicorn on the moon"])
 
 
@@ -205,5 +205,5 @@ def test_bad_tokenizers_are_refused_with_the_way_out(tmp_path, vocabulary):
     with pytest.raises(ValueError, match="has no pad_token '<pad>'"):
         build_tokenizer(MERGES, pad_token="<pad>")
     folder = hub_folder(tmp_path / "t", ({"a": 0}, [("q", "r")]))
-    with pytest.raises(ValueError, match="vocabulary and merges do not fit"):
+    with pytest.raises(ValueError, match="vocabulary and merges do not match"):
         build_tokenizer(folder)

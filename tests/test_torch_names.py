@@ -1,4 +1,4 @@
-"""What honest checkpoints hold beside their arrays: read as inert data, by exact names.
+"""What legitimate checkpoints hold besides arrays is read as inert data, by exact names.
 
 torch, NumPy and pickle write the files, and are the reference.
 """
@@ -122,13 +122,13 @@ def test_an_inert_thing_among_the_arrays_is_named(tmp_path):
 def test_other_names_of_the_same_packages_are_refused(tmp_path, module):
     pickled = program({"state_dict": {"a": tensor()}, "x": name(module, "load")})
     (tmp_path / "x.ckpt").write_bytes(torch_zip(pickled))
-    with pytest.raises(RefusedPickle, match=rf"x\.ckpt asks for {module}\.load, which could run"):
+    with pytest.raises(RefusedPickle, match=rf"x\.ckpt refers to {module}\.load, which could run"):
         open_tensors(tmp_path / "x.ckpt")
 
 
 def test_a_callback_may_be_named_and_nothing_more(tmp_path):
     module, _, attribute = MODEL_CHECKPOINT.rpartition(".")
-    for use, says in ((value(()) + b"R", "calls"), (value(()) + b"\x81", "makes an object of")):
+    for use, says in ((value(()) + b"R", "calls"), (value(()) + b"\x81", "creates an instance of")):
         pickled = program({"a": tensor(), "x": name(module, attribute) + use})
         (tmp_path / "x.ckpt").write_bytes(torch_zip(pickled))
         with pytest.raises(RefusedPickle, match=f"x.ckpt {says} {MODEL_CHECKPOINT}, which could"):
@@ -152,7 +152,7 @@ def _random_value(source: random.Random, depth: int):
     return {source.choice(["k", 1, None, 2.5, b"k"]): part for part in parts}
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])  # 2 has no bytes of its own
+@pytest.mark.parametrize("protocol", [3, 4, 5])  # 2 has no instruction for bytes
 def test_plain_data_reads_as_python_reads_it(protocol):
     source = random.Random(protocol)
     for _ in range(300):
@@ -162,8 +162,9 @@ def test_plain_data_reads_as_python_reads_it(protocol):
 
 
 def test_the_largest_honest_checkpoint_takes_a_small_part_of_the_instructions_allowed(tmp_path):
-    """The full state of a Stable Diffusion training has 2,600 arrays, and Adam's of 1,700; this
-    has a tenth of them.
+    """A full Stable Diffusion training state has ten times as many arrays as this one.
+
+    It has 2,600 arrays, and Adam's state of 1,700.
     """
     name = "model.diffusion_model.input_blocks.{}.1.transformer_blocks.0.attn1.to_q.weight"
     weights = {name.format(n): torch.zeros(1) for n in range(260)}

@@ -1,4 +1,4 @@
-"""Annotated images in the forms people have, and the command that trains on them."""
+"""Reading annotated images, and the command that trains on them."""
 
 import contextlib
 import dataclasses
@@ -25,12 +25,12 @@ from reground_jax.training.trainer import Diverged
 from tests.training import SIZE, tiny_recipe
 
 
-# GLIGEN's own arithmetic in pixels: scale the shorter side to S, cut (longer - S) / 2 off each end.
+# GLIGEN's arithmetic in pixels: scale the shorter side to S, crop (longer - S) / 2 at each end.
 @pytest.mark.parametrize(
     ("image_size", "xywh", "expected"),
     [
         ((640, 480), (80, 0, 480, 480), (0, 0, 1, 1)),  # exactly the middle square
-        ((640, 480), (0, 120, 200, 240), (0, 0.25, 0.25, 0.75)),  # cut at the left: 80 px are gone
+        ((640, 480), (0, 120, 200, 240), (0, 0.25, 0.25, 0.75)),  # cut at the left by 80 px
         ((480, 640), (240, 60, 240, 60), (0.5, 0, 1, 40 / 480)),  # cut at the top
         ((640, 480), (0, 0, 40, 100), (0, 0, 0, 100 / 480)),  # outside: no width is left
     ],
@@ -51,7 +51,7 @@ def test_the_thirty_largest_boxes_stay_and_none_under_one_percent():
 
 @pytest.fixture
 def coco(tmp_path) -> Path:
-    """Four images of 24x16 pixels in COCO's form, one of them with a crowd and a tiny box."""
+    """Four 24x16 images in COCO's format, one of them with a crowd and a tiny box."""
     rng = np.random.default_rng(0)
     images, boxes, captions = [], [], []
     for i in range(4):
@@ -112,8 +112,8 @@ def test_a_folder_of_annotated_images_trains_grounding(kind, wiring, coco, base,
     assert model.config.unet.grounding == "text"
     assert model.info["training"][-1]["wiring"] == wiring
     assert "changes" not in model.info["training"][-1]
-    assert main([*command, "--out", str(coco / "run")]) == 2  # told at once, not after training
-    assert "exists already: that run is finished" in capsys.readouterr().err
+    assert main([*command, "--out", str(coco / "run")]) == 2  # reported at once, not after training
+    assert "already exists: that run is finished" in capsys.readouterr().err
 
 
 def test_a_wrong_config_is_one_sentence(coco, base, capsys):
@@ -163,7 +163,7 @@ def test_every_end_has_its_exit_code_and_sentence(end, code, told, coco, capsys,
 
 @pytest.fixture
 def running(tmp_path):
-    """Starts `reground-jax` in a process; whatever still runs when the test ends is ended."""
+    """Starts `reground-jax` processes; any still running when the test ends are killed."""
     program = "import sys; from reground_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
@@ -177,15 +177,15 @@ def running(tmp_path):
                 env=environment, stdout=subprocess.DEVNULL, stderr=errors,
             )  # fmt: skip
             started.callback(process.wait)
-            started.callback(process.kill)  # before it is waited for
+            started.callback(process.kill)  # callbacks run last in, first out: kill, then wait
             return process
 
         yield start
 
 
-def test_killed_twice_it_ends_with_the_same_losses(coco, base, running):
-    """Real processes and SIGKILL, at moments that nothing prepares for."""
-    # More steps than any machine makes before it is killed.
+def test_a_run_killed_twice_ends_with_the_same_losses(coco, base, running):
+    """Real processes and SIGKILL at random moments."""
+    # More steps than any machine completes before the kill.
     recipe = tiny_recipe(num_steps=10**7, save_every=3, sample_every=10**7)
     config = {
         "source": {"kind": "jsonl", "path": "train.jsonl", "image_size": SIZE},
@@ -199,7 +199,7 @@ def test_killed_twice_it_ends_with_the_same_losses(coco, base, running):
         return running(*command, "--out", str(coco / out), *more)
 
     def losses(out: str) -> dict[int, float]:
-        """By step; a step that was run twice must have had the same loss both times."""
+        """Losses by step; a step that ran twice must have had the same loss both times."""
         seen: dict[int, float] = {}
         log = coco / out / "log.jsonl"
         for line in log.read_text().splitlines() if log.exists() else ():
@@ -212,9 +212,9 @@ def test_killed_twice_it_ends_with_the_same_losses(coco, base, running):
 
     random = np.random.default_rng(int(base.stat().st_mtime_ns) % 2**32)
     done = 0
-    for _ in range(2):  # a run from the start, and one that had been resumed
+    for _ in range(2):  # a run from scratch, and a resumed one
         process = start("killed")
-        # However long it takes: only a process that has ended has failed.
+        # No time limit: only a process that has exited counts as failed.
         while len(losses("killed")) < done + 4:
             assert process.poll() is None, (coco / "stderr.txt").read_text()
             time.sleep(0.05)

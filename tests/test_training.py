@@ -1,4 +1,4 @@
-"""The trainer, at sizes that take seconds: what is frozen, what resumes, what devices share."""
+"""The training stages, at tiny sizes: freezing, resuming, losses and batches."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_grounding_changes_every_new_leaf_and_no_frozen_bit(base, tmp_path, monk
     assert all(np.array_equal(before[name], after[name]) for name in before)
     new = set(after) - set(before)
     assert new and all(is_grounding(name) for name in new)
-    # The first step moves gates alone, for behind a zero gate there is no gradient; then all move.
+    # The first step changes only gates: a zero gate blocks other gradients. Then all change.
     start = {name: np.asarray(leaf) for name, leaf in stage.leaves.items()}
     assert not [name for name in new if np.array_equal(start[name], after[name])]
     assert (tmp_path / "samples" / "0000003.png").exists()
@@ -67,7 +67,7 @@ def test_grounding_changes_every_new_leaf_and_no_frozen_bit(base, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_fusers_of_another_model_are_taken_over_and_go_on(base, tmp_path, monkeypatch):
+def test_fusers_of_another_model_initialize_grounding(base, tmp_path, monkeypatch):
     first = squares_stage("grounding", tmp_path / "first", base, monkeypatch)
     assert STAGES["grounding"](first, minutes=None)
     other = tmp_path / "first" / "model"
@@ -85,14 +85,14 @@ def test_fusers_of_another_model_are_taken_over_and_go_on(base, tmp_path, monkey
         "text_to_image", "grounding",
     ]  # fmt: skip
 
-    with pytest.raises(ValueError, match="is for the stage grounding"):
+    with pytest.raises(ValueError, match="is only for stage grounding"):
         squares_stage("text_to_image", tmp_path / "third", base, monkeypatch, fusers=other)
     with pytest.raises(ValueError, match="no fusers"):
         squares_stage("grounding", tmp_path / "fourth", base, monkeypatch, fusers=newer)
 
 
 @pytest.mark.parametrize("start", ["gates", "outputs"])
-def test_new_fusers_leave_the_u_net_as_it_was(start, base, tmp_path, monkeypatch):
+def test_new_fusers_do_not_change_the_u_net(start, base, tmp_path, monkeypatch):
     stage = squares_stage("grounding", tmp_path, base, monkeypatch, fuser_start=start)
     gates = [float(v) for k, v in stage.leaves.items() if k.endswith("/fuser/alpha_attn")]
     assert set(gates) == ({0.0} if start == "gates" else {1.0})
@@ -114,7 +114,7 @@ def test_new_fusers_leave_the_u_net_as_it_was(start, base, tmp_path, monkeypatch
         grounded = output(stage.model, stage.leaves, wiring, jnp.float32(1))
         if wiring == "sequential":
             np.testing.assert_array_equal(grounded, plain)  # 0 * anything adds exactly nothing
-        else:  # there cross-attention's q comes from folded weights: rounding, of values near 1
+        else:  # cross-attention's q comes from folded weights, so values near 1 round differently
             np.testing.assert_allclose(grounded, plain, atol=1e-5)
 
 
@@ -132,14 +132,14 @@ def test_the_autoencoder_stage_scales_latents_to_unit_variance(base, tmp_path, m
     assert STAGES["autoencoder"](stage, minutes=None)
     trained = read_model(tmp_path / "model")
     deviation = latent_deviation(stage, dict(flatten(trained.params)))
-    # scaling_factor is stored with five decimals, hence not exact.
+    # Not exact, because scaling_factor is stored with five decimals.
     assert deviation * trained.config.vae.scaling_factor == pytest.approx(1, abs=1e-3)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
 class Killed(BaseException):
-    """What the tests raise in place of SIGKILL: nothing is saved, as for an error it would be."""
+    """Stands in for SIGKILL: unlike an error, it does not trigger a checkpoint."""
 
 
 def latent_trainer(stage: Stage, out: Path, recipe: Recipe, killed_at: int | None) -> Trainer:
@@ -158,9 +158,9 @@ def latent_trainer(stage: Stage, out: Path, recipe: Recipe, killed_at: int | Non
     return Trainer(loss, recipe, trained, frozen, make, out, tuple(jax.devices()[:1]))
 
 
-@pytest.mark.slow  # a minute each; test_train_command.py kills a whole process twice
+@pytest.mark.slow  # a minute each; test_train_command.py kills a real process twice
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_killed_at_three_random_steps_it_goes_on_bit_for_bit(
+def test_a_run_killed_at_three_random_steps_resumes_bit_for_bit(
     optimizer, base, tmp_path, monkeypatch
 ):
     stage = squares_stage("text_to_image", tmp_path, base, monkeypatch)
@@ -172,7 +172,7 @@ def test_killed_at_three_random_steps_it_goes_on_bit_for_bit(
         with pytest.raises(Killed):
             latent_trainer(stage, tmp_path / "killed", recipe, step).run(progress=False)
     resumed = latent_trainer(stage, tmp_path / "killed", recipe, None)
-    assert int(resumed.state.step) > 0  # it did start from a checkpoint
+    assert int(resumed.state.step) > 0  # it did resume from a checkpoint
     assert resumed.run(progress=False)
 
     def losses(folder: str) -> dict[int, set[float]]:
@@ -182,7 +182,7 @@ def test_killed_at_three_random_steps_it_goes_on_bit_for_bit(
             seen.setdefault(value["step"], set()).add(value["loss"])
         return seen
 
-    # Steps after a checkpoint were run twice: both times with the loss of the undisturbed run.
+    # Steps after a checkpoint ran twice, both times with the loss of the uninterrupted run.
     assert losses("killed") == losses("whole")
     for mine, theirs in zip(
         jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True
@@ -190,7 +190,7 @@ def test_killed_at_three_random_steps_it_goes_on_bit_for_bit(
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_being_told_where_to_look_is_a_loss_of_its_own(base, tmp_path, monkeypatch):
+def test_the_box_attention_loss_is_added_with_its_weight(base, tmp_path, monkeypatch):
     seen = {}
     for weight in (0.0, 0.5):
         stage = squares_stage(
@@ -216,11 +216,11 @@ def test_bfloat16_arithmetic_keeps_float32_weights(base, tmp_path, monkeypatch):
         assert STAGES["grounding"](stage, minutes=None)
         losses[dtype] = json.loads((tmp_path / dtype / "log.jsonl").read_text())["loss"]
         assert read_model(tmp_path / dtype / "model").info["dtype"] == "float32"
-    # The same step but for rounding to 8 bits: not equal, or it was not bfloat16.
+    # The same step except for bfloat16 rounding; equal losses would mean that it was not used.
     assert 0 < abs(losses["bfloat16"] - losses["float32"]) < 0.02 * losses["float32"]
 
 
-def test_v_and_epsilon_give_back_the_image_that_was_noised():
+def test_v_and_epsilon_recover_the_noised_latents():
     rng = np.random.default_rng(0)
     latents, noise = (jnp.asarray(rng.standard_normal((3, 4, 4, 2)), jnp.float32) for _ in "ab")
     timesteps = jnp.array([0, 500, 999])
@@ -236,12 +236,12 @@ def test_v_and_epsilon_give_back_the_image_that_was_noised():
         np.testing.assert_allclose(back, latents, atol=2e-4)  # alpha is 0.07 at the last step
 
 
-def test_edges_see_blur_that_a_mean_does_not():
+def test_the_edge_loss_detects_blur_that_l1_does_not():
     stripes = jnp.tile(jnp.array([0.5, -0.5]), 4)[None, None, :, None] * jnp.ones((1, 8, 8, 1))
     flat = 0.5 * jnp.ones((1, 8, 8, 1))
     assert float(jnp.abs(stripes).mean()) == float(jnp.abs(flat).mean())
     assert float(edge_loss(flat, 1)) == 0
-    assert float(edge_loss(stripes, 1)) == 1  # each step across is 1, each step down 0
+    assert float(edge_loss(stripes, 1)) == 1  # horizontal differences are 1, vertical ones 0
 
 
 def test_cached_batches_repeat_with_new_positions():
@@ -255,7 +255,7 @@ def test_cached_batches_repeat_with_new_positions():
     make = LatentBatches(Squares(), 4, texts, encode=encode, pooled=None, cache_examples=11)
     first, again = make(1), make(3)  # 11 examples are two whole batches of 4
     np.testing.assert_array_equal(first.latents, again.latents)
-    assert again.position.tolist() == [12, 13, 14, 15]  # 3 * 4 and on: other noise than before
+    assert again.position.tolist() == [12, 13, 14, 15]  # from 3 * 4: different noise than before
     assert calls == [4]
     with pytest.raises(ValueError, match="cache_examples is 3, less than a batch of 4: whole"):
         LatentBatches(Squares(), 4, texts, encode=encode, pooled=None, cache_examples=3)

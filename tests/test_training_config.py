@@ -1,4 +1,4 @@
-"""Configs of training: every mistake is one sentence, before any work."""
+"""Training configs: every mistake gives a one-sentence error before any work starts."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ CONFIGS = Path(__file__).parents[1] / "reground_jax/training/configs"
     ("fields", "told"),
     [
         ({"wiring": "paralel"}, "wiring 'paralel' is unknown: did you mean 'parallel'?"),
-        # Fusers that nothing calls get no gradient.
+        # Unused fusers would get no gradient.
         ({"wiring": "no_grounding"}, "wiring 'no_grounding' is unknown"),
         ({"dtype": "bfloat"}, "dtype 'bfloat' is unknown: did you mean 'bfloat16'?"),
         ({"dtype": "float16"}, "dtype 'float16' is unknown"),  # without loss scaling
@@ -86,8 +86,8 @@ def test_a_wrong_number_of_a_recipe_is_one_sentence(fields, told):
         ("grounding", {"box_atention": 1}, "did you mean 'box_attention'?"),
         ("grounding", {"caption_drop": 1.1}, "caption_drop is 1.1: give a number from 0 to 1"),
         ("grounding", {"min_snr_gamma": 0}, "min_snr_gamma is 0: give a number above 0"),
-        ("grounding", {"seed": 3}, "loss field 'seed' is unknown"),  # the recipe's it is
-        # Of no effect without grounding, and so a mistake.
+        ("grounding", {"seed": 3}, "loss field 'seed' is unknown"),  # it belongs to the recipe
+        # Has no effect without grounding, so it is a mistake.
         ("text_to_image", {"box_attention": 0.1}, "loss field 'box_attention' is unknown"),
         ("autoencoder", {"caption_drop": 0.1}, "one of kl_weight, edge_weight, scales"),
         ("autoencoder", {"kl_weight": -1}, "kl_weight is -1"),
@@ -95,7 +95,7 @@ def test_a_wrong_number_of_a_recipe_is_one_sentence(fields, told):
         ("grounded", {}, "stage 'grounded' is unknown: did you mean 'grounding'?"),
     ],
 )
-def test_a_wrong_loss_is_told_before_data_or_model_are_opened(kind, loss, told, tmp_path):
+def test_a_wrong_loss_is_reported_before_data_or_model_are_opened(kind, loss, told, tmp_path):
     config = StageConfig(source={"kind": "never read"}, recipe=tiny_recipe(), loss=loss)
     with pytest.raises(ValueError, match=told):
         open_stage(kind, config, tmp_path, base=tmp_path / "never read")
@@ -132,7 +132,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
 
 
 def test_a_config_is_read_without_jax():
-    """So a mistake in it is told at once, and `--help` stays quick."""
+    """So that mistakes are reported at once and `--help` stays fast."""
     program = f"""
 import sys
 from reground_jax.training.config import StageConfig
@@ -142,11 +142,11 @@ assert "jax" not in sys.modules and "optax" not in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_the_stages_that_can_be_asked_for_are_those_that_there_are():
+def test_the_stage_names_agree():
     assert STAGE_NAMES == tuple(STAGES) == tuple(TRAINED) == tuple(TERMS)
 
 
-def test_the_shipped_configs_are_read_and_their_losses_too():
+def test_the_shipped_configs_and_their_losses_are_valid():
     paths = sorted(CONFIGS.glob("*/*.json"))
     assert len(paths) == 10
     for path in paths:
@@ -171,11 +171,11 @@ def pictures(tmp_path) -> Path:
         ({"kind": "json"}, "source kind 'json' is unknown: did you mean 'jsonl'?"),
         ({"kind": None}, "source kind None is unknown"),
         ({"held_out": 2}, "source 'jsonl' field 'held_out' is unknown: did you mean 'heldout'?"),
-        ({"path": 5}, "path of the source is 5: it must be a path"),
+        ({"path": 5}, "source field 'path' is 5: it must be a path"),
         ({"path": "gone.jsonl"}, "cannot read .*gone.jsonl"),
-        # Negative slices would train on half of the examples, or show none.
-        ({"heldout": 6}, "heldout is 6, but there are 4 examples in all"),
-        ({"heldout": 4}, "heldout is 4, but there are 4 examples in all"),
+        # Negative slices would train on the wrong examples, or hold out none.
+        ({"heldout": 6}, "heldout is 6, but there are only 4 examples"),
+        ({"heldout": 4}, "heldout is 4, but there are only 4 examples"),
         ({"heldout": -1}, "heldout is -1: give a whole number of at least 0"),
         ({"image_size": 8.5}, "image_size is 8.5, which is not a whole number"),
         ({"image_size": 10**9}, "image_size is 1000000000: give a whole number from 1 to 8192"),
@@ -195,8 +195,8 @@ def test_a_source_lacks_what_it_needs_or_has_no_example(pictures):
         open_data({"kind": "emoji", "artwork": "a.npz", "world": "tiny"}, pictures)
     (pictures / "empty.jsonl").write_text("nonsense\n")
     with (
-        pytest.warns(UserWarning, match="1 of 1 entries are left out|left out: .*line 1"),
-        pytest.raises(ValueError, match="no example to train on"),
+        pytest.warns(UserWarning, match="skipped 1 of 1 entries|skipped .*line 1"),
+        pytest.raises(ValueError, match="no examples to train on"),
     ):
         open_data({"kind": "jsonl", "path": "empty.jsonl", "image_size": 8}, pictures)
 
@@ -228,13 +228,13 @@ def opened(kind: str, monkeypatch, out: Path, side: int = SIZE, **fields):
 @pytest.mark.parametrize(
     ("kind", "side", "told"),
     [
-        ("grounding", 15, "images are 15 pixels wide: the autoencoder's latents asks for"),
+        ("grounding", 15, "images are 15 pixels wide: the autoencoder needs a multiple"),
         ("grounding", 32, r"32 pixels wide, but the model's are 16.*\"sample_size\": 16"),
-        ("autoencoder", 18, "18 pixels wide: the loss on edges at 3 scales asks for a multiple"),
-        ("decoder", 4, "4 pixels wide: the loss on edges at 3 scales.* 4, at least 8"),
+        ("autoencoder", 18, "18 pixels wide: the edge loss at 3 scales needs a multiple"),
+        ("decoder", 4, "4 pixels wide: the edge loss at 3 scales.* 4, at least 8"),
     ],
 )
-def test_images_of_a_size_that_cannot_be_trained_are_told_at_once(
+def test_images_of_an_untrainable_size_are_refused_at_once(
     kind, side, told, base, tmp_path, monkeypatch
 ):
     with pytest.raises(ValueError, match=told):
@@ -242,7 +242,7 @@ def test_images_of_a_size_that_cannot_be_trained_are_told_at_once(
 
 
 def test_a_stage_that_would_freeze_random_weights_is_refused(base, tmp_path, monkeypatch):
-    told = "does not train all of the unet, and that of --from does not fit"
+    told = "does not train all of the unet, and the one in --from does not fit"
     with pytest.raises(ValueError, match=told):
         model = {"unet": {"block_channels": [16]}}
         opened("grounding", monkeypatch, tmp_path, base=base, model=model)
@@ -253,15 +253,15 @@ def test_a_stage_that_would_freeze_random_weights_is_refused(base, tmp_path, mon
     vae = changed(TINY, {"vae": {"layers_per_block": 2}})
     check_kept(TINY, given, TRAINED["decoder"])
     grounded = changed(TINY, {"unet": {"grounding": "text"}})
-    check_kept(grounded, given, TRAINED["grounding"])  # new fusers are the point of it
-    check_kept(unet, given, TRAINED["text_to_image"])  # which trains it all; the autoencoder not
+    check_kept(grounded, given, TRAINED["grounding"])  # which adds new fusers
+    check_kept(unet, given, TRAINED["text_to_image"])  # trains all of it, but not the autoencoder
     for kind in ("text_to_image", "decoder"):
         with pytest.raises(ValueError, match="does not train all of the vae"):
             check_kept(vae, given, TRAINED[kind])
 
 
-def test_what_would_be_of_no_effect_or_too_late_is_refused(base, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="cache_examples keeps latents, which autoencoder has"):
+def test_settings_without_effect_and_finished_runs_are_refused(base, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="cache_examples caches latents, and autoencoder has none"):
         opened("autoencoder", monkeypatch, tmp_path, base=base, cache_examples=8)
     for model, told in (
         ({"unte": {}}, "model part 'unte' is unknown: did you mean 'unet'?"),
@@ -272,11 +272,11 @@ def test_what_would_be_of_no_effect_or_too_late_is_refused(base, tmp_path, monke
         with pytest.raises(ValueError, match=told):
             opened("grounding", monkeypatch, tmp_path, base=base, model=model)
     (tmp_path / "model").mkdir()
-    with pytest.raises(FileExistsError, match="model exists already: that run is finished"):
+    with pytest.raises(FileExistsError, match="model already exists: that run is finished"):
         opened("grounding", monkeypatch, tmp_path, base=base)
 
 
-def test_the_experiment_has_what_changes_numbers_and_nothing_else():
+def test_the_experiment_has_what_changes_results_and_nothing_else():
     recipe = tiny_recipe(num_steps=6)
 
     def of(kind="grounding", config=None, terms=None, model=TINY, origins=None, **data):
@@ -301,5 +301,5 @@ def test_the_experiment_has_what_changes_numbers_and_nothing_else():
         assert [difference.name for difference in differences(of(), other)] == [name]
     same = of(config=config(save_dtype="float32", num_samples=3, folder=Path("elsewhere")))
     assert differences(of(), same) == []
-    # The fusers' wiring is nothing that text-to-image depends on.
+    # Text-to-image does not depend on the fusers' wiring.
     assert "wiring" not in of("text_to_image")

@@ -1,4 +1,4 @@
-"""One step on one device and on eight: the same losses, metrics and gradients."""
+"""A step gives the same losses, metrics and gradients on one device and on eight."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# Eight examples with 0, 1, 2, 3, 0, ... boxes: one a device, so that sums of what is covered, of
-# boxes and of early time steps differ from device to device.
+# Eight examples with 0, 1, 2, 3, 0, ... boxes, one per device, so that the counts of covered cells,
+# boxes and early timesteps differ between devices.
 PROGRAM = """
     import dataclasses, json
     import jax, numpy as np
@@ -99,8 +99,8 @@ def test_losses_metrics_and_gradients_do_not_depend_on_the_number_of_devices():
     }
     for name, case in found.items():
         assert set(case["one"]) == metrics[name]
-        # float32 sums of 8 examples in another order. Ratios of sums that are taken per device
-        # and averaged are off by 10 to 50 %, and so is another noise or drop.
+        # The float32 sums of 8 examples run in a different order. Averaging per-device ratios would
+        # be off by 10 to 50 %, as would different noise or dropout.
         assert case["eight"] == pytest.approx(case["one"], rel=1e-5), name
         assert case["gradients"] < 1e-5
     assert found["diffusion"]["one"]["box_attention"] > 0.1

@@ -1,4 +1,4 @@
-"""Pictures as training sees them: upright, in range, over white; and none that stops a run."""
+"""Training images: upright, 8-bit, on white; and no bad file stops a run."""
 
 import json
 import os
@@ -39,11 +39,11 @@ def halves(path: Path, orientation: int) -> Path:
 # ---- orientation
 
 
-def test_a_phone_picture_is_turned_as_it_was_held_and_its_boxes_are_of_the_turned_one():
+def test_a_phone_picture_is_turned_upright_and_its_boxes_refer_to_the_turned_one():
     entry = next(read_jsonl(CASES / "training-exif/turned.jsonl"))
     assert isinstance(entry, Annotated)
     image, layout = cropped(entry, "x", size=8)
-    # The box "a red thing" is the upper half. JPEG's colors are off by a few of 255.
+    # The box of "a red thing" is the upper half. JPEG colors are off by a few levels of 255.
     assert layout.boxes == ((0, 0, 1, 0.5),) and layout.phrases == ("a red thing",)
     np.testing.assert_allclose(image[:3], np.full((3, 8, 3), RED), atol=6)
     np.testing.assert_allclose(image[5:], np.full((3, 8, 3), BLUE), atol=6)
@@ -82,13 +82,13 @@ def test_a_picture_that_agrees_with_its_annotations_only_as_stored_is_not_turned
     flat, turned = (cropped(entry, "", size=8)[0] for entry in (stored, upright))
     assert tuple(flat[4, 0]) == RED and tuple(flat[4, 7]) == BLUE
     assert tuple(turned[0, 4]) == RED and tuple(turned[7, 4]) == BLUE
-    # Half as large on disk, as smaller copies of a dataset are: the sides tell, not the numbers.
+    # Half the annotated size, as in downscaled datasets: the aspect ratio decides, not the size.
     assert seen(path, annotated_size=(32, 16))[4, 0].tolist() == list(RED)
-    # Upside down agrees either way: it is turned.
+    # Upside down fits either way, so it is turned.
     assert seen(halves(tmp_path / "1.png", 3), annotated_size=(16, 8))[4, 0].tolist() == list(BLUE)
 
 
-def test_damaged_metadata_cost_no_picture(tmp_path):
+def test_damaged_metadata_does_not_reject_a_picture(tmp_path):
     Image.new("RGB", (8, 8), RED).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xffxx")
     assert (seen(tmp_path / "a.png") == RED).all()
 
@@ -107,9 +107,9 @@ def test_sixteen_bits_become_eight_and_are_not_cut_to_white(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("I", np.int32), ("F", np.float32)])
-def test_a_picture_without_a_certain_white_is_rejected_with_its_mode(mode, dtype, tmp_path):
+def test_a_mode_without_a_defined_white_is_rejected_by_name(mode, dtype, tmp_path):
     Image.fromarray(np.full((4, 4), 7, dtype)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=rf"a.tif: its pixels are of mode '{mode}'.* 8 or 16 bits"):
+    with pytest.raises(ValueError, match=rf"a.tif: its pixels have mode '{mode}'.* 8 or 16 bits"):
         seen(tmp_path / "a.tif")
 
 
@@ -153,11 +153,11 @@ def test_white_and_black_stay_so_in_every_mode(mode, tmp_path):
     assert (pixels[:, :4] == 255).all() and (pixels[:, 4:] == 0).all()
 
 
-# ---- files that are no pictures
+# ---- files that are not pictures
 
 
 def bad_files(folder: Path) -> dict[str, str]:
-    """Name -> what the error says of it."""
+    """Name -> part of its error."""
     whole = folder / "whole.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(whole)
     content = whole.read_bytes()
@@ -176,7 +176,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_a_file_that_is_no_picture_is_one_sentence_with_its_name(tmp_path):
+def test_a_file_that_is_not_a_picture_is_one_sentence_with_its_name(tmp_path):
     for name, reason in bad_files(tmp_path).items():
         with pytest.raises(ValueError, match=f"cannot read picture .*{name}: .*{reason}"):
             seen(tmp_path / name)
@@ -186,12 +186,12 @@ def test_a_bad_picture_never_stops_a_run_and_is_named_once(tmp_path):
     names = ["whole.png", *bad_files(tmp_path)]
     entries = [Annotated(tmp_path / name, ("x",), (), ()) for name in names]
     files = Files(entries, image_size=8, seed=1)
-    with pytest.warns(UserWarning, match="another picture takes its place") as caught:
+    with pytest.warns(UserWarning, match="using another image instead") as caught:
         first = files.batch(0, 2 * len(names))  # two epochs
     assert all(example.layout.id == "whole.png" for example in first)
     told = [str(warning.message) for warning in caught]
-    # The first five by name, then after each doubling: the eighth.
-    assert len(told) == 6 and "(8 so far)" in told[-1]
+    # The first five, then at every doubling: the eighth.
+    assert len(told) == 6 and "(8 unreadable so far)" in told[-1]
     assert files.unreadable == {entry.path for entry in entries[1:]}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -200,7 +200,7 @@ def test_a_bad_picture_never_stops_a_run_and_is_named_once(tmp_path):
         np.testing.assert_array_equal(a.image, b.image)
 
 
-def test_pictures_that_can_be_read_keep_the_places_that_they_had(tmp_path):
+def test_readable_pictures_keep_their_order(tmp_path):
     for i in range(6):
         Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
     entries = [Annotated(tmp_path / f"{i}.png", (), (), ()) for i in range(6)]
@@ -218,24 +218,24 @@ def test_a_folder_without_the_pictures_is_an_error(tmp_path):
     entries = [Annotated(tmp_path / f"{i}.png", (), (), ()) for i in range(40)]
     with (
         pytest.warns(UserWarning, match="does not exist"),
-        pytest.raises(ValueError, match="16 pictures in a row cannot be used.*is the folder"),
+        pytest.raises(ValueError, match="16 images in a row could not be used.*the image folder"),
     ):
         Files(entries, image_size=8).batch(0, 1)
 
 
-def test_a_caption_that_is_no_text_is_refused_where_it_is_read(tmp_path):
+def test_a_caption_that_is_not_a_string_is_refused_by_the_reader(tmp_path):
     line = {"image": "a.png", "caption": ["a dog", 5]}
     (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
     (entry,) = read_jsonl(tmp_path / "train.jsonl")
-    assert isinstance(entry, Rejected) and "['a dog', 5]: it must be a text" in entry.reason
+    assert isinstance(entry, Rejected) and "['a dog', 5]: it must be a string" in entry.reason
 
 
 # ---- the order of examples
 
 
-def test_an_epoch_is_put_in_order_once_and_in_the_order_of_before(tmp_path, monkeypatch):
+def test_an_epoch_is_shuffled_once_and_reproducibly(tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    # Captions tell examples apart, as one file stands for all.
+    # All entries share one file, so captions tell them apart.
     entries = [Annotated(tmp_path / "a.png", (str(i),), (), ()) for i in range(10)]
     files, made = Files(entries, image_size=8, seed=5), []
     generator = np.random.default_rng

@@ -1,4 +1,4 @@
-"""What a training folder is a folder of, and that every end leaves a good checkpoint."""
+"""Resuming a training folder: experiment checks, and a good checkpoint after every exit."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from tests.training import tiny_recipe
 
 
 def line_loss(params, batch):
-    """A straight line through points: compiles in no time."""
+    """Fits a straight line through points; compiles quickly."""
     error = params["line"]["kernel"][0] * batch[:, 0] - batch[:, 1]
     return jnp.square(error).mean(), {"error": jnp.abs(error).mean()}
 
@@ -53,16 +53,16 @@ EXPERIMENT = {"stage": "grounding", "wiring": "sequential", "data": {"examples":
 
 @pytest.fixture
 def begun(tmp_path) -> Path:
-    """A run of which 2 of 6 steps are done, at batch 4 and wiring sequential."""
+    """A run with 2 of 6 steps done, batch size 4 and sequential wiring."""
     recipe = tiny_recipe(num_steps=6, save_every=2, last_step=2)
     assert line(tmp_path, recipe, experiment=EXPERIMENT).run(progress=False)
     return tmp_path
 
 
-def test_another_experiment_is_refused_and_every_difference_named(begun):
+def test_another_experiment_is_refused_and_every_difference_is_named(begun):
     recipe = tiny_recipe(num_steps=6, save_every=2, batch_size=8, seed=3, learning_rate=0.5)
     other = EXPERIMENT | {"wiring": "parallel", "data": {"examples": 5, "seed": 0}}
-    with pytest.raises(ValueError, match="holds another experiment") as caught:
+    with pytest.raises(ValueError, match="holds a different experiment") as caught:
         line(begun, recipe, experiment=other)
     for text in (
         'wiring "sequential" -> "parallel"', "data.examples 4 -> 5", "recipe.batch_size 4 -> 8",
@@ -73,7 +73,7 @@ def test_another_experiment_is_refused_and_every_difference_named(begun):
     assert "data.seed" not in str(caught.value)
 
 
-def test_a_later_end_and_another_rhythm_are_no_other_experiment(begun):
+def test_a_later_end_and_other_intervals_are_the_same_experiment(begun):
     recipe = tiny_recipe(num_steps=6, save_every=3, log_every=2, sample_every=1)
     trainer = line(begun, recipe, experiment=EXPERIMENT)
     assert int(trainer.state.step) == 2 and trainer.changes == []
@@ -81,7 +81,7 @@ def test_a_later_end_and_another_rhythm_are_no_other_experiment(begun):
     assert steps(begun) == [1, 2, 4, 6]
 
 
-def test_more_steps_are_gone_on_with_and_recorded_fewer_are_refused(begun):
+def test_more_steps_are_accepted_and_recorded_and_fewer_are_refused(begun):
     longer = tiny_recipe(num_steps=9, last_step=4)
     trainer = line(begun, longer, experiment=EXPERIMENT)
     assert trainer.run(progress=False)
@@ -105,7 +105,7 @@ def test_changes_that_are_accepted_are_recorded(begun):
     assert read_record(latest)["experiment"]["wiring"] == "parallel"
 
 
-def test_a_folder_from_before_experiments_were_recorded_goes_on_and_says_so(begun):
+def test_a_folder_without_a_recorded_experiment_resumes_with_a_warning(begun):
     (path,) = (begun / "state").glob("*/state.json")
     content = json.loads(path.read_text())
     path.write_text(json.dumps({name: content[name] for name in ("format", "groups")}))
@@ -123,7 +123,7 @@ def test_a_damaged_state_is_one_sentence_with_a_way_out(content, begun):
         line(begun, experiment=EXPERIMENT)
 
 
-def test_arrays_that_are_gone_do_not_advise_to_convert(begun):
+def test_the_error_for_missing_arrays_does_not_suggest_convert(begun):
     (path,) = (begun / "state").glob("*/arrays")
     path.rename(path.with_name("lost"))
     with pytest.raises(CheckpointError, match="remove it to continue from") as caught:
@@ -131,7 +131,7 @@ def test_arrays_that_are_gone_do_not_advise_to_convert(begun):
     assert "convert" not in str(caught.value)
 
 
-def test_a_state_of_another_optimiser_is_refused_by_its_record_and_by_its_arrays(begun):
+def test_a_state_of_another_optimizer_is_refused_by_its_record_and_by_its_arrays(begun):
     muon = tiny_recipe(num_steps=6, optimizer="muon")
     with pytest.raises(ValueError, match='recipe.optimizer "adamw" -> "muon".*another --out'):
         line(begun, muon, experiment=EXPERIMENT)
@@ -159,10 +159,10 @@ def test_frozen_weights_that_are_on_the_devices_are_not_copied(tmp_path):
     assert kept.unsafe_buffer_pointer() == placed.unsafe_buffer_pointer()
 
 
-# ---- every end
+# ---- every way to stop
 
 
-def test_a_run_may_end_before_its_learning_rates(tmp_path):
+def test_a_run_may_end_before_its_learning_rate_schedule(tmp_path):
     recipe = tiny_recipe(num_steps=6)
     early = dataclasses.replace(recipe, last_step=2)
     assert line(tmp_path, early).run(progress=False)
@@ -191,7 +191,7 @@ def test_an_error_in_the_data_leaves_a_checkpoint_of_all_steps_done(tmp_path):
     again = line(tmp_path)
     assert int(again.state.step) == 3
     assert again.run(progress=False)
-    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]  # none was done twice
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]  # no step ran twice
 
 
 def test_an_error_in_a_sample_leaves_a_checkpoint_too(tmp_path):
@@ -204,7 +204,7 @@ def test_an_error_in_a_sample_leaves_a_checkpoint_too(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_it_ends_the_step_and_its_checkpoint(number, tmp_path):
+def test_a_signal_lets_the_step_finish_and_saves_a_checkpoint(number, tmp_path):
     trainer = line(tmp_path, tiny_recipe(num_steps=6, save_every=100))
     real = trainer._step
 
@@ -227,7 +227,7 @@ def test_asked_to_stop_it_ends_the_step_and_its_checkpoint(number, tmp_path):
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_stays(tmp_path):
+def test_a_second_ctrl_c_stops_at_once_and_keeps_the_previous_checkpoint(tmp_path):
     trainer = line(tmp_path, tiny_recipe(num_steps=6, save_every=1))
     real = trainer._step
 
@@ -244,9 +244,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_stays(tmp_path)
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
-    log_every, tmp_path
-):
+def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(log_every, tmp_path):
     def make(step: int):
         return points(step) if step < 4 else np.full((4, 2), np.nan, np.float32)
 
@@ -260,10 +258,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert not log.exists() or "NaN" not in log.read_text()
 
 
-def test_an_error_after_the_loss_was_lost_saves_nothing(tmp_path):
+def test_an_error_after_the_loss_became_nan_saves_nothing(tmp_path):
     def make(step: int):
         if step == 5:
-            raise ValueError("the data end here")
+            raise ValueError("the data ends here")
         return points(step) if step < 4 else np.full((4, 2), np.nan, np.float32)
 
     recipe = dataclasses.replace(tiny_recipe(), num_steps=12, save_every=3, log_every=100)

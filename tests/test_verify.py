@@ -1,4 +1,4 @@
-"""`verify`: a good conversion passes, and a wrong one is noticed in the right network."""
+"""`verify`: a good conversion passes, and a wrong one is detected in the right network."""
 
 import sys
 
@@ -70,7 +70,7 @@ def test_one_changed_array_is_noticed_in_its_network_alone(tmp_path, tiny, path)
     source, destination = tiny
     model = read_model(destination)
     arrays = dict(flatten(model.params))
-    # A rotation for what has several numbers (a wrong order), another number for a gate.
+    # Rolls an array (a wrong order), or changes the only value of a gate.
     arrays[path] = np.roll(arrays[path], 1) if arrays[path].ndim else arrays[path] + np.float32(0.1)
     write_model(tmp_path / "wrong", model.config, arrays.items(), model.tokenizer_json, {})
     errors = verify(source, tmp_path / "wrong")
@@ -84,7 +84,7 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
         verify(tmp_path, tmp_path)
 
 
-def test_numbers_that_are_no_numbers_do_not_pass(tmp_path, tiny):
+def test_nan_does_not_pass(tmp_path, tiny):
     source, destination = tiny
     model = read_model(destination)
     arrays = dict(flatten(model.params))

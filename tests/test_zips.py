@@ -16,7 +16,7 @@ CONTENT = {"x/data.pkl": program({"a": tensor()}), "x/data/0": bytes(range(24)),
 
 
 class Stream(io.BytesIO):
-    """A file that cannot go back."""
+    """A file that cannot seek."""
 
     def seekable(self) -> bool:
         return False
@@ -28,7 +28,7 @@ class Stream(io.BytesIO):
 
 
 def write(path: Path, comment: bytes = b"", stream: bool = False) -> Path:
-    """stream: written without going back, so that sizes follow the contents, as torch does."""
+    """stream: written without seeking, as torch does, so that sizes follow the contents."""
     buffer = Stream() if stream else io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.comment = comment

@@ -1,4 +1,4 @@
-"""A model and data so small that training takes seconds."""
+"""A model and data small enough that training takes seconds."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from reground_jax.layout import Layout
 from reground_jax.training.data import Example
 from reground_jax.training.recipe import Recipe
 
-SIZE = 16  # pixels: 8x8 latents under the one halving of TINY's autoencoder
+SIZE = 16  # pixels: TINY's autoencoder halves once, giving 8x8 latents
 TOKENIZER, LENGTHS = emoji_tokenizer(WorldConfig())
 TINY = ModelConfig(
     unet=UNetConfig(
@@ -41,7 +41,7 @@ TINY = ModelConfig(
 
 
 class Squares:
-    """A colored square on a plain ground: a source that costs nothing."""
+    """A cheap source: a colored square on a plain background."""
 
     def batch(self, index: int, batch_size: int) -> list[Example]:
         return [self._example(index * batch_size + i) for i in range(batch_size)]

@@ -1,1 +1,1 @@
-"""Plain Python that any room may use; it knows nothing of images, models or JAX."""
+"""Plain Python that any part may use; it knows nothing about images, models or JAX."""

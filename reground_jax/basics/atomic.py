@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and are still there after a power cut.
+"""Atomic, durable writes: files and folders appear whole or not at all, and survive power loss.
 
-Everything is written beside its place under a hidden name, flushed to disk and renamed; then the
-folder that holds the new name is flushed too. Errors of the system name the final place.
+Everything is written next to its destination under a hidden name, flushed to disk and renamed; then
+the folder that contains it is flushed, too. System errors name the destination.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def aside(path: Path, part: Path | None = None) -> Iterator[Path]:
-    """A free place beside `path` to write to: a hidden name of its own, or `part`.
+    """A free path next to `path` to write to: a new hidden name, or `part`.
 
-    Makes the folder. Whatever is left of the part at the end is removed.
+    Creates the folder. Whatever is left of the part at the end is removed.
     """
-    # Not made of the name of `path`, which may have the longest that a folder takes.
+    # Not derived from the name of `path`, which may already have the maximum length.
     part = part or path.with_name(f".{secrets.token_hex(8)}.part")
     with _blaming(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def aside(path: Path, part: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path, part: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write. It gets its name `path` when the block ends, and none if the block fails."""
+    """A file to write. It appears at `path` when the block ends, unless the block fails."""
     with aside(path, part) as place:
         with _synced(place) as file:
             yield file
@@ -43,8 +43,7 @@ def writing(path: Path, part: Path | None = None) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def writing_folder(path: Path, part: Path | None = None) -> Iterator[Path]:
-    """An empty folder to write files to, which becomes `path`, and replaces what is there, when the
-    block ends."""
+    """An empty folder to write files to. It replaces `path` when the block ends."""
     with aside(path, part) as place:
         place.mkdir()
         yield place
@@ -61,22 +60,22 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """In UTF-8, with line ends as they are."""
+    """Writes text in UTF-8, with line endings as they are."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> None:
-    """In one line, or spread over many by an indent, with a line end behind it."""
+    """Writes JSON on one line, or indented on several, with a final newline."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 def create(path: Path, content: bytes, part: Path | None = None) -> bool:
-    """Writes a file unless there is one; says whether it did. Of several processes one does."""
+    """Writes a file unless it exists; returns whether it did. Of several processes, one does."""
     with aside(path, part) as place:
         with _synced(place) as file:
             file.write(content)
         try:
-            os.link(place, path)  # unlike a rename, it fails if there is one
+            os.link(place, path)  # unlike a rename, it fails if there is a file
         except FileExistsError:
             return False
         _sync(path.parent)
@@ -92,7 +91,7 @@ def publish(part: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file, a link or a folder with all that is in it, if there is one."""
+    """Removes a file, a link, or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -116,7 +115,7 @@ def _sync_tree(path: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Flushes a file, or the names in a folder, to disk."""
-    windows = os.name == "nt"  # where folders cannot be flushed, and files only if open to write
+    windows = os.name == "nt"  # there folders cannot be flushed, and files only if opened to write
     if windows and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
@@ -128,8 +127,10 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _blaming(path: Path, part: Path) -> Iterator[None]:
-    """Lets errors of the system name `path` where they are about the hidden part, or the folders
-    above, or name nothing, as those of a full disk when a file is flushed or closed."""
+    """Makes system errors name `path` if they are about the hidden part or the folders above.
+
+    Also if they name nothing, like disk-full errors when a file is flushed or closed.
+    """
     try:
         yield
     except OSError as error:

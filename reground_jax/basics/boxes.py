@@ -1,4 +1,4 @@
-"""Areas of boxes, and how much of each other they cover. All xyxy; nothing here imports jax."""
+"""Areas and overlaps of boxes. All boxes are xyxy; nothing here imports jax."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ def area(box: Sequence[float]) -> float:
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """The area that two boxes share; 0 where they do not meet."""
+    """The area that two boxes share; 0 if they do not overlap."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     return max(0, width) * max(0, height)
 
 
 def iou(box: Float[np.ndarray, "4"], others: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N"]:
-    """Intersection over union of one box with each of the others; 0 where both are empty."""
+    """Intersection over union of one box with each of the others; 0 if both are empty."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     shared = np.clip(high - low, 0, None).prod(-1)
     union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(-1) - shared

@@ -1,7 +1,7 @@
-"""Values as checked fields: known by name, of the type that is asked for, and within bounds.
+"""Checks of field values: known names, the right types, and within bounds.
 
-They come from files that people edit and from arguments. A wrong one must end here, with a
-sentence, not in an allocation or a loop that its size asks for.
+Values come from hand-edited files and from arguments. A wrong one must fail here, with a clear
+message, not in an allocation or a loop of its size.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from reground_jax.basics.wording import shown
 
 T = TypeVar("T")
-Range = tuple[int, int]  # both ends belong to it
+Range = tuple[int, int]  # inclusive
 
 
 def parse(kind: type[T], value: Any, name: str, *, known: Iterable[str] | None = None) -> T:
@@ -37,23 +37,23 @@ def parse(kind: type[T], value: Any, name: str, *, known: Iterable[str] | None =
             raise ValueError(f"{name} has no {field!r}: add it")
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
-    except TypeError as error:  # of a value of another type, where the class checks none
+    except TypeError as error:  # a value of the wrong type, in a class without checks
         raise ValueError(f"{name}: {error}") from error
 
 
 def typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Field values of a dataclass from JSON, each of the type that its annotation says.
+    """Field values of a dataclass from JSON, checked against their annotations.
 
-    Checked are bool, int, float (finite), str, Literal of texts, tuples of these, and None beside
-    one; whole numbers of float fields become floats, and lists tuples. Values of other types pass.
-    Raises ValueError.
+    Checks bool, int, float (finite), str, Literal of strings, tuples of these, and unions of one
+    with None; integers in float fields become floats, and lists become tuples. Other types are not
+    checked. Raises ValueError.
     """
     hints = _hints(kind)
     return {k: _typed(v, hints[k], f"{kind.__name__}.{k}") for k, v in values.items()}
 
 
 def check_fields(config: Any, **ranges: Range) -> None:
-    """For `__post_init__`: as `typed`; and those named must lie in `ranges`."""
+    """For `__post_init__`: like `typed`, and the fields in `ranges` must lie within them."""
     kind = type(config)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name, value in typed(kind, values).items():
@@ -69,7 +69,7 @@ def check_range(name: str, number: int, low: int, high: int) -> None:
 
 
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:
-    """Raise ValueError unless `name` is in `known`: it names the nearest one and lists them all."""
+    """Raises ValueError, with the closest name and a list of all, unless `name` is in `known`."""
     known = tuple(known)
     if isinstance(name, str) and name in known:
         return
@@ -79,9 +79,9 @@ def check_name(kind: str, name: object, known: Iterable[str]) -> None:
 
 
 def as_int(name: str, value: Any, rule: str | None = None) -> int:
-    """An int from a Python, NumPy or JSON integer; booleans are mistakes. Raises ValueError.
+    """An int from a Python, NumPy or JSON integer, but not a boolean. Raises ValueError.
 
-    rule: what to give instead, for the message.
+    rule: what to pass instead, for the message.
     """
     try:
         if isinstance(value, bool):
@@ -92,9 +92,9 @@ def as_int(name: str, value: Any, rule: str | None = None) -> int:
 
 
 def as_float(name: str, value: Any, rule: str | None = None) -> float:
-    """A finite float from a Python, NumPy or JSON number; text and booleans are mistakes.
+    """A finite float from a Python, NumPy or JSON number, but not a string or boolean.
 
-    rule: as above. Raises ValueError.
+    rule: as in `as_int`. Raises ValueError.
     """
     try:
         if isinstance(value, (str, bytes, bool)):
@@ -121,14 +121,14 @@ def as_object(name: str, value: Any) -> dict[str, Any]:
 def check_number(
     name: str, value: object, words: str, allowed: Callable[[Any], bool], *, whole: bool = False
 ) -> None:
-    """Raises ValueError unless `value` is a finite number that is `allowed`; `words` say which."""
+    """Raises ValueError unless `value` is a finite number that is `allowed`, as `words` says."""
     rule = f"give a {'whole ' if whole else ''}number {words}"
     if not allowed((as_int if whole else as_float)(name, value, rule)):
         raise ValueError(f"{name} is {value}: {rule}")
 
 
 def at_least(low: float) -> tuple[str, Callable[[Any], bool]]:
-    """The middle arguments of `check_number`."""
+    """The arguments `words` and `allowed` of `check_number`."""
     return f"of at least {low}", lambda value: value >= low
 
 
@@ -158,7 +158,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
             known = ", ".join(map(repr, parts))
             raise ValueError(f"{name} is {shown(value)}: it must be one of {known}")
         return value
-    for kind, words in ((bool, "true or false"), (str, "a text")):
+    for kind, words in ((bool, "true or false"), (str, "a string")):
         if hint is kind and not isinstance(value, kind):
             raise ValueError(f"{name} is {shown(value)}: it must be {words}")
     if hint is int:

@@ -1,4 +1,4 @@
-"""What depends on the user's home folder, which may be missing: containers run as any user id."""
+"""Paths that depend on the home folder, which may be missing: containers run as any user id."""
 
 import errno
 import os
@@ -8,20 +8,20 @@ NAME = "reground-jax"
 
 
 def cache_folder(chosen: str | os.PathLike[str] | None = None) -> Path:
-    """Where converted models, and in `xla` compiled programs, are kept: `chosen`, else
-    $XDG_CACHE_HOME/reground-jax, else ~/.cache/reground-jax. Creates nothing.
+    """The folder for converted models and, in `xla`, compiled programs; it is not created.
 
-    Raises ValueError if there is neither a choice nor a home folder.
+    `chosen`, else $XDG_CACHE_HOME/reground-jax, else ~/.cache/reground-jax. Raises ValueError if
+    there is neither a choice nor a home folder.
     """
     if chosen is not None:
         return expand_home(chosen).absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # its specification: a relative one is to be ignored
+    if os.path.isabs(base):  # its specification says to ignore relative ones
         return Path(base) / NAME
     home = os.path.expanduser("~")
     if not os.path.isabs(home):
         raise ValueError(
-            "there is no home folder to keep converted models and compiled programs in: name a "
+            "there is no home folder to keep converted models and compiled programs in: choose a "
             "folder with --cache DIR (in Python, cache=) or the environment variable "
             "XDG_CACHE_HOME"
         )
@@ -29,10 +29,10 @@ def cache_folder(chosen: str | os.PathLike[str] | None = None) -> Path:
 
 
 def writable_cache(chosen: str | os.PathLike[str] | None = None) -> Path:
-    """The cache folder, made where it is missing.
+    """The cache folder, created if it is missing.
 
-    Raises ValueError where there is none, and OSError where it cannot be written; both say how to
-    put it elsewhere.
+    Raises ValueError if there is no place for it, and OSError if it is not writable; both say how
+    to choose another folder.
     """
     folder = cache_folder(chosen)
     try:
@@ -42,7 +42,7 @@ def writable_cache(chosen: str | os.PathLike[str] | None = None) -> Path:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{error.strerror}: the cache cannot be there; choose another folder with --cache DIR "
+            f"{error.strerror}: the cache must be writable; choose another folder with --cache DIR "
             "(in Python, cache=) or the environment variable XDG_CACHE_HOME",
             str(folder),
         ) from error
@@ -50,8 +50,8 @@ def writable_cache(chosen: str | os.PathLike[str] | None = None) -> Path:
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """The path with a ~ in front replaced. Raises ValueError if there is no such home folder."""
+    """The path with a leading ~ expanded. Raises ValueError if there is no such home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{path}: no home folder was found; give the full path") from error
+        raise ValueError(f"{path}: no home folder was found; use the full path") from error

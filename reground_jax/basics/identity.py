@@ -1,19 +1,19 @@
-"""What a resumable run depends on, as plain JSON values, and how two of these differ.
+"""What a resumable run depends on, as plain JSON values, and how two such identities differ.
 
-A folder that is resumed must hold the run that is asked for: its record is compared, and every
-difference is named.
+A folder to resume must hold the requested run: its record is compared, and every difference is
+reported.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-WIDTH = 60  # characters of a value in a sentence
-SHOWN = 6  # differences in a sentence
+WIDTH = 60  # characters of a value in a message
+SHOWN = 6  # differences in a message
 
 
 class Difference(NamedTuple):
-    """A value that is not what was recorded; `name` has the names of all parts, "recipe.seed"."""
+    """A value that differs from the recorded one; `name` is its full path, like "recipe.seed"."""
 
     name: str
     recorded: Any
@@ -24,9 +24,9 @@ class Difference(NamedTuple):
 
 
 def differences(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[Difference]:
-    """Where two identities differ, by name; a value that one of them lacks is None there.
+    """Where two identities differ, by name; a value that one of them lacks is None.
 
-    given: may hold tuples, which JSON gives back as lists.
+    given: may contain tuples, which JSON turns into lists.
     """
     old, new = (dict(_leaves(json.loads(json.dumps(value)))) for value in (recorded, given))
     names = sorted(old.keys() | new.keys())
@@ -34,7 +34,7 @@ def differences(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[D
 
 
 def listed(found: Sequence[Difference]) -> str:
-    """The first differences as a part of a sentence, and how many more there are."""
+    """The first differences, as part of a message, and how many more there are."""
     more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return "; ".join([*map(str, found[:SHOWN]), *more])
 

@@ -1,4 +1,4 @@
-"""JSON from files that other people wrote: every failure is a ValueError with one short reason."""
+"""Parses JSON from other people's files: every failure is a ValueError with one short reason."""
 
 import json
 from collections import Counter
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
-    """The value of a JSON text; bytes are UTF-8, and a byte order mark in front is skipped.
+    """The value of a JSON text; bytes are UTF-8, and a leading byte order mark is skipped.
 
-    unique: refuses an object that has a name twice, of which the last would count.
+    unique: refuses objects with duplicate names, of which the last would count.
 
-    Raises ValueError whose message completes "FILE is not JSON: ", also where the json module
-    raises something else (RecursionError for brackets nested without end).
+    Raises ValueError whose message completes "FILE is not JSON: ", even where the json module
+    raises something else (RecursionError for brackets nested too deeply).
     """
     if isinstance(text, bytes):
         try:

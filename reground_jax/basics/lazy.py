@@ -1,4 +1,4 @@
-"""What a package exports, imported at first use, so that `import reground_jax` loads no JAX."""
+"""Package exports that are imported on first use, so that `import reground_jax` loads no JAX."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def exports(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package (PEP 562). modules: exported name -> module that has it."""
+    """A package's `__getattr__` (PEP 562). modules: exported name -> module that defines it."""
 
     def get(name: str) -> Any:
         if name not in modules:

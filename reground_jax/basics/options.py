@@ -1,8 +1,7 @@
-"""What a field of a dataclass is called on a command line, what help says of it, and how its text
-is read.
+"""Dataclass fields as command-line options: their names, help, and how to read their text.
 
-`option(...)` stands where `dataclasses.field(...)` would; cli/options.py makes argparse's options
-of it. What a reader here cannot make sense of stays text, for the check that knows the rule.
+`option(...)` takes the place of `dataclasses.field(...)`; cli/options.py turns it into argparse
+options. Text that a reader here does not understand stays text, for the field's own check.
 """
 
 import dataclasses
@@ -20,13 +19,13 @@ SUM_TOLERANCE = 1e-6
 class Option:
     """A field as an option.
 
-    help     what it means, with a gloss for words of the field
-    metavar  what help calls its value
-    read     text to value
-    name     of the option, where it is not "--" and the field's own name
-    aliases  what other programs call it: understood, but not listed in help
+    help     what it means, with jargon explained
+    metavar  name of its value in help
+    read     converts text to a value
+    name     of the option, if it is not "--" plus the field name
+    aliases  names in other programs: accepted, but not listed in help
     group    heading in help: "sampling", "model", "hardware", "output"
-    words    pattern of the further words that belong to a list; empty where one word is all
+    words    pattern of further words that belong to a list; empty if there is only one word
     """
 
     help: str
@@ -55,12 +54,12 @@ def options(cls: type) -> dict[str, Option]:
 
 
 def read_items(text: str) -> list[str]:
-    """The items of a list, between commas, spaces or both."""
+    """The items of a list, separated by commas, spaces or both."""
     return [item for item in re.split(r"[\s,]+", text) if item]
 
 
 def read_number(text: str) -> int | float | str:
-    """The number that the text is; other text stays."""
+    """The text as a number, or unchanged if it is not one."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -74,13 +73,13 @@ def read_numbers(text: str) -> list[int | float | str]:
 
 
 def read_gamma(text: str) -> Any:
-    """One gamma: a number, or three parts with slashes or commas between."""
+    """One gamma: a number, or three parts separated by slashes or commas."""
     parts = re.split(r"[/,]", text)
     return read_number(text) if len(parts) == 1 else [read_number(part) for part in parts]
 
 
 def read_gammas(text: str) -> list[Any]:
-    """A list of gammas, whose parts, if they have parts, are written with slashes.
+    """A list of gammas, whose parts, if any, are separated by slashes.
 
     Raises ValueError for a word such as 0.3,0,0.7, which might be three gammas or the parts of one.
     """

@@ -1,6 +1,6 @@
-"""A text inside a PNG file (PNG specification, section 11.3.3), without decoding the picture.
+"""Reads a text from a PNG file (PNG specification, section 11.3.3) without decoding the image.
 
-Pixels are passed over, so that reading a stranger's file costs neither their memory nor their time.
+Pixels are skipped, so that the size of a stranger's image costs neither memory nor time.
 """
 
 import struct
@@ -18,14 +18,14 @@ LONGEST_KEYWORD = 79
 
 
 class NotPNG(ValueError):
-    """The file is of another kind."""
+    """The file is not a PNG."""
 
 
 def read_png_text(path: Path, keyword: str, limit: int) -> str | None:
-    """The last text of this keyword, as other programs show it; None if there is none.
+    """The last text with this keyword, as other programs show it; None if there is none.
 
-    Raises FileNotFoundError if there is no file, NotPNG if it is of another kind, and ValueError
-    whose message completes "cannot read FILE: " if it is cut or damaged, or the text is longer than
+    Raises FileNotFoundError if there is no file, NotPNG if it is not a PNG, and ValueError whose
+    message completes "cannot read FILE: " if it is truncated or damaged, or the text is longer than
     `limit` bytes.
     """
     size = check_regular(path)
@@ -42,7 +42,7 @@ def read_png_text(path: Path, keyword: str, limit: int) -> str | None:
 def _text_chunks(
     file: BufferedReader, size: int, keyword: str, limit: int
 ) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content, behind the keyword, of the chunks that hold a text of this keyword."""
+    """Kind and content, after the keyword, of the text chunks with this keyword."""
     if file.read(len(SIGNATURE)) != SIGNATURE:
         raise NotPNG("it is not a PNG")
     start = keyword.encode("latin-1") + b"\0"
@@ -62,15 +62,15 @@ def _text_chunks(
                 raise ValueError(f"its {keyword!r} text is damaged")
             yield kind, body.removeprefix(start)
         file.seek(behind)
-    raise ValueError(f"it has more than {MAX_CHUNKS:,} parts")
+    raise ValueError(f"it has more than {MAX_CHUNKS:,} chunks")
 
 
 def _decoded(kind: bytes, body: bytes, limit: int) -> str:
     if kind == b"tEXt":
         return body.decode("latin-1")
     if kind == b"zTXt":
-        return _inflated(body[1:], limit).decode("latin-1")  # after the method, of which there is 1
-    # iTXt: whether it is compressed, how, a language, the keyword in that language, the text
+        return _inflated(body[1:], limit).decode("latin-1")  # after the compression method
+    # iTXt: compression flag, compression method, language, translated keyword, text
     text = body[2:].partition(b"\0")[2].partition(b"\0")[2]
     try:
         return (_inflated(text, limit) if body[:1] == b"\1" else text).decode("utf-8")

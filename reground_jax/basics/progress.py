@@ -1,4 +1,4 @@
-"""How a call of a pipeline tells its progress: by a function, by a bar, or not at all."""
+"""Reports the progress of a pipeline call to a function, in a progress bar, or not at all."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from typing import Any
 def reporting(
     progress: Callable[[int, int, int], None] | bool | None, batches: int, steps: int
 ) -> Iterator[Callable[[int], Callable[[int], None] | None]]:
-    """Gives the function that `Session` reports to, by the index of the batch.
+    """Yields a function that returns what `Session` reports to, by batch index.
 
-    progress: a function of (batch, number of batches, steps done in it), or True for a bar over
-    all `batches` of `steps` steps each.
+    progress: a function of (batch, number of batches, steps done in it), or True for a progress bar
+    over all `batches` of `steps` steps each.
     """
     if callable(progress):
         yield lambda batch: lambda done: progress(batch, batches, done)

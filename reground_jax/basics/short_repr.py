@@ -4,7 +4,7 @@ from typing import Any
 
 
 def short(value: Any) -> str:
-    """An array as float32[2,77,768], dicts and tuples by what they hold, anything else by repr."""
+    """An array as float32[2,77,768], dicts and tuples by their contents, anything else by repr."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if isinstance(value, dict):

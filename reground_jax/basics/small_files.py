@@ -1,4 +1,4 @@
-"""Files that may be a stranger's: regular files, of which no more is read than a bound."""
+"""Reads files that may be a stranger's: only regular files, and only up to a limit."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ def check_regular(path: str | Path) -> int:
     """The size of a file in bytes.
 
     Raises FileNotFoundError if there is none, and ValueError whose message completes "FILE cannot
-    be read: " for anything else: a pipe would be waited for forever, and a device has no end.
+    be read: " for anything else: a pipe would block forever, and a device has no end.
     """
     try:
         status = os.stat(path)
@@ -26,8 +26,10 @@ def check_regular(path: str | Path) -> int:
 
 
 def read_small(path: str | Path, limit: int) -> bytes:
-    """The bytes of a file. Raises as `check_regular` does, and ValueError, with a message of the
-    same form, for a file of more than `limit` bytes and whatever the system refuses.
+    """The bytes of a file.
+
+    Raises like `check_regular`, and ValueError with a message of the same form for a file of more
+    than `limit` bytes and for system errors.
     """
     size = check_regular(path)
     try:

@@ -1,4 +1,4 @@
-"""Counts and values in sentences."""
+"""Counts and values in messages."""
 
 import reprlib
 from typing import Any
@@ -12,9 +12,9 @@ def plural(count: int, noun: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """`repr` in one short line, of any value in short time.
+    """`repr` on one short line, which takes little time for any value.
 
-    A plain repr of a list that holds itself doubled forty times would never end.
+    A plain repr of lists that hold the next one twice, forty levels deep, would never end.
     """
     form = reprlib.Repr()
     form.maxlevel, form.maxstring, form.maxother, form.maxlist, form.maxtuple = 3, 80, 100, 12, 12
@@ -23,5 +23,5 @@ def shown(value: Any) -> str:
 
 
 def named(name: str) -> str:
-    """A name as it is, where it is short and can be printed; else as `shown` has it."""
+    """The name itself if it is short and printable, or else `shown(name)`."""
     return name if len(name) <= LONGEST and name.isprintable() else shown(name)

@@ -1,4 +1,4 @@
-"""Units side by side in one process, so that the device never waits for the host."""
+"""Runs units concurrently in one process, so that the device never waits for the host."""
 
 import contextlib
 import itertools
@@ -10,11 +10,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from reground_jax.batch.manifest import Entry
 from reground_jax.batch.unit import Generator, Stopped, UnitError
 
-# One unit is on the device and one is being written. The others get ready: the text encoder queues
-# behind the batches on the device, so a unit must ask for it two turns ahead.
+# One unit is on the device and one is being written. The others prepare: text encoding queues
+# behind the batches on the device, so a unit must request it two turns ahead.
 WORKERS = 5
-TICK = 0.5  # seconds between two reports of progress
-# This many failures in a row are not the fault of lines, but of the model or the machine.
+TICK = 0.5  # seconds between progress reports
+# This many failures in a row are blamed on the model or the machine, not on the input.
 FAILURES = 8
 
 
@@ -26,12 +26,12 @@ def run_units(
     on_tick: Callable[[], None] = lambda: None,
     on_failure: Callable[[UnitError], None] | None = None,
 ) -> None:
-    """Calls `generate_unit` for each unit, and `on_entry`, in this thread, when one is done.
+    """Calls `generate_unit` for each unit, and `on_entry` in this thread as each one finishes.
 
-    Returns early if the generator is stopped: units that do not have all batches on the device yet
-    are dropped. on_failure is called for a unit that could not be made, and the others continue;
-    without it, and at the last of FAILURES in a row, the error is raised. Any other error stops the
-    run and is raised.
+    Returns early if the generator is stopped: units whose batches are not all on the device yet are
+    dropped. If a unit cannot be made, on_failure is called and the others continue; without it, or
+    at the last of FAILURES failures in a row, the error is raised. Any other error stops the run
+    and is raised.
     """
     remaining = iter(units)
     failed = 0  # in a row

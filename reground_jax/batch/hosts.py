@@ -1,7 +1,7 @@
-"""Which share of a run this process does: an index and a count, from options or the environment.
+"""Which share of a run this process makes: an index and a count, from options or the environment.
 
-Hosts share nothing but the output, and start no coordinator. `jax.distributed` is started only on
-TPU, where the hosts of a slice must start together, or where a coordinator is named.
+Hosts share only the output and need no coordinator. `jax.distributed` is started only on TPU, where
+the hosts of a slice must start together, or if a coordinator is given.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ class Share:
 
     index: int
     count: int
-    origin: str  # where these come from
+    origin: str  # where index and count come from
 
     def of(self, units: Iterable[int]) -> list[int]:
         return [unit for unit in units if unit % self.count == self.index]
@@ -29,19 +29,19 @@ ENVIRONMENTS = (
 )
 
 
-# Environments of the hosts of a TPU slice, in jax's order: their names, with commas between.
+# Variables that list the hosts of a TPU slice, separated by commas, in the order that JAX reads.
 SLICE_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 
 
 def find_share(index: int | None, count: int | None, environment: Mapping[str, str]) -> Share:
     """The share of this process, from options or its environment (`os.environ`).
 
-    Raises ValueError if half of it is missing or out of range.
+    Raises ValueError if the index or the count is missing or out of range.
 
-    Kubernetes gives an indexed Job's pods their index, but not the number of completions: set
-    JOB_COMPLETIONS in the pod's template, or give --host-count. On a TPU slice of several hosts
-    that index is ignored: `start_distributed` numbers them, also over several slices, each of which
-    is its own Job.
+    Kubernetes gives the pods of an Indexed Job their index, but not the number of completions: set
+    JOB_COMPLETIONS in the pod template, or give --host-count. On a multi-host TPU slice that index
+    is ignored: `start_distributed` numbers the hosts, even across several slices, each of which is
+    its own Job.
     """
     if index is None and is_slice(environment):
         if count is not None:
@@ -88,10 +88,10 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def start_distributed(share: Share, coordinator: str | None) -> Share:
-    """Starts `jax.distributed` where the platform asks for it, and returns the share it gives.
+    """Starts `jax.distributed` where the platform needs it, and returns the resulting share.
 
-    That is on TPU, unless options or the environment gave a share, and with a coordinator's
-    "host:port". If a host dies then, JAX ends the processes of all others.
+    That is on TPU, unless options or the environment gave a share, or with a coordinator's
+    "host:port". If a host then dies, JAX ends all other processes.
     """
     on_tpu = share.origin == "alone" and importlib.util.find_spec("libtpu") is not None
     if coordinator is None and not on_tpu:

@@ -1,8 +1,9 @@
 """The first pass over the input: where each line starts, and which lines are layouts.
 
-The index is 16 bytes a line: its offset in the file, and 64 bits of its id's hash, 0 for a line
-without a layout. It is kept in the output (`index.json`, with a checksum of `index.bin`), with
-`rejected.jsonl` of what is wrong with the other lines. Hosts that start together write the same.
+The index has 16 bytes per line: the line's offset in the file, and 64 bits of its id's hash (0 for
+a line without a layout). It is stored in the output as `index.bin`, with a checksum in
+`index.json`, next to `rejected.jsonl`, which says what is wrong with invalid lines. Hosts that
+start at the same time write identical files.
 """
 
 import contextlib
@@ -28,13 +29,13 @@ from reground_jax.readers.lines import Line, as_lines, parse_line
 
 CHUNK = 1 << 20
 SHOWN = 5  # ids in an error message
-LONGEST_LINE = 1 << 24  # bytes: a longer one is rejected unread, so that memory stays bounded
+LONGEST_LINE = 1 << 24  # bytes: a longer line is rejected unread, so that memory stays bounded
 KEPT = 1000  # bytes of a rejected line that rejected.jsonl shows
 
 
 @dataclass(frozen=True)
 class Source:
-    """The input as JSONL: `lines` is a path or URL of it, and sha256 its checksum."""
+    """The input as JSONL: `lines` is its path or URL, and sha256 its checksum."""
 
     lines: str
     sha256: str
@@ -59,9 +60,9 @@ class Index:
         return np.unique(rows // unit_lines).tolist()
 
     def read(self, source: Source, start: int, stop: int) -> list[Line | None]:
-        """The lines start..stop-1 (fewer at the end); None where there is no layout.
+        """Lines start..stop-1 (fewer at the end); None where there is no layout.
 
-        Raises ValueError if the input is not the one that was indexed.
+        Raises ValueError if the input has changed since it was indexed.
         """
         stop = min(stop, len(self.offsets))
         edges = np.append(self.offsets[start : stop + 1], np.uint64(self.bytes)).tolist()
@@ -78,17 +79,17 @@ def _read_line(file: Any, begin: int, end: int, row: int, expected: int) -> Line
     line = attempt("", parse_line, file.read(end - begin))
     if not isinstance(line, Line) or hash_of(line.id) != expected:
         raise ValueError(
-            f"line {row + 1} of the input has changed since the run began: leave the file "
-            "alone while `batch` is running, then run the same command again"
+            f"line {row + 1} of the input has changed since the run began: run the same command "
+            "again, and leave the file alone while `batch` is running"
         )
     return line
 
 
 @contextlib.contextmanager
 def open_source(path: str, form: str | None, captions: str | None) -> Iterator[Source]:
-    """The input, translated into a temporary JSONL file if it is of another form.
+    """The input, converted to a temporary JSONL file if it has another format.
 
-    form: one of readers.forms.FORMS, or None to find out. Raises ValueError if it is not of it.
+    form: one of readers.forms.FORMS, or None to detect it. Raises ValueError if it does not fit.
     """
     layouts = read_layouts(path, form, captions)
     if layouts is None:
@@ -102,9 +103,9 @@ def open_source(path: str, form: str | None, captions: str | None) -> Iterator[S
 
 
 def load_index(store: Store, source: Source, *, rules: dict[str, Any], strict: bool) -> Index:
-    """The index of an input, from the store if one of the same input and rules is there.
+    """The index of an input, taken from the store if it has one for the same input and rules.
 
-    rules: keywords of `check_line`. strict: raise ValueError at the first line without a layout.
+    rules: keyword arguments of `check_line`. strict: raise ValueError at the first invalid line.
     Raises ValueError if two lines have the same id.
     """
     facts = {"sha256": source.sha256, **rules}
@@ -130,9 +131,9 @@ def load_index(store: Store, source: Source, *, rules: dict[str, Any], strict: b
 
 @dataclass(frozen=True, eq=False)
 class StoredIndex:
-    """The index of an output. facts: of which input, by which rules.
+    """The index of an output. facts: the input and the rules that it was made with.
 
-    checked: whether its checksum matches; outputs started by the first versions have none.
+    checked: whether it has a checksum, which matched; outputs of the first versions have none.
     """
 
     index: Index
@@ -163,7 +164,7 @@ def read_index(store: Store) -> StoredIndex:
 
 
 def _usable_index(store: Store, facts: dict[str, Any]) -> Index | None:
-    """None if there is none yet, or if it is damaged, has no checksum or is of something else."""
+    """The stored index; None if missing, damaged, without a checksum or of something else."""
     try:
         stored = read_index(store)
     except (FileNotFoundError, ValueError):
@@ -200,7 +201,7 @@ def build_index(source: Source, rejected: Any, *, rules: dict[str, Any], strict:
 
 
 def _lines(file: io.BufferedReader) -> Iterator[tuple[bytes, int]]:
-    """Each line and its length; only the start of one that is too long to be read."""
+    """Each line and its length; only the start of a line that is too long."""
     while text := file.readline(LONGEST_LINE + 1):
         length, part = len(text), text
         if length > LONGEST_LINE:
@@ -211,9 +212,9 @@ def _lines(file: io.BufferedReader) -> Iterator[tuple[bytes, int]]:
 
 
 def _hash_of_line(text: bytes, length: int, rules: dict[str, Any]) -> int:
-    """0 for a blank line. Raises ValueError if it is not a layout that fits the rules."""
+    """`hash_of` the line's id, 0 for a blank line. Raises ValueError if it breaks the rules."""
     if length > LONGEST_LINE:
-        raise ValueError(f"the line has {length} bytes, more than the {LONGEST_LINE} that are read")
+        raise ValueError(f"the line has {length} bytes, more than the limit of {LONGEST_LINE}")
     line = parse_line(text)
     if line is None:
         return 0
@@ -226,8 +227,8 @@ def check_line(line: Line, *, max_boxes: int, seeds: int) -> None:
     check_max_boxes(line.layout, max_boxes)
     if line.seed is not None and seeds > 1:
         raise ValueError(
-            f"{line.layout.name} has its own seed, but the run has {seeds}: remove it, or "
-            "give one --seeds"
+            f"{line.layout.name} has its own seed, but the run has {seeds} seeds: remove it, or "
+            "give only one seed with --seeds"
         )
 
 
@@ -240,7 +241,7 @@ def check_duplicates(index: Index, source: Source) -> None:
     for place in same.tolist():
         first, second = sorted(order[place : place + 2].tolist())
         (a,), (b,) = (index.read(source, row, row + 1) for row in (first, second))
-        if a is not None and b is not None and a.id == b.id:  # else two ids of one hash
+        if a is not None and b is not None and a.id == b.id:  # otherwise two ids share a hash
             found.append(f"{a.id!r} (lines {first + 1} and {second + 1})")
         if len(found) == SHOWN:
             break

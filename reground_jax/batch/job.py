@@ -1,4 +1,4 @@
-"""What is to be done of a run, by one of the processes that share it."""
+"""The work of one of the processes that share a run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from reground_jax.batch.store import Store
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, and by whom."""
+    """A run, where it reads and writes, and the share of it that this process makes."""
 
     run: Run
     source: Source
@@ -23,13 +23,13 @@ class Job:
     share: Share
 
     def remaining(self) -> tuple[list[int], int]:
-        """The share's units that are not finished, and how many lines of manifests are damaged."""
+        """The share's unfinished units, and how many lines of manifests are damaged."""
         entries, damaged = read_manifests(self.store)
         units = self.share.of(self.index.units(self.run.unit_lines))
         return [unit for unit in units if not self._finished(unit, entries.get(unit, []))], damaged
 
     def _finished(self, unit: int, entries: list[Entry]) -> bool:
-        """Other counts of images are those of an index that was damaged."""
+        """Whether a unit is finished; entries with other image counts are from a damaged index."""
         images = self.images([unit])
         whole = [entry for entry in entries if entry.images == images]
         return finished(self.store, whole) is not None
@@ -41,6 +41,6 @@ class Job:
         return int(lines) * len(self.run.variants())
 
     def whose(self) -> str:
-        """Of a share, which one, as the end of a phrase."""
+        """Which share it is, as the end of a phrase; empty if there is only one."""
         index, count = self.share.index, self.share.count
         return "" if count == 1 else f" of share {index} of {count} (by {self.share.origin})"

@@ -1,8 +1,9 @@
 """One process per share of a run: a lock on a local file, a lease on an object store.
 
-The system drops a file lock when its process ends, however it ends. A lease is an object with the
-time of its last heartbeat; it lapses LAPSE seconds after a kill. It is best effort: two processes
-that look at the same moment may both take it, and then make the same images twice.
+The system releases a file lock when its process ends, however it ends. A lease is an object with
+the time of its last heartbeat; it expires LAPSE seconds after its process is killed. It is best
+effort: two processes that check at the same moment may both take it, and then make the same images
+twice.
 """
 
 import contextlib
@@ -17,16 +18,16 @@ from typing import Any
 
 from reground_jax.basics.json_text import parse_json
 
-TRIES, PAUSE = 4, 0.1  # for a file lock: others hold it briefly, to clean up after a kill
-HEARTBEAT = 30.0  # seconds between two signs of life of a lease
-LAPSE = 120.0  # seconds without one after which a lease has lapsed
+TRIES, PAUSE = 4, 0.1  # for a file lock: others hold it briefly to clean up after a killed process
+HEARTBEAT = 30.0  # seconds between renewals of a lease
+LAPSE = 120.0  # seconds without renewal after which a lease expires
 
 
 @contextlib.contextmanager
 def file_lock(path: Path, holder: str) -> Iterator[None]:
-    """Holds a lock that ends with this process.
+    """Holds a lock that is released when this process ends.
 
-    Raises ValueError that names who has it, or where the system has no such locks (Windows).
+    Raises ValueError that names its holder, or if the system has no such locks (Windows).
     """
     try:
         import fcntl
@@ -72,11 +73,11 @@ def lease(fs: Any, path: str, holder: str) -> Iterator[None]:
 
 
 class Lease:
-    """An object that says who is working on a share, and when they last gave a sign of life."""
+    """An object that records who is working on a share, and when they last renewed it."""
 
     def __init__(self, fs: Any, path: str, holder: str):
         self.fs, self.path, self.holder = fs, path, holder
-        self.token = uuid.uuid4().hex  # process ids are reused, above all in containers
+        self.token = uuid.uuid4().hex  # process ids are reused, especially in containers
 
     def take(self) -> None:
         """Raises ValueError if another process holds it."""
@@ -90,7 +91,7 @@ class Lease:
         self._sign()
 
     def renew(self) -> None:
-        """Does nothing if another process has taken it: this one was away for longer than LAPSE."""
+        """Does nothing if another process took it while this one was stalled for over LAPSE."""
         if self._is_mine():
             self._sign()
 
@@ -108,7 +109,7 @@ class Lease:
         return found is None or found.get("token") == self.token
 
     def _found(self) -> dict[str, Any] | None:
-        """The lease that is there; None if there is none, or a damaged one."""
+        """The stored lease; None if it is missing or damaged."""
         try:
             found = parse_json(self.fs.cat_file(self.path))
         except (FileNotFoundError, ValueError):

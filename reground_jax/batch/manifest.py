@@ -1,9 +1,9 @@
-"""Which units are finished: JSON lines in `manifests/`, written by each host for itself.
+"""Which units are finished: JSON lines in `manifests/`, in separate files for each host.
 
-A host's manifest is a row of files of at most SEGMENT entries each, because object stores cannot
-append: the last one is rewritten (aside, then renamed) with every finished unit, and a process
-never touches those of an earlier one. A line that is not an entry, such as a half-written one, is
-ignored, and its unit is made again.
+A host's manifest is a series of files of at most SEGMENT entries each, because object stores cannot
+append: the last file is rewritten (under a temporary name, then renamed) with every finished unit,
+and a process never touches the files of an earlier one. A line that is not an entry, such as a
+half-written one, is ignored, and its unit is made again.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ SHARD_FORMATS = ("imagefolder", "webdataset")
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished unit: where it is, how many images and bytes, and a checksum.
+    """A finished unit: its path, its numbers of images and bytes, and a checksum.
 
-    sha256 is that of the tar file, or of the folder's metadata.jsonl, which has the images' own.
+    sha256 is that of the tar file, or of the folder's metadata.jsonl, which lists the images' own.
     """
 
     unit: int
@@ -35,7 +35,7 @@ class Entry:
 
     @classmethod
     def from_json(cls, value: Any) -> "Entry":
-        """Raises ValueError unless it is what `Manifest` writes: paths are read and removed."""
+        """Raises ValueError unless `Manifest` writes such entries: paths are read and removed."""
         kinds = {"unit": int, "path": str, "images": int, "bytes": int, "sha256": str}
         if (
             not isinstance(value, dict)
@@ -52,7 +52,7 @@ def shard_path(form: str, unit: int) -> str:
 
 
 class Manifest:
-    """One process's list of the units that it finished."""
+    """The list of units that one process has finished."""
 
     def __init__(self, store: Store, host: int):
         self.store = store
@@ -89,9 +89,9 @@ def read_manifests(store: Store) -> tuple[dict[int, list[Entry]], int]:
 
 
 def finished(store: Store, entries: list[Entry]) -> Entry | None:
-    """The latest entry whose size the stored files have; None if the unit is not there.
+    """The latest entry whose size matches the stored files; None if the unit is missing.
 
-    There are several where a unit was made again.
+    A unit that was made again has several entries.
     """
     for entry in reversed(entries):
         if store.size(entry.path) == entry.bytes:

@@ -1,4 +1,4 @@
-"""Contact sheets: the first images of a run with their boxes, to look at while it is running."""
+"""Contact sheets: the first images of a run with their boxes, for a look while it is running."""
 
 import io
 
@@ -14,7 +14,7 @@ COLUMNS, ROWS = 6, 8
 
 
 def write_sheets(store: Store, unit: int, images: list[Made]) -> None:
-    """`preview/UNIT-NUMBER.png`, as many as the images need; none for no images."""
+    """Writes as many `preview/UNIT-NUMBER.png` as the images need, if there are any."""
     size = COLUMNS * ROWS
     for number, start in enumerate(range(0, len(images), size)):
         buffer = io.BytesIO()

@@ -8,7 +8,8 @@
         compute=ray.data.ActorPoolStrategy(size=16),
     )
 
-Ray does the scheduling, and repeats the units of a dead actor; a unit is the same bytes each time.
+Ray does the scheduling and retries the units of a dead actor; a regenerated unit has identical
+bytes.
 """
 
 import contextlib
@@ -29,11 +30,11 @@ from reground_jax.batch.run import Run, read_run
 from reground_jax.batch.store import open_store
 from reground_jax.batch.unit import Generator, Sampler
 
-UNITS_PER_CALL = 8  # of an actor, side by side as in engine.py
+UNITS_PER_CALL = 8  # of an actor, which runs them concurrently as in engine.py
 
 
 def load_sampler(run: Run, work: "Work") -> Sampler:
-    """The sampler of the actor's devices."""
+    """A sampler on the actor's devices."""
     from reground_jax.batch.sampler import PipelineSampler, local_devices
     from reground_jax.pipeline import Pipeline
 
@@ -46,7 +47,7 @@ def load_sampler(run: Run, work: "Work") -> Sampler:
 
 @dataclass(frozen=True)
 class Work:
-    """What an actor needs to make units of a started output. Every node must see the paths."""
+    """What an actor needs to make units of a started output; every node must see the paths."""
 
     out: str
     layouts: str
@@ -65,7 +66,7 @@ class GenerateUnits:
     """
 
     def __init__(self, work: Work):
-        self.resources = contextlib.ExitStack()  # until the actor ends
+        self.resources = contextlib.ExitStack()  # held until the actor ends
         store = open_store(work.out, owner=f"actor-{uuid.uuid4().hex[:8]}")
         run = read_run(store)
         source = self.resources.enter_context(open_source(work.layouts, work.form, work.captions))
@@ -91,10 +92,11 @@ class GenerateUnits:
 def run_on_ray(
     work: Work, units: Iterable[int], *, actors: int | None, on_entry: Callable[[Entry], None]
 ) -> int:
-    """Makes units on the cluster that Ray finds, or on this machine; `on_entry` is called here.
+    """Makes units on the cluster that Ray finds, or on this machine; calls `on_entry` locally.
 
-    Returns how many were made; those that failed are not counted.
-    actors: by default one per GPU of the cluster, or one. Raises ValueError without Ray.
+    Returns how many were made, without those that failed.
+    actors: by default one per GPU of the cluster, or one in total without GPUs.
+    Raises ValueError if Ray is not installed.
     """
     try:
         import ray.data
@@ -103,7 +105,7 @@ def run_on_ray(
     ray.init(ignore_reinit_error=True)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     rows = [{"unit": unit} for unit in units]
-    # A block per call, so that actors that come later find work.
+    # One block per call, so that actors that join later find work.
     blocks = max(1, min(len(rows) // UNITS_PER_CALL, 1000))
     made = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
         GenerateUnits,

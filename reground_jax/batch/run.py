@@ -1,6 +1,6 @@
-"""What a run makes of each layout: `Run`, written to `run.json` when an output is started.
+"""What a run makes from each layout: `Run`, written to `run.json` when an output is started.
 
-It holds all that determines the images, and nothing of who makes them, where or when.
+It holds everything that determines the images, and nothing about who makes them, where or when.
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ from reground_jax.settings import MAX_SEED, Settings
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 NAME = "run.json"
-FORMAT = 1  # of run.json and of the output; raised when an older reader would misread it
+FORMAT = 1  # of run.json and of the output; incremented when older versions would misread it
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run: every layout by every wiring, gamma and run seed.
+    """A run: every combination of layout, wiring, gamma and run seed.
 
-    settings     what is common to all images; its wiring and gamma are ignored
-    unit_lines   input lines of one unit of work, which is one output shard
-    batch_size   images per device at a time: it determines the images' last bits
+    settings     shared by all images; its wiring and gamma are ignored
+    unit_lines   input lines per unit of work, which becomes one output shard
+    batch_size   images per device at a time: it affects the images' last bits
     input_sha256 checksum of the input, as JSONL
     checkpoint   name of the model when the output was started, and its checksum
     """
@@ -63,13 +63,13 @@ class Run:
         object.__setattr__(self, "gammas", tuple(gammas))
         if len({isinstance(gamma, tuple) for gamma in gammas}) > 1:
             raise ValueError(
-                f"gammas are {gammas}: give fractions or three parts, not both, so that the "
-                "metadata has one column of one type"
+                f"gammas are {gammas}: give fractions or three parts, not both, so that all values "
+                "in the metadata column have the same type"
             )
         for name in ("wirings", "gammas", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} are {list(values)}: give each once, at least one")
+                raise ValueError(f"{name} are {list(values)}: give at least one, each once")
         self.variants()  # checks wirings
 
     def variants(self) -> list[tuple[Settings, int]]:
@@ -80,11 +80,11 @@ class Run:
         ]
 
     def rules(self) -> dict[str, int]:
-        """What a layout of this run must fit: keywords of `index.check_line`."""
+        """The limits for layouts of this run: keyword arguments of `index.check_line`."""
         return {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds)}
 
     def key(self, line: int, variant: int) -> str:
-        """The name of an image, without its suffix: the number of its line, from 0."""
+        """The file name of an image without suffix: its line, from 0, and its variant, if any."""
         return f"{line:09d}" if len(self.variants()) == 1 else f"{line:09d}-{variant:02d}"
 
     def to_json(self) -> dict[str, Any]:
@@ -109,10 +109,10 @@ class Run:
         return cls(**(value | lists))
 
     def differences(self, other: "Run") -> list[str]:
-        """Each thing that would change images, as "name old -> new"; `other` is the new one."""
+        """Every difference that would change images, as "name old -> new"; `other` is new."""
         found = other.settings.diff(self.settings)
         mine, theirs = self.to_json(), other.to_json()
-        # The same model may have another name today: its checksum counts.
+        # The same model may have a different name today; only its checksum counts.
         for name in mine.keys() - {"settings", "checkpoint"}:
             if mine[name] != theirs[name]:
                 found[name] = theirs[name], mine[name]
@@ -139,7 +139,7 @@ def seed_of(run_seed: int, line: Line) -> int:
 
 
 def check(store: Store, run: Run) -> None:
-    """Raises ValueError that names every difference from what an output was started with."""
+    """Raises ValueError that lists every difference from the run that started the output."""
     if NAME not in store.names(""):
         return
     if differences := read_run(store).differences(run):
@@ -150,7 +150,7 @@ def check(store: Store, run: Run) -> None:
 
 
 def begin(store: Store, run: Run) -> Run:
-    """Writes run.json into a new output; returns the one that is there. Raises as `check` does."""
+    """Writes run.json if it is missing, and returns the stored run. Raises as `check` does."""
     store.create(NAME, json.dumps(run.to_json(), indent=1).encode())
     check(store, run)
     return read_run(store)

@@ -1,4 +1,4 @@
-"""The sampler of a `Pipeline`: batches are dispatched to its devices and not waited for."""
+"""A sampler on a `Pipeline`: batches are dispatched to its devices without waiting for them."""
 
 import os
 import threading
@@ -17,22 +17,22 @@ from reground_jax.request import check_model
 from reground_jax.session import Session
 from reground_jax.settings import Settings
 
-THREADS = 8  # of the CPU's pool, at least
+THREADS = 8  # minimum size of the CPU's thread pool
 
 
 def local_devices() -> list[Device]:
-    """The devices of this process; on CPU, with a pool of threads whose size they do not change.
+    """The devices of this process; on CPU, their number does not affect the thread pool's size.
 
-    XLA's CPU client cuts some matrix products by the size of its pool, which is the larger of the
-    numbers of cores and of devices: images' last bits would depend on it. NPROC is its own name for
-    the number of cores; it reads it when JAX is first used.
+    XLA's CPU client splits some matrix products by the size of its pool, which is the larger of the
+    numbers of cores and of devices, so images' last bits would depend on it. NPROC is XLA's
+    variable for the number of cores, which it reads when JAX is first used.
     """
     os.environ.setdefault("NPROC", str(max(THREADS, os.cpu_count() or 1)))
     return jax.local_devices()
 
 
 class PipelineSampler:
-    """`unit.Sampler` on the devices of a pipeline, `batch_size` images on each at a time."""
+    """A `unit.Sampler` on the devices of a pipeline, with `batch_size` images on each at a time."""
 
     def __init__(self, pipe: Pipeline, run: Run):
         """Raises ValueError if the model cannot make one of the run's variants."""
@@ -44,7 +44,7 @@ class PipelineSampler:
         self._lock = threading.Lock()
 
     def encode(self, layouts: Sequence[Layout]) -> Conditioning:
-        with self._lock:  # the first caller compiles the text encoder, and compiles it once
+        with self._lock:  # so that the text encoder is compiled only once
             return self.pipe.encode(layouts, max_boxes=self.max_boxes)
 
     def enqueue(

@@ -1,11 +1,11 @@
-"""Output shards: one per unit, a folder of images with metadata.jsonl, or a WebDataset tar.
+"""Output shards, one per unit: a folder of images with metadata.jsonl, or a WebDataset tar.
 
-imagefolder  `images/000000012/` with NAME.png and metadata.jsonl, a line per image:
-             `datasets.load_dataset("imagefolder", data_dir="OUT/images")`; there, "layout" and
-             "settings" are JSON texts
+imagefolder  `images/000000012/` with NAME.png and metadata.jsonl, one line per image, for
+             `datasets.load_dataset("imagefolder", data_dir="OUT/images")`; its "layout" and
+             "settings" are JSON strings
 webdataset   `shards/000000012.tar` with NAME.png and NAME.json
 
-Nothing in a shard depends on time, place or machine: making a unit again gives identical bytes.
+Nothing in a shard depends on when or where it was made: regenerating a unit gives identical bytes.
 """
 
 import abc
@@ -34,7 +34,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Made:
-    """An encoded image and what is said of it."""
+    """An encoded image and its metadata."""
 
     record: Record
     content: bytes
@@ -43,7 +43,7 @@ class Made:
 def make(
     image: UInt8[np.ndarray, "H W 3"], line: int, variant: int, recipe: Recipe, run: Run
 ) -> Made:
-    """Encodes an image of a line, from 0. A PNG has its recipe inside, as those of `generate`."""
+    """Encodes an image of `line` (from 0). PNGs contain their recipe, like those of `generate`."""
     if run.image == "png":
         content = encode_png(image, recipe)
     else:
@@ -64,7 +64,7 @@ def make(
 
 
 class Shard(abc.ABC):
-    """A shard that is being written. `entry` is there when it is closed."""
+    """A shard that is being written. `entry` is complete once it is closed."""
 
     def __init__(self, unit: int, path: str):
         self.unit, self.path = unit, path
@@ -90,8 +90,8 @@ class ImageFolder(Shard):
 
     def add(self, made: Made) -> None:
         self._put(made.record["file_name"], made.content)
-        # Columns of `datasets` have one type in all files, and a list that is empty throughout one
-        # has none: what is nested goes in as JSON text.
+        # A column of `datasets` must have the same type in all files, and a list that is empty
+        # throughout a file has none, so nested values are stored as JSON strings.
         row = {
             name: json.dumps(value) if isinstance(value, dict) else value
             for name, value in made.record.items()
@@ -113,11 +113,11 @@ class Tar(Shard):
     def __init__(self, unit: int, path: str, file: BinaryIO):
         super().__init__(unit, path)
         self.file = file
-        # A stream has no need of seeking; USTAR's headers hold nothing but what is set below.
+        # A stream needs no seeking; USTAR headers hold nothing but what is set below.
         self.tar = tarfile.open(fileobj=self, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
 
     def write(self, content: bytes) -> int:
-        """What tarfile calls."""
+        """Called by tarfile."""
         self.digest.update(content)
         self.bytes += len(content)
         return self.file.write(content)
@@ -139,7 +139,7 @@ class Tar(Shard):
 
 @contextlib.contextmanager
 def writing_shard(store: Store, run: Run, unit: int) -> Iterator[Shard]:
-    """A unit's shard, which appears whole when the block ends, and not at all if it fails."""
+    """A unit's shard, written atomically: it appears when the block ends, unless it fails."""
     path = shard_path(run.shards, unit)
     if run.shards == "webdataset":
         with store.writing(path) as file:
@@ -156,7 +156,7 @@ def writing_shard(store: Store, run: Run, unit: int) -> Iterator[Shard]:
 def read_shard(store: Store, entry: Entry) -> Iterator[tuple[Record, bytes]]:
     """The images of a shard in order. Raises ValueError or OSError if it is damaged.
 
-    Checks the shard's checksum first: of the tar file, or of the metadata.
+    Checks the checksum of the tar file or of the metadata first.
     """
     is_tar = entry.path.endswith(".tar")
     content = store.read(entry.path if is_tar else f"{entry.path}/{METADATA}")

@@ -1,7 +1,7 @@
-"""Where a run writes: a folder (`LocalStore`) or an object store (`ObjectStore`, by fsspec).
+"""Where a run writes: a folder (`LocalStore`) or an object store (`ObjectStore`, through fsspec).
 
-Names are relative, with "/" between parts. Whatever has a name is whole: in a folder by atomic.py,
-and an object store shows an object only once it is complete.
+Names are relative, with "/" between parts. Whatever has a name is complete: atomic.py ensures it in
+folders, and an object store shows an object only once it is complete.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ class Store(Protocol):
         ...
 
     def names(self, folder: str) -> list[str]:
-        """The names in a folder, sorted; none if there is no such folder."""
+        """The names in a folder, sorted; empty if there is no such folder."""
         ...
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, or of all files of a folder; None if there is none."""
+        """Size in bytes of a file, or of all files in a folder; None if it does not exist."""
         ...
 
     def writing(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        """A file to write; it gets its name at the end, and none if there is an error."""
+        """A file to write; it gets its name at the end, or is discarded on an error."""
         ...
 
     def writing_folder(self, name: str) -> contextlib.AbstractContextManager[Put]:
@@ -45,11 +45,11 @@ class Store(Protocol):
         ...
 
     def create(self, name: str, content: bytes) -> bool:
-        """Writes a small file unless there is one; says whether it did."""
+        """Writes a small file unless it exists; returns whether it did."""
         ...
 
     def remove(self, name: str) -> None:
-        """Removes a file or a folder, if there is one."""
+        """Removes a file or a folder, if it exists."""
         ...
 
     def lock(self, holder: str) -> contextlib.AbstractContextManager[None]:
@@ -57,14 +57,14 @@ class Store(Protocol):
         ...
 
     def remove_parts(self) -> None:
-        """Removes what killed processes have left half-written. Call it while holding the lock."""
+        """Removes partial files of killed processes. Call it while holding the lock."""
         ...
 
 
 def open_store(url: str, *, owner: str = "reader") -> Store:
-    """The store of a path, or of a URL that fsspec knows (gs://, s3://, memory:// ...).
+    """The store at a path, or at a URL that fsspec supports (gs://, s3://, memory:// ...).
 
-    owner: who writes, as part of a file name; each of several processes needs its own.
+    owner: identifies the writer in file names; each of several processes needs its own.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -75,7 +75,7 @@ def open_store(url: str, *, owner: str = "reader") -> Store:
 
 
 def open_input(path: str) -> Any:
-    """A binary file to read, on a path or by fsspec. Raises ValueError that says why it cannot."""
+    """Opens a path or a URL of fsspec for binary reading. Raises ValueError with the reason."""
     try:
         if "://" in path:
             return fsspec_of(path).open(path, "rb")
@@ -93,8 +93,8 @@ def fsspec_of(url: str) -> Any:
             "s3fs for s3://"
         ) from error
     try:
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)[0]  # others write too
-    except (ImportError, ValueError) as error:  # a protocol whose package is not there
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)[0]  # other processes write too
+    except (ImportError, ValueError) as error:  # the protocol's package is not installed
         raise ValueError(f"cannot use {url}: {error}") from error
 
 
@@ -150,18 +150,18 @@ class LocalStore:
             if owner == self.owner:
                 atomic.remove(part)
                 continue
-            # Whoever has the lock of another owner is at work, and its part too.
+            # If another owner's lock is held, its partial files are still being written.
             with contextlib.suppress(ValueError), file_lock(self.root / LOCKS / owner, self.owner):
                 atomic.remove(part)
 
     def _part(self, name: str) -> Path:
-        """Where a file or folder is written: a name that says whose it is, for `remove_parts`."""
+        """Where a file or folder is written first: its name has the owner, for `remove_parts`."""
         path = self.root / name
         return path.with_name(f".{path.name}.{self.owner}.part")
 
 
 class ObjectStore:
-    """Objects by fsspec. `create` and `lock` are best effort: fsspec has no atomic creation."""
+    """Objects through fsspec. `create` and `lock` are best effort: it has no atomic creation."""
 
     def __init__(self, url: str, owner: str):
         self.url = url
@@ -184,7 +184,7 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        with tempfile.TemporaryFile() as file:  # the object is sent whole, or not at all
+        with tempfile.TemporaryFile() as file:  # so that only a complete object is sent
             yield file
             file.seek(0)
             with self.fs.open(self._path(name), "wb") as target:
@@ -192,7 +192,7 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def writing_folder(self, name: str) -> Iterator[Put]:
-        # There are no folders to rename: a half-written one is known by its absence from manifests.
+        # There are no folders to rename: a half-written one has no entry in a manifest.
         yield lambda file_name, content: self.fs.pipe_file(
             self._path(f"{name}/{file_name}"), content
         )

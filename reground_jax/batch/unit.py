@@ -1,10 +1,10 @@
-"""`Generator.generate_unit`: from some lines of the input to a shard of the output.
+"""`Generator.generate_unit`: turns some lines of the input into a shard of the output.
 
-A unit's lines are cut into batches of `batch_size` per device, in order, with an empty layout where
-a line has none, so that its number alone determines what is computed together, whatever the number
-of devices. Several threads call `generate_unit` at the same time (engine.py): one of them uses the
-device, and keeps one batch enqueued behind the one that runs, while the others read, encode texts,
-encode images and write.
+A unit's lines are split into batches of `batch_size` per device, in order, with an empty layout for
+a line that has none, so that line numbers alone determine what is computed together, whatever the
+number of devices. Several threads call `generate_unit` concurrently (engine.py): one of them uses
+the device, and keeps one batch enqueued behind the running one, while the others read, encode
+texts, encode images and write.
 """
 
 import os
@@ -31,26 +31,26 @@ from reground_jax.readers import reason_of
 from reground_jax.readers.lines import Line
 from reground_jax.settings import Settings
 
-ENQUEUED = 2  # batches on the device: one that runs and one behind it
-UNWRITTEN = 4  # batches of a unit that are computed or under way, and not yet in its shard
-ENCODERS = 8  # threads that encode images, at most
+ENQUEUED = 2  # batches on the device: the running one and one behind it
+UNWRITTEN = 4  # batches of a unit that are computed or in progress, but not yet in its shard
+ENCODERS = 8  # maximum number of threads that encode images
 STOP_CHECK = 0.2  # seconds
 FILLER = Layout(prompt="")
 
 
-# Float images [B, H, W, 3] in 0..1 that are under way: a `jax.Array`, or another value that has
-# `block_until_ready` and becomes an array by `np.asarray`.
+# Float images [B, H, W, 3] in 0..1, possibly still being computed: a `jax.Array`, or another value
+# that has `block_until_ready` and that `np.asarray` turns into an array.
 Images = Any
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """What makes images: `sampler.PipelineSampler`, or a stand-in in tests."""
+    """Generates images: `sampler.PipelineSampler`, or a stand-in in tests."""
 
-    rows: int  # layouts of one batch, over all devices
+    rows: int  # layouts per batch, over all devices
 
     def encode(self, layouts: Sequence[Layout]) -> Any:
-        """What `enqueue` needs of the layouts' texts and boxes. Called by several threads."""
+        """Encodes texts and boxes into what `enqueue` needs. Called from several threads."""
         ...
 
     def enqueue(
@@ -65,7 +65,7 @@ class Stopped(Exception):
 
 
 class UnitError(ValueError):
-    """A unit could not be made, and as far as can be told because of its lines."""
+    """A unit could not be made, most likely because of its lines."""
 
 
 class Batch(NamedTuple):
@@ -81,8 +81,10 @@ class Batch(NamedTuple):
 
 @dataclass
 class Meter:
-    """How long the device was idle, in seconds: from a batch becoming ready, with none behind it,
-    to the next one being enqueued."""
+    """Measures how long the device is idle between batches, in seconds.
+
+    It is idle from when a batch is ready, with none behind it, until the next one is enqueued.
+    """
 
     batches: int = 0
     images: int = 0
@@ -141,10 +143,10 @@ class Generator:
         self._encoders = ThreadPoolExecutor(min(ENCODERS, os.cpu_count() or 1), "encode")
 
     def generate_unit(self, unit: int) -> Entry:
-        """Makes the images of a unit and writes its shard: the same bytes each time.
+        """Makes the images of a unit and writes its shard, with identical bytes each time.
 
-        Raises Stopped; OSError if the shard cannot be written; the error that says so when memory
-        runs out; and UnitError, which names the unit's lines, for anything else.
+        Raises Stopped; OSError if the shard cannot be written; the original error if memory runs
+        out; and UnitError, which names the unit's lines, for anything else.
         """
         if self.stop.is_set():
             raise Stopped
@@ -156,7 +158,7 @@ class Generator:
         except (Stopped, OSError, MemoryError):
             raise
         except Exception as error:
-            if "RESOURCE_EXHAUSTED" in str(error):  # how XLA says out of memory
+            if "RESOURCE_EXHAUSTED" in str(error):  # XLA's out-of-memory error
                 raise
             named = _named(unit, self.run.unit_lines, lines)
             raise UnitError(f"{named}: {reason_of(error)}") from error
@@ -191,7 +193,7 @@ class Generator:
         self._encoders.shutdown()
 
     def _batches(self, first: int, lines: list[Line | None]) -> Iterator[Batch]:
-        """All variants of all lines; batches without any layout are left out."""
+        """All variants of all lines, without batches that have no layout."""
         for variant, (settings, run_seed) in enumerate(self.run.variants()):
             for start in range(0, len(lines), self.sampler.rows):
                 rows = slice(start, start + self.sampler.rows)
@@ -215,7 +217,7 @@ class Generator:
         return self._waiter.submit(self._wait, images, batch)
 
     def _wait(self, images: Images, batch: Batch) -> list[Future[Made]]:
-        """Frees the place on the device when the images are ready, and hands them to encoders."""
+        """Frees the batch's slot once the images are ready, and hands them to the encoders."""
         try:
             images.block_until_ready()
         finally:
@@ -246,7 +248,7 @@ class Generator:
 
 
 def _named(unit: int, unit_lines: int, lines: list[Line | None]) -> str:
-    """A unit by its place in the input, so that a user finds the lines."""
+    """Names a unit by its lines in the input, so that users can find them."""
     first, count = unit * unit_lines + 1, len(lines) or unit_lines
     ids = [line.id for line in lines if line is not None]
     between = f": {ids[0]!r} to {ids[-1]!r}" if ids else ""

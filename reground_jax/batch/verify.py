@@ -1,4 +1,4 @@
-"""Checks an output: every id once for each variant, every image decodes, every checksum matches."""
+"""Checks an output: each id appears once per variant, images decode, checksums match."""
 
 import contextlib
 import hashlib
@@ -21,15 +21,15 @@ from reground_jax.readers import reason_of
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, and with what; `str` is a sentence.
+    """What is wrong, and where; `str` gives a sentence.
 
-    damaged: the shard, or another part of the output, that must be made again. None if it is not
-    there, which the next `batch` fixes by itself.
+    damaged: the shard, or another part of the output, to remove so that it is made again. None if
+    it is only missing, which the next `batch` fixes.
     """
 
     what: str
     unit: int | None = None
-    lines: tuple[int, int] | None = None  # of the input, from 1, the last one included
+    lines: tuple[int, int] | None = None  # first and last of the input, from 1
     damaged: str | None = None
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What was found of what the input asks for. An output without problems is whole."""
+    """What was found, and what the input asks for. An output without problems is whole."""
 
     units: int = 0
     images: int = 0
@@ -61,7 +61,7 @@ class Report:
 
 
 def verify(store: Store, *, on_unit: Callable[[int, int], None] | None = None) -> Report:
-    """Reads the whole output. on_unit is called with the number of units checked, and of all.
+    """Reads the whole output. on_unit is called with the number of units checked and the total.
 
     Raises ValueError if `store` is not an output of `batch`.
     """
@@ -87,7 +87,7 @@ def verify(store: Store, *, on_unit: Callable[[int, int], None] | None = None) -
 
 
 def repair(store: Store, problems: list[Problem]) -> list[str]:
-    """Removes what is damaged, so that the next `batch` makes it again, and returns its names.
+    """Removes what is damaged, so that the next `batch` makes it again; returns the names removed.
 
     Raises ValueError if a process is working on the output.
     """
@@ -101,7 +101,7 @@ def repair(store: Store, problems: list[Problem]) -> list[str]:
 
 
 def _index(store: Store, run: Run, report: Report) -> Index | None:
-    """The index of the run's input; a problem, and None, if it cannot be trusted."""
+    """The index of the run's input; if it cannot be trusted, adds a problem and returns None."""
     try:
         stored = read_index(store)
     except FileNotFoundError as error:
@@ -119,7 +119,7 @@ def _index(store: Store, run: Run, report: Report) -> Index | None:
 def _check_unit(
     store: Store, run: Run, index: Index, unit: int, entries: list[Entry], report: Report
 ) -> None:
-    """Counts a unit, and adds to the report what is wrong with it."""
+    """Counts a unit, and adds any problem with it to the report."""
     first = unit * run.unit_lines
     of_unit = index.hashes[first : first + run.unit_lines]
     expected = np.tile(of_unit[of_unit != 0], len(run.variants())).tolist()
@@ -140,7 +140,7 @@ def _check_unit(
 
 
 def _check_shard(store: Store, entry: Entry, expected: list[int]) -> tuple[int, str | None]:
-    """How many of its images are right, and what is wrong with it, if anything."""
+    """How many of its images are valid, and what is wrong with the shard, if anything."""
     ids: list[int] = []
     try:
         for record, content in read_shard(store, entry):
@@ -151,16 +151,16 @@ def _check_shard(store: Store, entry: Entry, expected: list[int]) -> tuple[int, 
             ids.append(hash_of(record["id"]))
         if ids != expected:
             raise ValueError(
-                f"its ids are not those of its lines: {len(ids)} images, {len(expected)} expected"
+                f"its ids do not match its lines: {len(ids)} images, {len(expected)} expected"
             )
     except MemoryError:
         raise
-    except Exception as error:  # whatever Pillow and tarfile make of damaged bytes
+    except Exception as error:  # Pillow and tarfile may raise anything for damaged bytes
         return len(ids), reason_of(error)
     return len(ids), None
 
 
 def _shards(store: Store) -> list[str]:
-    """What looks like a shard."""
+    """The paths that look like shards."""
     found = [f"{folder}/{name}" for folder in ("images", "shards") for name in store.names(folder)]
     return [path for path in found if re.fullmatch(r"images/\d{9}|shards/\d{9}\.tar", path)]

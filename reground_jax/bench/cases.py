@@ -1,4 +1,4 @@
-"""What is measured of one pipeline: a step, a whole run, and the parts around the U-Net."""
+"""Benchmark cases for one pipeline: a step, a whole run, and the parts around the U-Net."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ from reground_jax.sampling.loop import Inputs
 from reground_jax.sampling.solvers.plan import State
 from reground_jax.settings import Settings, Wiring
 
-PLAIN_LIMIT = 2**28  # logits, 1 GiB in float32: the plain form of larger attention is not tried
+PLAIN_LIMIT = 2**28  # logits (1 GiB in float32); plain attention is not tried beyond that
 
 
 @dataclass(frozen=True)
 class Work:
-    """What to measure: `settings` of the images, and how many of them at once on all devices."""
+    """What to measure: `settings` of the images, and the batch size over all devices."""
 
     settings: Settings = Settings(gamma=0.3)
     batch: int = 1
@@ -66,7 +66,7 @@ class Denoising:
         )  # fmt: skip
 
     def run(self, state: State, start: int, stop: int) -> State:
-        """`state` after the steps start..stop-1; none of them still compiles the program."""
+        """`state` after steps start..stop-1; an empty range still compiles the program."""
         grounded = grounded_steps(np.asarray(self.inputs.gates))
         return self.pipe.programs.advance(
             self.pipe.params, state, self.prepared, self.inputs, grounded, start, stop,
@@ -75,7 +75,7 @@ class Denoising:
 
 
 def macs(pipe: Pipeline, work: Work, num_steps: int, grounded: int) -> int:
-    """Of the U-Net over a run of the batch; what is prepared before the first step included."""
+    """MACs of the U-Net over a run of the batch, including preparation before the first step."""
     height, width, _ = pipe.programs.latent_shape(work.settings)
     return work.batch * run_macs(
         pipe.config.unet, height, width, num_steps=num_steps, grounded_steps=grounded,
@@ -100,7 +100,7 @@ def unet(pipe: Pipeline, work: Work) -> list[Case]:
     )
     cases = []
     for name, wiring, gamma in kinds:
-        # DDIM has one evaluation per step, also in the first.
+        # DDIM evaluates the U-Net once per step, even in the first one.
         settings = replace(work.settings, wiring=wiring, gamma=gamma, solver="ddim", eta=0.0)
         denoising = Denoising.of(pipe, replace(work, settings=settings))
         call = functools.partial(_step, denoising)
@@ -114,7 +114,7 @@ def _step(denoising: Denoising, state: State) -> State:
 
 
 def generate(pipe: Pipeline, work: Work) -> list[Case]:
-    """Whole runs, from texts to images, at the settings' gamma and with fusers always on."""
+    """Whole runs, from text to images, at the settings' gamma and with fusers always on."""
     height, width, _ = pipe.programs.latent_shape(work.settings)
     decoder = work.batch * vae_decoder_macs(pipe.config.vae, height, width)
     requests = layouts(work.batch)
@@ -139,7 +139,7 @@ def generate(pipe: Pipeline, work: Work) -> list[Case]:
 
 
 def attention(pipe: Pipeline, work: Work) -> list[Case]:
-    """Each form of attention that the platform has, on the U-Net's own shapes, one device."""
+    """Each attention implementation of the platform, on the U-Net's own shapes and one device."""
     config, platform = pipe.config.unet, pipe.devices[0].platform
     height, width, _ = pipe.programs.latent_shape(work.settings)
     batch = work.batch * (1 if work.settings.guidance_scale == 1 else 2)
@@ -192,7 +192,7 @@ def vae(pipe: Pipeline, work: Work) -> list[Case]:
 
 
 def text(pipe: Pipeline, work: Work) -> list[Case]:
-    """Texts and boxes of the batch to Conditioning: four distinct texts for one layout."""
+    """Texts and boxes of the batch to Conditioning: four distinct texts per layout."""
     requests = layouts(work.batch)
     call = functools.partial(pipe.encode, requests, max_boxes=work.settings.max_boxes)
     return [Case("encode", f"{work.batch} layouts", lambda: call().text)]

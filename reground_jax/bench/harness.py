@@ -1,7 +1,7 @@
-"""What all benchmarks share: warm-up, every repetition, memory, arithmetic, and what it ran on.
+"""What all benchmarks share: warm-up, repetitions, memory, FLOP rates, and the environment.
 
-Times are wall-clock seconds from a call to `jax.block_until_ready` of its result. FLOP are those of
-counter.py: what the algorithm needs, so a program that does less than it gets a higher share.
+Times are wall-clock seconds from a call until `jax.block_until_ready` returns its result. FLOP come
+from counter.py: what the algorithm needs, so a program that does less work gets a higher share.
 """
 
 import os
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from reground_jax.devices import Device, compile_clock, compiler_options
 from reground_jax.version import __version__
 
-# Dense datasheet peaks in FLOP/s by the start of the device's name.
+# Dense datasheet peaks in FLOP/s, by prefix of the device's name.
 DATASHEET = {
     "bfloat16": {
         "NVIDIA H200": 989e12, "NVIDIA H100": 989e12, "NVIDIA A100": 312e12, "NVIDIA A800": 312e12,
@@ -36,15 +36,15 @@ BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"  # XLA alone, wit
 
 @dataclass(frozen=True)
 class Result:
-    """One measured thing."""
+    """The measurements of one case."""
 
     name: str
-    shape: str  # what it was given, in words
+    shape: str  # of its input, in words
     first: float  # seconds of the first call, which traces and compiles
-    compiled: float  # of these, seconds that XLA compiled
-    seconds: tuple[float, ...]  # of every repetition after it
-    images: int = 0  # that one repetition makes; 0 where it makes none
-    macs: int = 0  # multiply-accumulates that one repetition needs; 0 where they are not counted
+    compiled: float  # seconds of these that XLA spent compiling
+    seconds: tuple[float, ...]  # of every repetition after that
+    images: int = 0  # made per repetition; 0 if none
+    macs: int = 0  # multiply-accumulates per repetition; 0 if not counted
 
     @property
     def median(self) -> float:
@@ -75,7 +75,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Case:
-    """What can be measured: `call` on the result of `setup`, which is made again, untimed."""
+    """Something to measure: `call` on the result of `setup`, rerun untimed before each call."""
 
     name: str
     shape: str
@@ -86,13 +86,13 @@ class Case:
 
 
 def measure(cases: Sequence[Case], *, repeats: int, warmup: int = 1) -> list[Result]:
-    """All cases in turns, so that a change of the machine's speed meets each of them alike.
+    """Measures all cases in turn, so that changes in the machine's speed affect them equally.
 
-    The first call of each compiles; `warmup` calls and then `repeats` timed ones follow.
+    The first call of each compiles; `warmup` calls follow, and then `repeats` timed ones.
     """
     firsts, compiled = [], []
     for case in cases:
-        case.setup()  # compiles what belongs to it, which is not the case's
+        case.setup()  # so that compiling the setup itself is not charged to the case
         with compile_clock(BACKEND_COMPILE) as spent:
             firsts.append(_timed(case))
         compiled.append(spent())
@@ -116,7 +116,7 @@ def _timed(case: Case) -> float:
 
 
 def measured_peak(device: Device, dtype: str) -> float:
-    """FLOP/s of a large square matrix product on one device: what it can do at best."""
+    """FLOP/s of a large square matrix product on one device: the best it can do."""
     side, calls = (2048, 4) if device.platform == "cpu" else (8192, 20)
     with jax.default_device(device):
         x = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(dtype))
@@ -134,7 +134,7 @@ def measured_peak(device: Device, dtype: str) -> float:
 
 
 def peaks(devices: Sequence[Device], dtype: str) -> dict[str, float | None]:
-    """FLOP/s of all devices together, measured and by their datasheet (None: not known)."""
+    """FLOP/s of all devices together, measured and from the datasheet (None if unknown)."""
     device, count = devices[0], len(devices)
     listed = datasheet_peak(device.device_kind, dtype)
     return {
@@ -144,7 +144,7 @@ def peaks(devices: Sequence[Device], dtype: str) -> dict[str, float | None]:
 
 
 def datasheet_peak(kind: str, dtype: str) -> float | None:
-    """FLOP/s of one device by its datasheet; None where it is not known."""
+    """FLOP/s of one device from its datasheet; None if unknown."""
     names = [name for name in DATASHEET.get(dtype, {}) if kind.startswith(name)]
     return DATASHEET[dtype][max(names, key=len)] if names else None
 
@@ -153,7 +153,7 @@ def peak_memory() -> int:
     """Largest resident set of this process so far, in bytes."""
     try:
         status = Path("/proc/self/status").read_text()
-        # Not ru_maxrss, which starts at the peak of the process that started this one.
+        # Not ru_maxrss, which starts at the parent process's peak.
         (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     except (OSError, ValueError):
@@ -164,13 +164,13 @@ def peak_memory() -> int:
 
 
 def device_memory(device: Device) -> int | None:
-    """Largest memory in use on a device so far, in bytes; None where it is the host's."""
+    """Peak memory in use on a device so far, in bytes; None if the device is the host."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     return stats and stats.get("peak_bytes_in_use")
 
 
 def environment(devices: Sequence[Device]) -> dict[str, Any]:
-    """What a number depends on besides the program."""
+    """What a measurement depends on besides the program."""
     return {
         "versions": {
             "reground-jax": __version__,
@@ -197,7 +197,7 @@ def _processor() -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text under a heading row, in columns; the first column to the left."""
+    """Rows of text under a heading row, in columns; only the first column is left-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

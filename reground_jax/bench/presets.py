@@ -1,11 +1,11 @@
-"""Models to measure: shapes with random weights, none of them trivial, and a request for them.
+"""Models to benchmark: sizes with random weights, none of them trivial, and layouts for them.
 
-tiny    a second's work, for tests
-emoji   the size of the shipped small world (training/configs/emoji64), 64x64 images
-sd14    GLIGEN over Stable Diffusion 1.4, 512x512 images: its U-Net and VAE at their published size
+tiny    runs in about a second, for tests
+emoji   the size of the built-in small model (training/configs/emoji64), 64x64 images
+sd14    GLIGEN on Stable Diffusion 1.4, 512x512 images: U-Net and VAE at their published size
 
-Their vocabulary is that of bytes (515 tokens), so that no file of the Hub is needed; in `sd14` this
-makes the text encoder's table of embeddings smaller, and nothing else.
+The vocabulary is bytes only (515 tokens), so that no file from the Hub is needed; in `sd14` this
+shrinks the text encoder's embedding table and changes nothing else.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ VOCABULARY, BOS, EOS = 515, 513, 514
 COUNTS = ("one", "two", "three", "four", "five", "six")
 PLACES = ("grass", "beach", "street", "snow")
 MERGES = "#version: 0.2\nt h\n"
-# As Stable Diffusion 1.4's scheduler file says.
+# As in Stable Diffusion 1.4's scheduler config.
 SCHEDULE = NoiseSchedule(
     steps_offset=1, set_alpha_to_one=False, clip_sample=False, skip_prk_steps=True
 )
@@ -92,7 +92,7 @@ def random_model(name: Preset | str, seed: int = 0) -> Model:
 
 
 def tokenizer_json() -> str:
-    """CLIP's form of tokenizer with the bytes alone, one merge and the two special tokens."""
+    """A CLIP-style tokenizer with only the bytes, one merge and the two special tokens."""
     from reground_jax.convert.tokenizers import build_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def tokenizer_json() -> str:
 
 
 def layouts(count: int) -> list[Layout]:
-    """Requests of two boxes each, no two alike, in words that the built-in model knows, too."""
+    """Distinct layouts with two boxes each, in words that the built-in model also knows."""
     return [
         Layout(
             prompt=f"a cat and {COUNTS[number % 6]} dogs on the {PLACES[number // 6 % 4]}",

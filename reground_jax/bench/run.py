@@ -16,27 +16,25 @@ from reground_jax.pipeline import Pipeline
 
 
 def run(name: str, pipe: Pipeline, work: Work, *, repeats: int, warmup: int = 1) -> dict[str, Any]:
-    """`name`: of CASES. The batch of `work` must be a multiple of the number of devices."""
+    """`name`: a key of CASES. `work.batch` must be a multiple of the number of devices."""
     count = len(pipe.devices)
     if work.batch % count:
-        raise ValueError(
-            f"the batch is {work.batch} on {count} devices: take a multiple of {count}"
-        )
+        raise ValueError(f"the batch is {work.batch} on {count} devices: use a multiple of {count}")
     facts = environment(pipe.devices)
     results = measure(CASES[name](pipe, work), repeats=repeats, warmup=warmup)
     memory, on_device = peak_memory(), device_memory(pipe.devices[0])
     shares = peaks(pipe.devices[:1] if name == "attention" else pipe.devices, pipe.dtype)
     print(heading(name, pipe, facts, shares))
     print(report(results, shares))
-    print(f"peak memory: {memory / GIB:.2f} GiB of the process", end="")
-    print(f", {on_device / GIB:.2f} GiB of one device" if on_device else "")
+    print(f"peak memory: {memory / GIB:.2f} GiB in the process", end="")
+    print(f", {on_device / GIB:.2f} GiB on one device" if on_device else "")
     return {
         "benchmark": name,
         "source": pipe.info.get("source"),
         "dtype": pipe.dtype,
         "settings": work.settings.to_json(),
         "batch": work.batch,
-        "warmup": 1 + warmup,  # calls before the timed ones, the first of which compiles
+        "warmup": 1 + warmup,  # untimed calls, the first of which compiles
         "environment": facts,
         "peaks": shares,
         "peak_memory": {"process": memory, "device": on_device},

@@ -1,10 +1,10 @@
-"""The command line, `reground-jax`: one file per command, and here what they share.
+"""The command line, `reground-jax`: one file per command; this one has what they share.
 
 A command's module has `add(commands)`, which declares its options, and `run(arguments)`, which
 returns the exit code. Requests are parsed and checked before anything imports JAX.
 
 Exit codes: 0 done, 1 the work failed, 2 bad input (one sentence, no traceback), 130 interrupted,
-141 nobody reads the output any more (as of a program that SIGPIPE ends).
+141 the reader of the output is gone (as for a program that SIGPIPE ends).
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# Under another name: a file of this package is called `options`.
+# Renamed, because a file of this package is called `options`.
 from reground_jax.basics.options import options as options_of
 from reground_jax.cli import (
     batch,
@@ -51,7 +51,7 @@ first steps, with the small model that comes with the package and then with GLIG
 `reground-jax COMMAND --help` explains a command, with an example."""
 
 
-# Keywords in messages, and the options that they are here.
+# Keyword arguments in messages, and the options that set them here.
 _OPTIONS = {field: option.name for field, option in options_of(Settings).items()}
 _OPTIONS["box_format"] = "--box-format"
 _KEYWORD = re.compile(rf"\b({'|'.join(_OPTIONS)})='?([\w.]+)'?")
@@ -78,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return run(argv)
         finally:
-            sys.stdout.flush()  # a closed pipe is met here, and not when Python ends
+            sys.stdout.flush()  # so that a closed pipe shows here, not when Python exits
     except BrokenPipeError:
         silence()
         return 141
 
 
 def run(argv: Sequence[str] | None) -> int:
-    """Runs one command; what it says of bad input and of a full memory is one sentence."""
+    """Runs one command; bad input and running out of memory are reported in one sentence."""
     debug = False
     try:
         parser = build_parser()
@@ -110,7 +110,7 @@ def run(argv: Sequence[str] | None) -> int:
             raise
         return fail(sentence(error), 2)
     except RuntimeError as error:
-        if debug or "RESOURCE_EXHAUSTED" not in str(error):  # how XLA says out of memory
+        if debug or "RESOURCE_EXHAUSTED" not in str(error):  # XLA's out-of-memory error
             raise
         return fail(
             "the device ran out of memory: use a smaller --height and --width, "
@@ -120,10 +120,10 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def silence() -> None:
-    """Lets what is still to be written go nowhere: Python has nothing to report when it ends."""
+    """Discards what is still to be written, so that Python reports no error when it exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # where it is no file, as in tests
+        with contextlib.suppress(OSError, ValueError):  # not a real file, as in tests
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
@@ -134,9 +134,9 @@ def fail(message: str, code: int) -> int:
 
 
 def sentence(error: ValueError | OSError) -> str:
-    """What to print of an error; the system's own begin with a number that helps nobody.
+    """The text to print for an error; an OSError's own begins with a number that helps nobody.
 
-    Advice such as box_format='xywh' is for Python: here it becomes --box-format xywh.
+    Advice for Python, such as box_format='xywh', becomes --box-format xywh.
     """
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -158,8 +158,8 @@ def warnings_in_a_line() -> Iterator[None]:
 def quiet_orbax() -> None:
     """Keeps the tracebacks of Orbax and TensorStore off stderr, for the rest of the process.
 
-    They log every error that they raise; and reads that were under way when a damaged file was met
-    end, on other threads and later, in an event loop that is closed.
+    They log every error that they raise; and reads in progress when a damaged file is found end
+    later, on other threads, in an event loop that is already closed.
     """
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -166,7 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def report_input(index: Index, store: Store) -> None:
-    """Says how many lines are layouts. Raises ValueError if none is."""
+    """Says how many lines are not valid layouts. Raises ValueError if no line is."""
     if not len(index.hashes):
         raise ValueError("the input is empty: give it one layout per line")
     if index.rejected:
@@ -180,7 +180,7 @@ def report_input(index: Index, store: Store) -> None:
 
 
 def run_share(job: Job, directory: Path, setup: Setup, arguments: argparse.Namespace) -> int:
-    """Makes what is missing of the share; the exit code."""
+    """Makes what is missing from the share; returns the exit code."""
     units, damaged = job.remaining()
     total = job.images(units)
     if not units:
@@ -269,7 +269,7 @@ def _run_here(
 
 
 def report_failures(units: int) -> int:
-    """Says how many units could not be made; the exit code."""
+    """Says how many units could not be made; returns the exit code."""
     if not units:
         return 0
     was = "unit was" if units == 1 else "units were"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reground_jax.pipeline import Pipeline
 
 BENCHMARKS = ("unet", "generate", "attention", "vae", "text")
-# One evaluation of the U-Net per step, and the fusers off for most of them, as in ReGround's paper.
+# One U-Net evaluation per step, with the fusers off for most steps, as in ReGround's paper.
 DEFAULTS = {"num_steps": 10, "gamma": 0.3, "solver": "ddim", "dtype": DTYPES[0]}
 EXAMPLES = """\
 examples:
@@ -68,14 +68,14 @@ def add_work_options(parser: Parser) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The work that the options ask for. Raises ValueError."""
+    """The settings that the options give. Raises ValueError."""
     if arguments.repeats < 1:
         raise ValueError(f"--repeats is {arguments.repeats}: give a whole number, at least 1")
     return made(Settings, arguments, **DEFAULTS)
 
 
 def setup_of(arguments: argparse.Namespace) -> Setup:
-    """On what to measure. Raises ValueError."""
+    """What to measure on. Raises ValueError."""
     return made(Setup, arguments, batch_size=1, no_cache=True)
 
 

@@ -1,4 +1,4 @@
-"""`reground-jax compile`: compile ahead of the first image, into the cache of all later runs."""
+"""`reground-jax compile`: compile ahead of time, into the cache that later runs use."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import hint, say
 from reground_jax.cli.sampling import Setup, find_model, keep_programs, load
 
-BATCH_SIZE = 1  # as `generate` makes
+BATCH_SIZE = 1  # as in `generate`
 EXAMPLES = """\
 example:
   reground-jax compile --steps 30 --batch-size 4
@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     size = setup.batch_size or BATCH_SIZE
     fields = request.checked_settings(arguments)
     if setup.no_cache:
-        raise ValueError("--no-cache would keep nothing of what is compiled: leave it out")
+        raise ValueError("--no-cache would discard everything that is compiled: leave it out")
     model = find_model(setup.model, setup.cache)
-    keep_programs(setup.cache)  # where they cannot be kept, there is nothing to do
+    keep_programs(setup.cache)  # an error here ends the command: compiling would be pointless
     settings = model.settings(fields)
     pipe = load(model.directory, settings.dtype, setup)
     hint("compiling ...")
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     with compile_clock() as seconds:
         work = Work(settings, size * len(pipe.devices))
         ready = Denoising.of(pipe, work)
-        if settings.guidance_interval != (0.0, 1.0):  # the steps outside of it
+        if settings.guidance_interval != (0.0, 1.0):  # for the steps outside of it
             unguided = dataclasses.replace(settings, guidance_scale=1.0)
             other = Denoising.of(pipe, dataclasses.replace(work, settings=unguided))
             other.run(other.start(), 0, 0)

@@ -1,4 +1,4 @@
-"""`reground-jax convert`: a checkpoint in any form that people have, to a model directory."""
+"""`reground-jax convert`: a checkpoint in any common format, to a model directory."""
 
 import argparse
 import importlib.util
@@ -57,7 +57,7 @@ def add(commands) -> Parser:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.verify:
-        check_verifiers()  # before minutes of work
+        check_verifiers()  # fail before minutes of work
     hint(f"loading {arguments.source} ...")
 
     from reground_jax.basics.home import expand_home
@@ -89,14 +89,14 @@ def check_verifiers() -> None:
 
 
 def verified(arguments: argparse.Namespace, destination: Path) -> int:
-    """Prints the error of each network; 1 if one is above the tolerance, else 0."""
+    """Prints the error of each network; returns 1 if one exceeds the tolerance, else 0."""
     from reground_jax.convert.verification import TOLERANCE, verify
 
     errors = verify(
         arguments.source, destination, adapter=arguments.adapter, variant=arguments.variant
     )
     for network, error in errors.items():
-        verdict = "as PyTorch's" if error <= TOLERANCE else f"ABOVE the tolerance {TOLERANCE:g}"
+        verdict = "matches PyTorch" if error <= TOLERANCE else f"ABOVE the tolerance {TOLERANCE:g}"
         print(f"  verify        {network} differs by {error:.1e} of its largest value: {verdict}")
-    # NaN is above every tolerance.
+    # NaN fails this comparison, as it should.
     return 0 if all(error <= TOLERANCE for error in errors.values()) else 1

@@ -23,7 +23,7 @@ GAMMAS = (0, 0.3, 1)
 BATCH_SIZE = 25
 # Options of a study's images; the probes were trained on images of the model's own size.
 SETTINGS = ("num_steps", "guidance_scale", "guidance_interval", "solver", "eta", "dtype")
-UNTOLD = ("cache", "no_cache", "out")  # options that leave a study's numbers as they are
+UNTOLD = ("cache", "no_cache", "out")  # options that do not affect a study's numbers
 EXAMPLES = """\
 examples:
   reground-jax evaluate --out study
@@ -61,7 +61,7 @@ def add(commands) -> Parser:
     )  # fmt: skip
     group.add_argument(
         "--rich-phrases", action="store_true",
-        help="let phrases name tints and poses as well, to test whether plain phrases explain a "
+        help="also name tints and poses in the phrases, to test whether plain phrases explain a "
         "result",
     )  # fmt: skip
     request.add_settings_options(parser, only=SETTINGS)
@@ -119,7 +119,7 @@ def build_study(
     settings: Settings,
     gammas: list[float],
 ) -> "Study":
-    """The study of these arguments. Finds models and files, and loads no model."""
+    """The study that the arguments describe. Finds models and files, but loads no model."""
     from reground_jax.emoji.cases import TITLES, heldout_cases, nsr1k_cases, with_rich_phrases
     from reground_jax.emoji.probes import Probes
     from reground_jax.emoji.scorer import TRADE_OFF, emoji_scorer
@@ -169,7 +169,7 @@ def build_study(
 
 
 def command_of(arguments: argparse.Namespace) -> str:
-    """The command that makes this study again, without what leaves its numbers as they are."""
+    """The command that repeats this study, without options that do not affect its numbers."""
     words = ["reground-jax", "evaluate"]
     defaults = default_arguments()
     for action in study_parser().actions:
@@ -180,7 +180,7 @@ def command_of(arguments: argparse.Namespace) -> str:
 
 
 def words_of(value: Any) -> list[str]:
-    """An option's value as words that are read as the same value."""
+    """An option's value as words that parse to the same value."""
     if value is True:
         return []
     if not isinstance(value, list):

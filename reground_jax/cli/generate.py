@@ -1,4 +1,4 @@
-"""`reground-jax generate`: one image from a layout, or the same one again from its PNG."""
+"""`reground-jax generate`: one image from a layout, or an earlier one again from its PNG."""
 
 import argparse
 import dataclasses
@@ -44,9 +44,9 @@ def add(commands) -> Parser:
     add_options(parser, Setup, omit=("batch_size",))
     parser.group("layout").add_argument(
         "--from", dest="source", metavar="IMAGE.png",
-        help="take layout, settings, seed and model from a PNG that this command wrote; options "
-        "given as well replace parts of it. Its model is used if it is built in, or a directory on "
-        "this machine; otherwise name it with --model",
+        help="take layout, settings, seed and model from a PNG that this command wrote; other "
+        "options replace parts of it. Its model is used if it is built in, or a directory on this "
+        "machine; otherwise name it with --model",
     )  # fmt: skip
     output = parser.group("output")
     output.add_argument(
@@ -54,9 +54,7 @@ def add(commands) -> Parser:
         help="PNG file, or folder, to write (default: a name made from the prompt and the seed)",
     )  # fmt: skip
     parser.alias("--out", "-o", "--output")
-    output.add_argument(
-        "--no-boxes-image", action="store_true", help="do not write NAME.boxes.png as well"
-    )
+    output.add_argument("--no-boxes-image", action="store_true", help="do not write NAME.boxes.png")
     return parser
 
 
@@ -88,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_request(arguments: argparse.Namespace) -> Recipe:
-    """What is asked for, before any model is looked at. Raises ValueError.
+    """The request, before any model is opened. Raises ValueError.
 
     Without --from, the settings are checked, but the model's recommended ones are still missing.
     """
@@ -114,10 +112,10 @@ def read_request(arguments: argparse.Namespace) -> Recipe:
 
 
 def choose_model(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Path, Recipe]:
-    """The model's directory, and the recipe with its name, its checksum and, for a new image, its
-    recommended settings.
+    """The model's directory, and the recipe completed from the model.
 
-    Raises ValueError if an image is to be made again and its own model is not here, or has changed
+    The recipe gets the model's name, its checksum and, for a new image, its recommended settings.
+    Raises ValueError if an image is to be made again but its own model is missing or has changed
     since; warns if the user names another one.
     """
     named = given(arguments, Setup)
@@ -144,10 +142,10 @@ def describe(directory: Path) -> "Description":
 
 
 def recorded_model(source: str, recipe: Recipe) -> Path:
-    """The directory of the model that a recipe names: a built-in one, or one of its checksum.
+    """The directory of the model that a recipe names: a built-in one, or one with its checksum.
 
-    The recipe may be a stranger's. So nothing is fetched or converted for it, no other machine is
-    asked, and of a directory that it names no more is read than what has the checksum. Raises
+    The recipe is untrusted, so nothing is fetched or converted for it, no other machine is
+    contacted, and from a directory that it names only the files with the checksum are read. Raises
     ValueError that says what to do.
     """
     from reground_jax.convert.locate import BUILT_IN, MODELS
@@ -162,8 +160,8 @@ def recorded_model(source: str, recipe: Recipe) -> Path:
         candidates.append(local)
     if not candidates:
         raise ValueError(
-            f"{source} was made with model {shown(name)}, and no model directory of its checksum "
-            f"was found under that name: add --model {shown(name)}, or wherever the model is, to "
+            f"{source} was made with model {shown(name)}, and no model directory with its checksum "
+            f"was found under that name: add --model {shown(name)}, or the model's location, to "
             "use it"
         )
     for directory in candidates:
@@ -177,7 +175,7 @@ def recorded_model(source: str, recipe: Recipe) -> Path:
 
 
 def local_path(name: str) -> Path | None:
-    """The path that a stranger's text is, or None if to look at it might ask another machine."""
+    """The path in an untrusted string, or None if opening it might contact another machine."""
     if "\0" in name or "://" in name or name[:2] in ("//", "\\\\", "/\\", "\\/"):
         return None
     if name.startswith("~"):
@@ -185,20 +183,20 @@ def local_path(name: str) -> Path | None:
             return None
         try:
             return Path(name).expanduser()
-        except RuntimeError:  # there is no home
+        except RuntimeError:  # there is no home directory
             return None
     return Path(name)
 
 
 def another_model(source: str | None, recipe: Recipe, name: str, checksum: str) -> str:
     return (
-        f"{source} was made with model {shown(recipe.checkpoint)} of checksum "
-        f"{str(recipe.checksum)[:12]!a}, but {shown(name)} has checksum {checksum[:12]!a}"
+        f"{source} was made with model {shown(recipe.checkpoint)} (checksum "
+        f"{str(recipe.checksum)[:12]!a}), but {shown(name)} has checksum {checksum[:12]!a}"
     )
 
 
 def summary(directory: Path, recipe: Recipe) -> str:
-    """Size, steps and model: what a recipe from elsewhere is about to cost."""
+    """Size, steps, boxes and model, which show what running a recipe will cost."""
     config = describe(directory).config
     own = config.unet.sample_size * config.vae.downsampling
     height, width = recipe.settings.height or own, recipe.settings.width or own

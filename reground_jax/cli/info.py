@@ -17,7 +17,7 @@ from reground_jax.settings import Settings
 if TYPE_CHECKING:
     from reground_jax.config import ModelConfig
 
-MAX_NAMED = 5  # arrays with NaN
+MAX_NAMED = 5  # arrays with NaN to list
 
 EXAMPLES = """\
 examples:
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def checked(directory: Path) -> int:
-    """Reads every array and says what it found; the exit code. Raises CheckpointError."""
+    """Reads every array and prints what it found; returns the exit code. Raises CheckpointError."""
     from reground_jax.model import check_model
 
     nonfinite = check_model(directory)
@@ -75,7 +75,7 @@ def nonfinite_line(names: Sequence[str]) -> str:
 
 
 def own_directory(name: str) -> Path:
-    """The path, if it is a model directory of ours. Raises ValueError; converts nothing."""
+    """The path of a converted model. Raises ValueError if it is anything else; converts nothing."""
     from reground_jax.convert.locate import built_in
     from reground_jax.convert.sources import detect
 
@@ -97,7 +97,7 @@ def own_directory(name: str) -> Path:
 
 
 def describe(directory: Path) -> str:
-    """The report of a model directory, in lines. Raises CheckpointError if it is damaged."""
+    """The report on a model directory, as text. Raises CheckpointError if it is damaged."""
     from reground_jax.model import read_description
 
     description = read_description(directory)
@@ -133,7 +133,7 @@ def describe(directory: Path) -> str:
 
 
 def recommended_line(recommended: dict[str, Any]) -> str:
-    """The options that give the settings which are used where none are given."""
+    """The model's recommended settings, as command-line options."""
     named = options(Settings)
     words = [
         f"{named[field].name} {shown_default(_tuple(value), '')}"
@@ -152,7 +152,7 @@ def size_of(count: int) -> str:
 
 
 def printable(line: str) -> str:
-    """Without what moves a terminal's cursor: texts of `info` may be a stranger's."""
+    """Replaces control characters, because texts in `info` are untrusted."""
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
@@ -172,7 +172,7 @@ def count_parts(counts: dict[str, int]) -> dict[str, str]:
 
 
 def config_lines(config: "ModelConfig") -> Iterator[str]:
-    """Every field that is set, wrapped to a terminal."""
+    """Every field that is set, wrapped for a terminal."""
     for part, value in config.parts().items():
         fields = dataclasses.asdict(value)
         text = ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)

@@ -19,10 +19,10 @@ def add_options(
     defaults: Mapping[str, Any] | None = None,
     source: str = "",
 ) -> None:
-    """Adds an option for each field of `cls`, or for `only` some, in the group of its heading.
+    """Adds an option for each field of `cls`, or only for those in `only`, to its group.
 
-    Options that are not given stay out of the namespace. defaults: of this command, for help where
-    it differs from the class. source: where else a default comes from, such as "the model's".
+    Options that are not given stay out of the namespace. defaults: those of this command, for help,
+    where they differ from the class. source: where else defaults come from, such as "the model's".
     """
     for field, option in options(cls).items():
         if field in omit or only is not None and field not in only:
@@ -36,7 +36,7 @@ def add_options(
 
 
 def add_option(parser: Parser, field: str, option: Option, text: str | None = None) -> None:
-    """Adds one option. text: of help, in the place of its own."""
+    """Adds one option. text: help that replaces its own."""
     keywords: dict[str, Any] = {"dest": field, "default": argparse.SUPPRESS}
     keywords["help"] = (text or option.help).replace("%", "%%")
     if option.metavar:
@@ -55,12 +55,12 @@ def given(arguments: argparse.Namespace, cls: type) -> dict[str, Any]:
 
 
 def made(cls: type[T], arguments: argparse.Namespace, **defaults: Any) -> T:
-    """A `cls` of the options given, and else of this command's defaults, and else of its own."""
+    """A `cls` from the given options, else this command's defaults, else the class's own."""
     return cls(**defaults | given(arguments, cls))
 
 
 def shown_default(default: Any, source: str) -> str:
-    """For help; nothing where there is nothing to say."""
+    """A default as shown in help; empty if there is nothing to show."""
     if default is None or default is False:
         return f"{source} own" if source and default is None else ""
     items = default if isinstance(default, tuple) else (default,)
@@ -69,7 +69,7 @@ def shown_default(default: Any, source: str) -> str:
 
 
 def reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`read` for argparse, which shows the sentence of one kind of error only."""
+    """Wraps `read` for argparse, which shows the message of only one type of error."""
 
     def typed(text: str) -> Any:
         try:

@@ -1,5 +1,4 @@
-"""argparse as this command line wants it: other programs' names for options, lists by comma or by
-space, and errors that go the way of all other bad input."""
+"""argparse with aliases, lists separated by commas or spaces, and errors as ValueError."""
 
 import argparse
 import difflib
@@ -14,11 +13,11 @@ WIDTH = 100  # columns of a description
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose bad input is a ValueError of one sentence.
+    """A parser that reports bad input as a ValueError of one sentence.
 
-    aliases  what other programs call an option -> the option: understood, and left out of help
+    aliases  other programs' name for an option -> the option: accepted, but left out of help
     lists    options that take several words -> the pattern of such a word. argparse's own lists
-             would take a prompt that follows for another item
+             would take a following prompt as another item
     """
 
     def __init__(self, *, description: str = "", **keywords: Any):
@@ -38,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         return self._actions
 
     def group(self, title: str) -> argparse._ArgumentGroup:
-        """The group of this heading. Help lists groups in the order of their first use."""
+        """The group with this heading. Help lists groups in the order of their first use."""
         if title not in self._by_title:
             self._by_title[title] = self.add_argument_group(title)
         return self._by_title[title]
@@ -55,8 +54,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(self._spelled_out(given), namespace)
 
     def _spelled_out(self, given: Iterable[str]) -> list[str]:
-        """Options by their own names, and lists as one word: `-o x --seeds 0 1` is
-        `--out x "--seeds=0 1"`."""
+        """Replaces aliases and joins lists: `-o x --seeds 0 1` -> `--out x "--seeds=0 1"`."""
         words, spelled = deque(given), []
         while words:
             word = words.popleft()
@@ -74,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message.removeprefix('argument ')}; see `{self.prog} --help`")
 
     def refuse(self, unknown: str) -> NoReturn:
-        """Raises ValueError for a word that no option of this command takes, with the nearest."""
+        """Raises ValueError for a word that this command does not take, with the nearest option."""
         name = unknown.partition("=")[0]
         if not name.startswith("-"):
             self.error(f"{unknown!r} is one argument too many: put text with spaces in quotes")

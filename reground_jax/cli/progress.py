@@ -1,4 +1,4 @@
-"""What is said on stderr while work is under way; results go to stdout."""
+"""Progress messages, which go to stderr; results go to stdout."""
 
 import os
 import sys
@@ -7,10 +7,10 @@ from typing import Any
 
 from reground_jax.basics.wording import plural
 
-# A bar in images and time, without a rate in units of which there may be less than one per second.
+# A bar of images and time, without a rate, which may be below one image per second.
 COUNTED = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} images [{elapsed}<{remaining}]"
-HEARTBEAT = 60.0  # seconds between two lines of progress where there is no terminal
-SLOW_REDRAW = 10  # seconds between two drawings of a bar in a file, where each is a line that stays
+HEARTBEAT = 60.0  # seconds between lines of progress if there is no terminal
+SLOW_REDRAW = 10  # seconds between redraws of a bar in a file, where each one stays
 
 
 def say(message: str) -> None:
@@ -18,7 +18,7 @@ def say(message: str) -> None:
 
 
 def hint(message: str) -> None:
-    """A word before a silence, for somebody who watches: nothing in a log."""
+    """Announces a wait to someone at a terminal; adds nothing to a log."""
     if sys.stderr.isatty():
         say(message)
 
@@ -26,12 +26,12 @@ def hint(message: str) -> None:
 class Bar:
     """A progress bar that appears with the first report of progress.
 
-    So an error before it leaves its one sentence alone; and where the first piece of work is
-    reported, and not its beginning, the rate is that without the compiler.
+    So an earlier error leaves only its one sentence; and if the first report comes after some work,
+    and not before it, the rate does not include compilation.
     """
 
     def __init__(self, label: str, **options: Any):
-        """options: of tqdm."""
+        """options: passed to tqdm."""
         self.options: dict[str, Any] = {"desc": label} | options
         self.bar: Any = None
 
@@ -53,7 +53,7 @@ class Bar:
 
 
 class Heartbeat:
-    """A bar of images on a terminal, one per machine; else a line a minute."""
+    """A bar of images on a terminal, one per machine; otherwise one line per minute."""
 
     def __init__(self, total: int):
         self.total = total

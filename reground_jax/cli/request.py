@@ -1,4 +1,4 @@
-"""Options that say what to draw, and the `Layout` and `Settings` that they mean. Imports no JAX."""
+"""Options that say what to draw, and the `Layout` and `Settings` they give. Imports no JAX."""
 
 import argparse
 import dataclasses
@@ -24,13 +24,13 @@ from reground_jax.layout import Layout
 from reground_jax.settings import DTYPES, MAX_SEED, WIRINGS, Settings
 
 BOX_FORM = "PHRASE@X0,Y0,X1,Y1"
-COMBINATIONS = "variants (an image per layout and combination of)"
+COMBINATIONS = "variants (one image per layout and combination)"
 
 
 @no_type_check  # they are checked where they are used
 @dataclass(frozen=True)
 class Variants:
-    """Lists of which every combination is made."""
+    """Lists of values, every combination of which is generated."""
 
     wirings: tuple[str, ...] = option(
         ("parallel",),
@@ -45,8 +45,8 @@ class Variants:
     gammas: tuple[Any, ...] = option(
         (1.0,),
         "fractions 0..1 of the steps, counted from the first, in which the boxes are used (gamma "
-        "in ReGround's paper), between commas or spaces. GLIGEN's three parts are written with "
-        "slashes, as in 0.3/0/0.7",
+        "in ReGround's paper), separated by commas or spaces. GLIGEN's three parts are written "
+        "with slashes, as in 0.3/0/0.7",
         "G,...",
         read=read_gammas,
         words=NUMBERS,
@@ -69,7 +69,7 @@ class Variants:
 class OneSeed:
     seed: int = option(
         0,
-        f"0 to {MAX_SEED}; another seed gives another image of the same request",
+        f"0 to {MAX_SEED}; a different seed gives a different image of the same request",
         "N",
         read=read_number,
         aliases=("--seeds",),
@@ -104,7 +104,7 @@ def add_layout_options(parser: Parser) -> None:
 
 
 def add_variants(parser: Parser, field: str, group: str, text: str) -> None:
-    """One of the lists alone, under another heading, with another text of help."""
+    """Adds only one of the lists, with a heading and a help text of its own."""
     described = dataclasses.replace(options(Variants)[field], group=group)
     add_option(parser, field, described, text)
 
@@ -114,13 +114,13 @@ def add_settings_options(
 ) -> None:
     for heading in ("sampling", "model", "hardware", "output"):  # in this order
         parser.group(heading)
-    # Without --dtype, a command does not take the pipeline's, but says which one.
+    # Without --dtype, a command does not use the pipeline's default but sets one.
     defaults = {"dtype": f"the model's, or {DTYPES[0]}"}
     add_options(parser, Settings, only=only, omit=omit, defaults=defaults, source="the model's")
 
 
 def checked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of Settings that the command line gives. Raises ValueError if one cannot be."""
+    """The fields of Settings that the command line gives. Raises ValueError if one is invalid."""
     fields = given(arguments, Settings)
     Settings(**fields)
     return fields
@@ -167,7 +167,7 @@ def with_negative_prompt(layout: Layout, arguments: argparse.Namespace) -> Layou
 
 
 def _split_box(text: str) -> tuple[str, list[int | float | str]]:
-    """Phrase and numbers; a phrase may have an @ in it, numbers have none."""
+    """Phrase and numbers; the phrase may contain an @, the numbers do not."""
     phrase, at, box = text.rpartition("@")
     if not at:
         raise ValueError(
@@ -178,7 +178,7 @@ def _split_box(text: str) -> tuple[str, list[int | float | str]]:
 
 
 def output_path(out: str | None, name: str) -> Path:
-    """Where to write: a PNG file, or `name` in a folder. Raises ValueError for other forms."""
+    """Where to write: a PNG file, or `name` in a folder. Raises ValueError for other formats."""
     path = expand_home(out or name)
     if path.is_dir() or (out or "").endswith("/"):
         path /= name

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_MODEL = "emoji"
-# Those of devices.py and networks/attention.py, repeated here because importing these imports jax.
+# Copied from devices.py and networks/attention.py, because importing those imports JAX.
 MAPPERS = ("shard_map", "pmap")
 BACKENDS = ("plain", "lean", "cudnn", "pallas")
 
@@ -29,7 +29,7 @@ BACKENDS = ("plain", "lean", "cudnn", "pallas")
 @no_type_check  # the tests' type checker must not run before the checks below
 @dataclass(frozen=True)
 class Setup:
-    """Which model, and what it runs on. Raises ValueError for a value that cannot be."""
+    """Which model, and what it runs on. Raises ValueError for an invalid value."""
 
     model: str = option(
         DEFAULT_MODEL,
@@ -83,19 +83,19 @@ class Setup:
 
 
 class Found(NamedTuple):
-    """A model that was found; none of its arrays is read yet."""
+    """A model that was found; its arrays have not been read yet."""
 
     directory: Path
     checksum: str
     recommended: Mapping[str, Any]  # fields of Settings
 
     def settings(self, given: Mapping[str, Any]) -> Settings:
-        """The model's recommended settings, but for the fields that are given."""
+        """The model's recommended settings, overridden by the fields that are given."""
         return Settings(**{"dtype": DTYPES[0], **self.recommended, **given})
 
 
 def find_model(name: str, cache: str | None) -> Found:
-    """Raises ValueError or OSError where there is no such model."""
+    """Raises ValueError or OSError if there is no such model."""
     directory = locate(name, cache)
     from reground_jax.model import read_description
 
@@ -124,8 +124,8 @@ def load(
 ) -> "Pipeline":
     """The pipeline of a model directory.
 
-    Compiled programs are kept in the folder that --cache names or its default; where the default
-    cannot be written, they are not, and a warning says so.
+    Compiled programs are kept in the folder that --cache names, or in its default; if the default
+    is not writable, they are not kept, with a warning.
     """
     import jax
 
@@ -150,9 +150,9 @@ def load(
 
 
 def keep_programs(cache: str | None = None) -> None:
-    """Turns the compilation cache on, in a folder, or where the environment or the user's home say.
+    """Turns on the compilation cache: in `cache`, or else by the environment or in the home.
 
-    Raises ValueError or OSError where there is no such place.
+    Raises ValueError or OSError if there is no such place.
     """
     import jax
 
@@ -175,9 +175,9 @@ def sample(
     label: str,
     announce: bool = True,
 ) -> list[UInt8[np.ndarray, "H W 3"]]:
-    """An image per layout, with a bar of steps on stderr.
+    """One image per layout, with a progress bar of steps on stderr.
 
-    announce: say once on what and in which dtype, and how long it took to compile.
+    announce: report once the devices, the dtype, and how long compilation took.
     """
     from reground_jax.devices import compile_clock
 

@@ -61,13 +61,13 @@ def add(commands) -> Parser:
     )
     parser.add_argument(
         "--until", type=int, metavar="STEP",
-        help="end at this step and write the model, although the config's learning rates are "
-        "planned for more",
+        help="end at this step and write the model, even if the config's learning rate schedule is "
+        "longer",
     )  # fmt: skip
     parser.add_argument(
         "--accept-changes", action="store_true",
-        help="resume in --out although the config or the data changed; the model's record will "
-        "say so",
+        help="resume in --out even if the config or the data changed; the model's record will say "
+        "so",
     )  # fmt: skip
     parser.group("output").add_argument(
         "--out", type=Path, required=True, metavar="DIR",

@@ -1,1 +1,1 @@
-"""A small world of emoji pictograms, on which the shipped model is trained and measured."""
+"""A small world of emoji pictograms, used to train and evaluate the built-in model."""

@@ -1,9 +1,9 @@
-"""Openly licensed emoji artwork: fetched from the npm registry, drawn once, kept in one .npz file.
+"""Openly licensed emoji artwork: fetched from npm, rasterized, and stored in one .npz file.
 
     python -m reground_jax.emoji.artwork --out DIR      (needs npm, and `pip install resvg_py`)
 
-writes artwork.npz (pictograms) and artwork.json (packages, versions, licenses) into DIR. Only
-training needs them; a trained model does not.
+writes artwork.npz (pictograms) and artwork.json (packages, versions, licenses) into DIR. They are
+needed only for training, not to use a trained model.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from PIL import Image
 from reground_jax.basics.atomic import write_json
 from reground_jax.emoji.categories import CATEGORIES
 
-# npm package and version by family: SVG icon sets with the same file layout and CLDR names.
+# npm package and version of each family: SVG icon sets with one file layout and CLDR names.
 PACKAGES = {
     "noto": ("@iconify-json/noto", "1.2.9"),
     "twemoji": ("@iconify-json/twemoji", "1.2.5"),
     "fluent": ("@iconify-json/fluent-emoji-flat", "1.2.6"),
 }
 FAMILIES: tuple[str, ...] = tuple(PACKAGES)
-# The longer side of a stored pictogram, pixels: no object of a 128-pixel image is larger.
+# Longer side of a stored pictogram, pixels: no object in a 128-pixel image is larger.
 SIDE = 128
 # Fainter pixels count as empty: anti-aliased fringes and shadows must not widen a box.
 OPAQUE = 48
@@ -40,7 +40,7 @@ OPAQUE = 48
 class Pictogram:
     """One drawing of one category.
 
-    pixels  RGBA, not premultiplied; cut to its opaque pixels
+    pixels  RGBA, not premultiplied; cropped to its opaque pixels
     """
 
     family: str
@@ -52,11 +52,11 @@ Artwork = dict[str, tuple[Pictogram, ...]]  # by noun, the clearest pictograms f
 
 
 def load_artwork(path: str | Path) -> Artwork:
-    """The artwork that `main` wrote, from its .npz file.
+    """Load the artwork that `main` wrote.
 
-    Raises ValueError that names the file and says how to get one.
+    Raises ValueError that names the file and says how to make one.
     """
-    how = f"make one with `python -m reground_jax.emoji.artwork --out {Path(path).parent}`"
+    how = f"create it with `python -m reground_jax.emoji.artwork --out {Path(path).parent}`"
     artwork: dict[str, list[Pictogram]] = {}
     try:
         with np.load(path) as arrays:
@@ -79,17 +79,17 @@ def save_artwork(artwork: Artwork, path: str | Path) -> None:
 
 
 def trimmed(image: Image.Image, side: int = SIDE) -> UInt8[np.ndarray, "H W 4"]:
-    """`image` cut to its opaque pixels and scaled so that its longer side has `side` pixels."""
+    """Crop `image` to its opaque pixels and scale its longer side to `side` pixels."""
     box = image.getchannel("A").point([255 * (a >= OPAQUE) for a in range(256)]).getbbox()
     if box is None:
-        raise ValueError("pictogram is empty: it has no opaque pixel; choose another code point")
+        raise ValueError("pictogram has no opaque pixels: choose another code point")
     scale = side / max(box[2] - box[0], box[3] - box[1])
     size = (round(scale * (box[2] - box[0])), round(scale * (box[3] - box[1])))
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box))
 
 
 def fetch_family(family: str, folder: Path) -> tuple[dict[str, list[Pictogram]], dict[str, Any]]:
-    """Pictograms by noun of one icon set, and its record, by `npm pack` into `folder`."""
+    """Fetch one icon set with `npm pack` into `folder`: its pictograms by noun, and its record."""
     package, version = PACKAGES[family]
     command = ["npm", "pack", "--silent", f"{package}@{version}"]
     try:
@@ -117,7 +117,7 @@ def fetch_family(family: str, folder: Path) -> tuple[dict[str, list[Pictogram]],
 
 def _draw(icons: dict[str, Any], name: str) -> Image.Image:
     try:
-        import resvg_py  # only here: nothing but fetching needs it
+        import resvg_py  # imported here because only fetching needs it
     except ModuleNotFoundError as error:
         raise SystemExit(
             "drawing the artwork needs resvg_py: pip install 'reground-jax[train]'"
@@ -151,7 +151,7 @@ def main() -> None:
     order = {noun: category.codes.index for noun, category in CATEGORIES.items()}
     artwork = {n: tuple(sorted(found[n], key=lambda p: order[n](p.code))) for n in found}
     if missing := [noun for noun, pictograms in artwork.items() if not pictograms]:
-        raise SystemExit(f"no pictogram found of {', '.join(missing)}: check their code points")
+        raise SystemExit(f"no pictogram found for {', '.join(missing)}: check their code points")
     save_artwork(artwork, out / "artwork.npz")
     write_json(out / "artwork.json", records, indent=2)
     print(f"{sum(map(len, artwork.values()))} pictograms of {len(artwork)} categories in {out}")

@@ -1,7 +1,7 @@
-"""Where the emoji world's scenes take place: one painter per setting.
+"""Backgrounds of the emoji world's scenes: one painter per setting.
 
-A painter draws on a canvas of twice the image's size (halving it smooths the edges) in units of
-the image's size, with randomness from `rng` only. `dark` turns day into night.
+A painter draws on a canvas of twice the image size (downsampling smooths the edges) in units of
+the image size, with randomness from `rng` only. `dark` turns day into night.
 """
 
 import math
@@ -18,7 +18,7 @@ Point = tuple[Number, Number]
 
 
 class Canvas:
-    """Pillow's drawing in fractions of the image, darkened at night except for lights."""
+    """Draws with Pillow in fractions of the image; at night, everything but lights is darkened."""
 
     def __init__(self, size: int, dark: bool):
         self.scale, self.dark = 2 * size, dark
@@ -47,7 +47,7 @@ class Canvas:
         self.draw.ellipse(corners, fill=self._color(color))
 
     def light(self, x: Number, y: Number, radius: Number, color: Color) -> None:
-        """A disc that the night does not darken."""
+        """A disc that stays bright at night."""
         corners = [self.scale * v for v in (x - radius, y - radius, x + radius, y + radius)]
         self.draw.ellipse(corners, fill=color)
 
@@ -65,7 +65,7 @@ def _sky(canvas: Canvas, rng: np.random.Generator, color: Color) -> None:
 
 
 def _wave(y: Number, height: Number, count: Number, phase: Number) -> list[Point]:
-    """A sine across the image, as points from left to right."""
+    """A sine wave across the image, as points from left to right."""
     xs = [i / 24 for i in range(25)]
     return [(x, y + height * math.sin(2 * math.pi * (count * x + phase))) for x in xs]
 
@@ -92,7 +92,7 @@ def snow(canvas: Canvas, rng: np.random.Generator) -> None:
     _sky(canvas, rng, (185, 200, 220))
     for x in np.arange(0.05, 1, 0.18) + rng.uniform(-0.04, 0.04, 6):
         top = horizon - rng.uniform(0.14, 0.22)
-        for step in range(3):  # a fir of three tiers, snow on top
+        for step in range(3):  # a three-tiered fir with snow on top
             y, half = top + 0.05 * step, 0.04 + 0.02 * step
             canvas.polygon([(x, y), (x - half, y + 0.1), (x + half, y + 0.1)], (50, 110, 90))
         canvas.polygon(
@@ -111,7 +111,7 @@ def grass(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.polygon(_below(_wave(horizon + 0.14, 0.03, 0.7, rng.uniform())), (105, 180, 75))
     for x, y in rng.uniform(0, 1, (22, 2)):
         y = horizon + 0.1 + (0.95 - horizon) * y
-        for lean in (-0.025, 0, 0.025):  # a tuft of three blades
+        for lean in (-0.025, 0, 0.025):  # a tuft of three blades of grass
             canvas.line([(x, y), (x + 1.2 * lean, y - 0.055)], 0.012, (45, 105, 30))
 
 
@@ -157,7 +157,7 @@ def night_sky(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def sea(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Under water: blue, bubbles, sand and weeds."""
+    """Underwater: blue water, bubbles, sand and seaweed."""
     canvas.box(0, 0, 1, 1, (40, 135, 200))
     canvas.box(0, 0, 1, 0.2, (70, 165, 220))
     canvas.polygon(_below(_wave(0.88, 0.02, 1, rng.uniform())), (220, 200, 140))
@@ -241,10 +241,10 @@ def _plain(color: Color) -> Callable[[Canvas, np.random.Generator], None]:
 class Setting:
     """One place.
 
-    where   how captions say it, preposition included
+    where   its words in captions, including the preposition
     paint   draws it
-    nights  whether it can be night there
-    plain   whether color alone tells it, so that a picture without colors does not show it
+    nights  whether night scenes exist
+    plain   whether it is recognizable by color alone, and so not shown in colorless styles
     """
 
     where: str

@@ -1,4 +1,4 @@
-"""The language of the emoji world: what a caption says of a scene, and every word it can use."""
+"""Captions of the emoji world: how they describe a scene, and their vocabulary."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from reground_jax.emoji.styles import STYLES
 
 NUMBERS: tuple[str, ...] = ("no", "one", "two", "three", "four", "five", "six")
 UPSIDE_DOWN = "upside down"
-# The words of the templates below, and what people add to them.
+# Words in the templates below, and others that users are likely to add.
 PLAIN_WORDS = (
     "there is are and in of with the a an image at night showing picture photo drawing scene two "
     "next to near left right"
@@ -50,7 +50,7 @@ def caption(
     night: bool,
     style: str,
 ) -> str:
-    """One caption. `setting` None leaves the place unsaid; the style "color" is never said."""
+    """One caption. `setting=None` omits the place; the style "color" is never mentioned."""
     number = bool(rng.random() < 0.2)
     things = listed([group.say(number=number) for group in groups])
     place = f" {SETTINGS[setting].where}" if setting else ""
@@ -76,9 +76,9 @@ def caption(
 
 
 def vocabulary(nouns: Iterable[str], tints: Iterable[str]) -> list[str]:
-    """Every word of captions with these nouns and tints, in order of appearance, lower case.
+    """Every word of captions with these nouns and tints, lowercase, in order of appearance.
 
-    All settings and styles are included, so that worlds differing in them only share token ids.
+    All settings and styles are included, so that worlds that differ only in those share token ids.
     """
     texts = [PLAIN_WORDS, ", .", *NUMBERS, *tints, UPSIDE_DOWN]
     texts += [word for noun in nouns for word in (noun, CATEGORIES[noun].plural)]

@@ -1,10 +1,10 @@
-"""The layouts that the emoji world is measured on, and what pictures of them must show.
+"""Evaluation layouts of the emoji world, and what images of them must show.
 
-The held-out set is 1,000 layouts, as package data, so that measuring needs no artwork;
-`python -m reground_jax.emoji.heldout` wrote it. Real layouts are GPT-4's for NSR-1K.
+The held-out set is 1,000 layouts in the package data, so that evaluation needs no artwork;
+`python -m reground_jax.emoji.heldout` writes it. The real layouts are GPT-4's for NSR-1K.
 
-The facts of a case are those of `world.Example`: "setting", "time", "setting_told" and "style",
-None where nobody asked for one, and "objects" that also have an "attribute".
+The facts of a case are those of `world.Example`: "setting", "time", "setting_told" and "style"
+(None if unspecified), and "objects", which also have an "attribute".
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from reground_jax.readers import Rejected
 from reground_jax.readers.nsr1k import read_nsr1k
 
 HELDOUT = "data/heldout.json.gz"
-# What the sets of cases are called in a report.
+# Titles of the evaluation sets in reports.
 TITLES = {
     "heldout": "Held-out layouts",
     "dropped": "COCO-Drop: the boxes of half of the categories taken away",
@@ -33,7 +33,7 @@ TITLES = {
 
 
 def grounded(layout: Layout, objects: Iterable[dict[str, Any]]) -> Layout:
-    """`layout` with the phrases and boxes of the objects that have one."""
+    """`layout` with the phrases and boxes of the objects that have a box."""
     boxed = [thing for thing in objects if thing["boxed"]]
     return dataclasses.replace(
         layout,
@@ -43,16 +43,18 @@ def grounded(layout: Layout, objects: Iterable[dict[str, Any]]) -> Layout:
 
 
 def heldout_cases(count: int) -> list[Case]:
-    """The first `count` of the held-out layouts. Raises ValueError if there are not so many."""
+    """The first `count` held-out layouts. Raises ValueError if there are fewer than that."""
     packed = files("reground_jax.emoji").joinpath(HELDOUT).read_bytes()
     values = json.loads(gzip.decompress(packed))
     if not 1 <= count <= len(values):
-        raise ValueError(f"{count} layouts are asked for: the held-out set has 1 to {len(values)}")
+        raise ValueError(
+            f"cannot use {count} layouts: choose 1 to {len(values)}, the size of the held-out set"
+        )
     return [_unpacked(value) for value in values[:count]]
 
 
 def pack(cases: Sequence[Case]) -> bytes:
-    """The cases as compressed JSON, the same bytes every time."""
+    """The cases as compressed JSON, with reproducible bytes."""
     text = json.dumps([_packed(case) for case in cases], separators=(",", ":"))
     return gzip.compress(text.encode(), mtime=0)
 
@@ -75,17 +77,18 @@ def _unpacked(value: dict[str, Any]) -> Case:
 
 
 def with_rich_phrases(case: Case) -> Case:
-    """Phrases that tell tints and poses, too: "a blue cat" in the place of "a cat"."""
+    """Phrases that include tints and poses: "a blue cat" instead of "a cat"."""
     objects = [thing for thing in case.facts["objects"] if thing["boxed"]]
     phrases = [Group(t["category"], 1, t["attribute"]).say() for t in objects]
     return Case(dataclasses.replace(case.layout, phrases=phrases), case.facts)
 
 
 def nsr1k_cases(path: str | Path, categories: Sequence[str]) -> list[Case]:
-    """The layouts of an NSR-1K file all of whose objects are of `categories`.
+    """The layouts of an NSR-1K file whose objects are all in `categories`.
 
-    Names are read by the reader's rule ("stop_sign", "fire-hydrant-"), and as plurals too ("cats").
-    Phrases are put as the model was trained ("an elephant"). Raises ValueError if none is left.
+    Names are cleaned by the reader ("stop_sign", "fire-hydrant-"), and plurals are accepted
+    ("cats"). Phrases are worded as in training ("an elephant"). Raises ValueError if no layout is
+    left.
     """
     nouns = {noun: noun for noun in categories}
     nouns |= {CATEGORIES[noun].plural: noun for noun in categories}
@@ -104,6 +107,6 @@ def nsr1k_cases(path: str | Path, categories: Sequence[str]) -> list[Case]:
         cases.append(Case(grounded(layout, objects), facts | {"objects": objects}))
     if not cases:
         raise ValueError(
-            f"no layout of {path} has only objects that the probes know: {', '.join(categories)}"
+            f"no layout in {path} has only objects that the probes know: {', '.join(categories)}"
         )
     return cases

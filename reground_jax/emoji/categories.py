@@ -1,7 +1,7 @@
-"""The things that the emoji world draws: COCO's nouns, and the pictograms that show them.
+"""The emoji world's object categories: COCO's nouns, and the pictograms that depict them.
 
-Ordered by how often LayoutGPT's NSR-1K counting prompts name them. Frequent ones without a clear
-pictogram (bench, dining table, parking meter, fire hydrant, oven) are left out.
+Ordered by frequency in LayoutGPT's NSR-1K counting prompts. Frequent nouns without a clear
+pictogram (bench, dining table, parking meter, fire hydrant, oven) are omitted.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 class Category:
     """One kind of object.
 
-    noun      COCO's name, singular; what phrases and captions say
-    codes     Unicode code points of its pictograms in hexadecimal, the clearest first
-    plural    for captions
-    colors    colors of the pictogram itself: a tint of that name would not be seen
-    upright   whether upside down is seen at once
+    noun      COCO's singular name, used in phrases and captions
+    codes     hexadecimal Unicode code points of its pictograms, the clearest first
+    plural    plural used in captions
+    colors    the pictogram's own colors: a tint of the same name would not be visible
+    upright   whether it is recognizably upside down when flipped
     """
 
     noun: str
@@ -107,5 +107,5 @@ CATEGORIES: dict[str, Category] = {
     )
 }
 
-# What a CPU can learn at 64 pixels: the most frequent nouns whose pictograms stay apart at 16.
+# What a CPU can learn at 64 pixels: the most frequent nouns, still distinguishable at 16.
 SMALL_CATEGORIES: tuple[str, ...] = tuple(CATEGORIES)[:24]

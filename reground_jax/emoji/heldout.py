@@ -1,10 +1,10 @@
-"""Package data from artwork, so that measuring needs none:
+"""Writes the package's evaluation data, so that evaluation needs no artwork:
 
     python -m reground_jax.emoji.heldout --artwork artwork.npz --model emoji --out DIR
 
-writes DIR/heldout.json.gz (1,000 held-out layouts and their facts), DIR/reference.json.gz (what the
-probes say of their renders, before and after the model's autoencoder) and DIR/reference.npz (mean
-and covariance of the features of 2,000 other held-out renders). DIR/probes.npz is read.
+writes DIR/heldout.json.gz (1,000 held-out layouts and their facts), DIR/reference.json.gz (probe
+results on their renders, before and after the model's autoencoder) and DIR/reference.npz (mean and
+covariance of the features of 2,000 other held-out renders). It reads DIR/probes.npz.
 """
 
 import argparse
@@ -35,18 +35,18 @@ from reground_jax.model import network
 from reground_jax.pipeline import Pipeline
 
 CASES = 1000
-OTHERS = 2000  # renders whose features are the Frechet distance's reference
+OTHERS = 2000  # renders for the Frechet distance's reference features
 
 
 def case_of(example: Example) -> Case:
-    """The case of a render: what of its facts pictures can be asked for."""
+    """The case of a render: its layout, and the facts that an image can be scored on."""
     fields = ("category", "attribute", "box", "boxed")
     objects = [{name: thing[name] for name in fields} for thing in example.facts["objects"]]
     return Case(grounded(example.layout, objects), example.facts | {"objects": objects})
 
 
 def decoded(pipe: Pipeline, images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:
-    """The images after the model's autoencoder, 50 at a time."""
+    """The images passed through the model's autoencoder, 50 at a time."""
     vae = nnx.merge(network(pipe.config, "vae")[0], pipe.params["vae"])
 
     @jax.jit
@@ -63,7 +63,7 @@ def decoded(pipe: Pipeline, images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.nd
 def accuracy(
     probes: Probes, images: UInt8[np.ndarray, "B S S 3"], cases: Sequence[Case]
 ) -> dict[str, float]:
-    """How often the probes are right; objects of at least SMALLEST pixels, and a place without."""
+    """Accuracy of the probes, on objects of at least SMALLEST pixels and on background boxes."""
     owners, boxes, truth = [], [], []
     rng = np.random.default_rng(0)
     for index, case in enumerate(cases):
@@ -101,8 +101,8 @@ def accuracy(
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--artwork", type=Path, required=True, help="artwork.npz")
-    parser.add_argument("--model", required=True, help="whose autoencoder to measure with")
-    parser.add_argument("--out", type=Path, required=True, help="folder; has probes.npz")
+    parser.add_argument("--model", required=True, help="model whose autoencoder is used")
+    parser.add_argument("--out", type=Path, required=True, help="folder that has probes.npz")
     given = parser.parse_args(arguments)
     probes = Probes.load(given.out / "probes.npz")
     world = World(WorldConfig(), load_artwork(given.artwork))

@@ -1,4 +1,4 @@
-"""Where the emoji world's objects stand: random boxes, and boxes of real photographs."""
+"""Object placement in the emoji world: random boxes, and boxes from real photographs."""
 
 import json
 from collections.abc import Sequence
@@ -10,22 +10,22 @@ import numpy as np
 from reground_jax.basics.boxes import area, iou, overlap
 from reground_jax.layout import Box
 
-# Share of the smaller box that another may cover: objects must stay recognizable.
+# Maximum share of the smaller box that another may cover: objects must stay recognizable.
 MAX_COVER = 0.12
 MAX_COVER_REAL = 0.2
-BACKGROUND = 0.3  # largest IoU of a box on no object with any object
+BACKGROUND = 0.3  # maximum IoU of a background box with any object
 TRIES = 40
 
 
 def cover(a: Box, b: Box) -> float:
-    """Area that two boxes share, as a fraction of the smaller one's area."""
+    """Intersection of two boxes, as a fraction of the smaller one's area."""
     shared = overlap(a, b)
     return shared / min(area(a), area(b)) if shared else 0.0
 
 
 @cache
 def real_box_sets() -> dict[int, tuple[tuple[Box, ...], ...]]:
-    """Box sets of photographs by number of boxes; their source is named in box_sets.json."""
+    """Box sets from photographs, by number of boxes; box_sets.json names their source."""
     text = files("reground_jax.emoji").joinpath("box_sets.json").read_text("utf-8")
     sets: dict[int, list[tuple[Box, ...]]] = {}
     for boxes in json.loads(text)["box_sets"]:
@@ -35,7 +35,7 @@ def real_box_sets() -> dict[int, tuple[tuple[Box, ...], ...]]:
 
 
 def real_boxes(count: int, rng: np.random.Generator) -> list[Box]:
-    """One real set of `count` boxes, mirrored half of the time; [] where there is none."""
+    """One real set of `count` boxes, mirrored half of the time; [] if there is none."""
     sets = real_box_sets().get(count)
     if not sets:
         return []
@@ -46,10 +46,10 @@ def real_boxes(count: int, rng: np.random.Generator) -> list[Box]:
 
 
 def random_boxes(aspects: Sequence[float], rng: np.random.Generator, *, least: float) -> list[Box]:
-    """One box per aspect (width / height), few overlaps; sides are fractions of the image.
+    """One box per aspect ratio (width / height), with little overlap; in fractions of the image.
 
-    least  smallest geometric mean of a box's sides. If there is no room, the last boxes are left
-           out: the result may be shorter than `aspects`, but holds at least one box.
+    least  minimum geometric mean of a box's sides. Boxes that find no room are omitted, so the
+           result may be shorter than `aspects`, but holds at least one box.
     """
     most = max(least * 1.02, {1: 0.8, 2: 0.6, 3: 0.48}.get(len(aspects), 0.4))
     boxes: list[Box] = []
@@ -67,7 +67,7 @@ def random_boxes(aspects: Sequence[float], rng: np.random.Generator, *, least: f
 
 
 def background_box(boxes: Sequence[Box], rng: np.random.Generator, tries: int = 10) -> Box | None:
-    """A box on no object, or on parts of some; None if `tries` found none."""
+    """A box that overlaps objects little or not at all; None if `tries` attempts find none."""
     for _ in range(tries):
         width, height = rng.uniform(0.25, 0.6, 2)
         x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)

@@ -1,8 +1,8 @@
-"""The two small networks of the probes: what a crop shows, and what a whole image shows.
+"""The two small networks of the probes: one for crops, one for whole images.
 
-`ObjectProbe` looks at the crop of a box: which thing, and which tint or pose. `SceneProbe` looks at
-a whole image: where, when, in which style, and what stands where (a detector of one stage, after
-FCOS, arXiv 1904.01355). `probes.py` runs them, `train_probes.py` trains them.
+`ObjectProbe` classifies the crop of a box: its category, and its tint or pose. `SceneProbe`
+classifies a whole image's setting, time and style, and detects its objects (a one-stage detector
+after FCOS, arXiv 1904.01355). `probes.py` runs them, `train_probes.py` trains them.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,14 @@ CELL = 4  # pixels per cell of the detector
 TIMES = ("day", "night")
 NOTHING = "nothing"  # the category of a crop without an object
 EPS, GROUPS = 1e-5, 8
-RARE = 4.0  # taken from every cell's logits: at first, most of them are to find nothing
+RARE = 4.0  # subtracted from every cell's logits, because most cells contain no object
 OBJECT_WIDTHS = (32, 64, 128)
 SCENE_WIDTHS = (32, 64, 128)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The names that the probes can say, in the order of their logits."""
+    """The classes that the probes predict, in the order of their logits."""
 
     size: int  # of the images, pixels
     categories: tuple[str, ...]
@@ -60,13 +60,13 @@ class SceneLogits(NamedTuple):
     setting: Float[Array, "B P"]
     time: Float[Array, "B 2"]
     style: Float[Array, "B Y"]
-    features: Float[Array, "B D"]  # of the whole image, for the Frechet distance
+    features: Float[Array, "B D"]  # features of the whole image, for the Frechet distance
     category: Float[Array, "B h w N"]  # per cell of CELL pixels, without NOTHING
-    edges: Float[Array, "B h w 4"]  # xyxy of the object at that cell, fractions of the image
+    edges: Float[Array, "B h w 4"]  # xyxy of the cell's object, in fractions of the image
 
 
 class Stage(nnx.Module):
-    """Half the resolution, then a residual block."""
+    """Halves the resolution, then applies a residual block."""
 
     def __init__(self, fan_in: int, fan_out: int, *, rngs: nnx.Rngs):
         self.down = Conv(fan_in, fan_out, stride=2, rngs=rngs)
@@ -87,7 +87,7 @@ class ObjectProbe(nnx.Module):
         self.attribute = Linear(widths[-1], len(names.attributes), rngs=rngs)
 
     def __call__(self, crops: Float[Array, "K 32 32 3"]) -> ObjectLogits:
-        """crops in -1..1"""
+        """crops: values in -1..1"""
         x = crops
         for stage in self.stages:
             x = stage(x)
@@ -112,10 +112,10 @@ class SceneProbe(nnx.Module):
         self.edges = Linear(widths[-2], 4, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B S S 3"]) -> SceneLogits:
-        """images in -1..1"""
+        """images: values in -1..1"""
         x, fine = images, images
         for stage in self.stages:
-            x, fine = stage(x), x  # fine: cells of CELL pixels; x: twice as large ones
+            x, fine = stage(x), x  # fine: cells of CELL pixels; x: cells twice that size
         x = self.deep(x)
         pooled = jax.nn.silu(x).mean((1, 2))
         wide = self.lateral(x).repeat(2, 1).repeat(2, 2)
@@ -131,13 +131,13 @@ class SceneProbe(nnx.Module):
 
 
 def cell_centers(count: int) -> Float[np.ndarray, "h w 2"]:
-    """x, y of every cell's center, fractions of the image."""
+    """x, y of every cell's center, in fractions of the image."""
     line = (np.arange(count) + 0.5) / count
     return np.stack(np.meshgrid(line, line), axis=-1).astype(np.float32)
 
 
 def cell_boxes(raw: Float[Array, "B h w 4"]) -> Float[Array, "B h w 4"]:
-    """xyxy from log distances of a cell's center to left, top, right and bottom, in 2 cells."""
+    """xyxy boxes from log distances of cell centers to the four edges, in units of 2 cells."""
     count = raw.shape[1]
     distances = jnp.exp(jnp.clip(raw, -5, 5)) * (2 / count)
     centers = jnp.asarray(cell_centers(count))[None]
@@ -148,6 +148,6 @@ PROBES: dict[str, Callable[..., nnx.Module]] = {"object": ObjectProbe, "scene": 
 
 
 def build(name: str, names: Vocabulary, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
-    """The graph definition and fresh parameters of one of PROBES."""
+    """The graph definition and newly initialized parameters of one of PROBES."""
     graph, state = nnx.split(PROBES[name](names, rngs=nnx.Rngs(seed)))
     return graph, nnx.to_pure_dict(state)

@@ -1,6 +1,6 @@
-"""What the pictures of the emoji world show, as two small networks see it.
+"""Two small networks that recognize what images of the emoji world show.
 
-They were trained on renders (`train_probes.py`), never on what a model made, and are shipped in
+They were trained on renders only (`train_probes.py`), never on generated images, and are shipped in
 data/probes.npz.
 """
 
@@ -29,14 +29,14 @@ from reground_jax.layout import Box
 from reground_jax.model import Params
 from reground_jax.storage.checkpoint import flatten, unflatten
 
-CROP = 32  # pixels: an object's box, stretched to a square
-BATCH = 64  # images or crops at a time, so that another number of them does not compile
-FAINT = 0.05  # score below which a cell finds nothing: average precision needs weak ones, too
-SAME_OBJECT = 0.5  # IoU from which the weaker of two detections is a second look at one object
+CROP = 32  # side of the square that an object's box is resized to, pixels
+BATCH = 64  # fixed batch of images or crops, so that other counts do not recompile
+FAINT = 0.05  # minimum score of a detection: average precision needs weak ones, too
+SAME_OBJECT = 0.5  # IoU from which the weaker of two detections is dropped as a duplicate
 
 
 class Scene(NamedTuple):
-    """What the scene probe says of one image."""
+    """The scene probe's predictions for one image."""
 
     setting: str
     time: str
@@ -49,8 +49,8 @@ class Scene(NamedTuple):
 class Probes:
     """Both probes with their weights. `Probes.load()` gives the shipped ones.
 
-    threshold  score from which a detection counts as an object that is there: the one at which the
-               most renders (neither held-out nor trained on) have their exact counts
+    threshold  score from which a detection counts as a present object; chosen so that the most
+               renders (neither held out nor trained on) get exact counts
     """
 
     names: Vocabulary
@@ -59,7 +59,7 @@ class Probes:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Probes":
-        """From a file that `save` wrote; by default the one in the package."""
+        """Load a file that `save` wrote; by default the one in the package."""
         shipped = files("reground_jax.emoji").joinpath("data/probes.npz")
         source = shipped if path is None else Path(path)
         with source.open("rb") as file, np.load(file) as arrays:
@@ -70,7 +70,7 @@ class Probes:
         return cls(names=names, params=unflatten(leaves), **facts)
 
     def save(self, path: str | Path) -> None:
-        """One compressed .npz file, weights in float16."""
+        """Write one compressed .npz file, with weights in float16."""
         facts = {
             "names": dataclasses.asdict(self.names),
             "threshold": self.threshold,
@@ -80,7 +80,7 @@ class Probes:
 
     @property
     def checksum(self) -> str:
-        """Of the weights and the threshold: whether two records are of the same probes."""
+        """Covers names, weights and threshold; tells whether two records used the same probes."""
         content = hashlib.sha256(repr((self.names, self.threshold)).encode())
         for _, leaf in flatten(self.params):
             content.update(np.asarray(leaf, np.float16).tobytes())
@@ -89,7 +89,7 @@ class Probes:
     def objects(
         self, images: UInt8[np.ndarray, "B S S 3"], owners: Sequence[int], boxes: Sequence[Box]
     ) -> list[tuple[str, str | None]]:
-        """(category or NOTHING, attribute) in each box; owners[k] is the image of boxes[k]."""
+        """(category or NOTHING, attribute) of each box; boxes[k] is in images[owners[k]]."""
         crops = [crop(images[owner], box) for owner, box in zip(owners, boxes, strict=True)]
         logits = self._run("object", np.array(crops, np.uint8).reshape(-1, CROP, CROP, 3))
         return [
@@ -100,10 +100,10 @@ class Probes:
         ]
 
     def scenes(self, images: UInt8[np.ndarray, "B H W 3"]) -> list[Scene]:
-        """Raises ValueError unless the images have the size that the probes were trained for."""
+        """Scenes of images. Raises ValueError unless they have the size that the probes take."""
         if images.shape[1:3] != (self.names.size, self.names.size):
             raise ValueError(
-                f"images are {images.shape[2]}x{images.shape[1]}: these probes read "
+                f"images are {images.shape[2]}x{images.shape[1]}: these probes take "
                 f"{self.names.size}x{self.names.size}; train others with "
                 "`python -m reground_jax.emoji.train_probes`"
             )
@@ -143,7 +143,7 @@ def _compiled(name: str, names: Vocabulary) -> Callable[..., Any]:
 
 
 def crop(image: UInt8[np.ndarray, "S S 3"], box: Box) -> UInt8[np.ndarray, "32 32 3"]:
-    """The pixels of a box with an eighth of its sides around it, as far as the image goes."""
+    """The pixels of a box plus a margin of an eighth of its sides, clipped to the image."""
     height, width = image.shape[:2]
     x0, y0, x1, y1 = box
     dx, dy = max((x1 - x0) / 8, 1 / width), max((y1 - y0) / 8, 1 / height)
@@ -156,9 +156,10 @@ def crop(image: UInt8[np.ndarray, "S S 3"], box: Box) -> UInt8[np.ndarray, "32 3
 def strongest(
     scores: Float[np.ndarray, "h w N"], edges: Float[np.ndarray, "h w 4"], names: Sequence[str]
 ) -> list[Detection]:
-    """One detection per object from every cell's scores and box, strongest first.
+    """Non-maximum suppression over every cell's scores and box; strongest detections first.
 
-    An object has one category: of two detections in one place the weaker goes, whatever it is.
+    An object has one category: of two overlapping detections the weaker is dropped, whatever its
+    category.
     """
     categories, best = scores.argmax(-1).ravel(), scores.max(-1).ravel()
     boxes = np.clip(edges.reshape(-1, 4), 0, 1)

@@ -1,6 +1,6 @@
-"""The scorer of the emoji world: how much of what was asked for the probes see.
+"""The scorer of the emoji world: how much of what a case requests the probes find in its image.
 
-Most fields of a record are [shown, asked for]; the others are for average precision and the Frechet
+Most fields of a record are [shown, requested]; the others are for average precision and the Frechet
 distance.
 """
 
@@ -29,9 +29,9 @@ from reground_jax.evaluation.statistics import (
 )
 from reground_jax.layout import Box
 
-RULES = 1  # raised when `record` changes
-SMALLEST = 16  # pixels, geometric mean of a box's sides: below, the probe was not tested
-PLAIN_STYLE = "color"  # what captions do not tell
+RULES = 1  # incremented whenever `record` changes
+SMALLEST = 16  # minimum geometric mean of a box's sides, pixels: the probe is untested below it
+PLAIN_STYLE = "color"  # the style that captions do not mention
 TEXT = ("setting", "night", "style", "attribute", "unboxed")  # what only the caption says
 
 METRICS = (
@@ -64,7 +64,7 @@ TRADE_OFF = TradeOff(
 
 
 def emoji_scorer(probes: Probes) -> Scorer:
-    """The scorer of these probes, with the reference records and accuracy that are shipped."""
+    """The scorer that uses these probes, with the shipped reference records and accuracy."""
     known, features = reference()
     accuracy = known["accuracy"]
     return Scorer(
@@ -88,10 +88,11 @@ def emoji_scorer(probes: Probes) -> Scorer:
 
 
 def reference() -> tuple[dict[str, Any], Gaussian]:
-    """What is shipped of held-out renders (`heldout.py` wrote it).
+    """The shipped reference data from held-out renders (written by `heldout.py`).
 
-    The first has "renders" and "decoded" (records of the layouts' own renders, the second after the
-    autoencoder), and the probes' "accuracy" on both; the second the features of other renders.
+    The first value has "renders" and "decoded" (records of the layouts' own renders, before and
+    after the autoencoder), and the probes' "accuracy" on both; the second is a Gaussian fit to the
+    features of other renders.
     """
     data = files("reground_jax.emoji").joinpath("data")
     facts = json.loads(gzip.decompress(data.joinpath("reference.json.gz").read_bytes()))
@@ -100,7 +101,7 @@ def reference() -> tuple[dict[str, Any], Gaussian]:
 
 
 def feature_distance(features: Gaussian) -> Callable[[Sequence[Record]], float | None]:
-    """The Frechet distance of the records' features to these; undefined for a single image."""
+    """The Frechet distance of the records' features to `features`; None for under two images."""
 
     def measure(records: Sequence[Record]) -> float | None:
         if len(records) < 2:
@@ -112,7 +113,7 @@ def feature_distance(features: Gaussian) -> Callable[[Sequence[Record]], float |
 
 
 def accuracy_table(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """Markdown: a row for each kind of picture."""
+    """A Markdown table with one row per kind of image."""
     names = list(next(iter(accuracy.values())))
     lines = [["", *names], ["---"] * (1 + len(names))]
     lines += [
@@ -125,7 +126,7 @@ def accuracy_table(accuracy: Mapping[str, Mapping[str, float]]) -> str:
 def probe_score(
     probes: Probes,
 ) -> Callable[[UInt8[np.ndarray, "B S S 3"], Sequence[Case]], list[Record]]:
-    """The function that makes records: (images, their cases) -> one record per image."""
+    """A function (images, their cases) -> one record per image."""
 
     def score(images: UInt8[np.ndarray, "B S S 3"], cases: Sequence[Case]) -> list[Record]:
         scenes = probes.scenes(images)
@@ -146,7 +147,7 @@ def probe_score(
 
 
 def large_boxes(case: Case, size: int) -> list[tuple[str, Box]]:
-    """Category and box of each object that has a box of at least SMALLEST pixels."""
+    """Category and box of each object whose box is at least SMALLEST pixels."""
     return [
         (thing["category"], thing["box"])
         for thing in case.facts["objects"]
@@ -155,7 +156,7 @@ def large_boxes(case: Case, size: int) -> list[tuple[str, Box]]:
 
 
 def present(scene: Scene, threshold: float) -> list[tuple[str, Box]]:
-    """Category and place of what is in the image beyond doubt."""
+    """Category and box of each detection that reaches `threshold`."""
     return [(d.category, d.box) for d in scene.detections if d.score >= threshold]
 
 
@@ -167,7 +168,7 @@ def record(
     found: Sequence[tuple[str, Box]],
     attributes: Sequence[str | None],
 ) -> Record:
-    """Of one image. in_boxes: categories seen in `boxes`; attributes: those of `found`."""
+    """One image's record. in_boxes: categories seen in `boxes`; attributes: those of `found`."""
     facts = case.facts
     styled = facts["style"] not in (None, PLAIN_STYLE)
     right = sum(category == seen for (category, _), seen in zip(boxes, in_boxes, strict=True))

@@ -1,7 +1,7 @@
-"""How the emoji world's pictures look: filters over the finished scene.
+"""Styles of the emoji world's images: filters applied to the finished scene.
 
-Every filter maps a sRGB image to one of the same shape and moves no edge by more than one pixel,
-except "pixelated", which moves them by up to a block.
+Every filter maps an sRGB image to one of the same shape and moves edges by at most one pixel,
+except "pixelated", which moves them by up to one block.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def _uint8(values: np.ndarray) -> Picture:
 
 
 def _slope(gray: Float32[np.ndarray, "S S"]) -> Float32[np.ndarray, "S S"]:
-    """Largest difference of each pixel to its left and upper neighbors."""
+    """Each pixel's largest absolute difference from its left and upper neighbors."""
     slope = np.zeros_like(gray)
     slope[:, 1:] = np.abs(np.diff(gray, axis=1))
     slope[1:] = np.maximum(slope[1:], np.abs(np.diff(gray, axis=0)))
@@ -48,7 +48,7 @@ def pencil(image: Picture) -> Picture:
 
 
 def pixelated(image: Picture) -> Picture:
-    """Blocks of a sixteenth of the image's side, in few colors."""
+    """Blocks of about a twentieth of the image's side, in few colors."""
     size = image.shape[0]
     block = max(2, size // 20)
     small = Image.fromarray(image).reduce(block)
@@ -74,12 +74,12 @@ def sepia(image: Picture) -> Picture:
 
 @dataclass(frozen=True)
 class Style:
-    """One look.
+    """One style.
 
-    picture   how captions call such a picture: "a pencil drawing"
+    picture   what captions call such an image: "a pencil drawing"
     apply     the filter
-    colors    whether tints of objects are still seen
-    least     how much larger than usual the smallest object must be to be recognized
+    colors    whether tints of objects remain visible
+    least     factor on the minimum object size, so that objects stay recognizable
     """
 
     picture: str

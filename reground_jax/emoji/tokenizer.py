@@ -11,15 +11,15 @@ MAX_LENGTH = 48
 
 
 def emoji_tokenizer(config: WorldConfig) -> tuple[str, TokenizerConfig]:
-    """The text of tokenizer.json for this world, and what goes beside it; END also pads.
+    """The text of this world's tokenizer.json, and its config. END is also the padding token.
 
-    Lower-cases, and splits at white space and around punctuation. Ids: 0 unknown word, 1 begin,
-    2 end, then the words of `vocabulary`. The number of ids is `vocabulary_size`.
+    The tokenizer lowercases and splits at whitespace and punctuation. Ids: 0 unknown word, 1 begin,
+    2 end, then the words of `vocabulary`. `vocabulary_size` gives the number of ids.
     """
     words = vocabulary(config.categories, config.tints)
     ids = {word: i for i, word in enumerate((UNKNOWN, BEGIN, END, *words))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    # Hyphens and underscores of stray category names ("fire-hydrant") separate words.
+    # Hyphens and underscores in stray category names ("fire-hydrant") separate words.
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Lowercase(), normalizers.Replace(Regex("[-_]+"), " ")]
     )
@@ -31,5 +31,5 @@ def emoji_tokenizer(config: WorldConfig) -> tuple[str, TokenizerConfig]:
 
 
 def vocabulary_size(tokenizer_json: str) -> int:
-    """How many ids a tokenizer.json has: rows of the text encoder's embedding."""
+    """The number of ids in a tokenizer.json: rows of the text encoder's embedding."""
     return Tokenizer.from_str(tokenizer_json).get_vocab_size()

@@ -2,8 +2,8 @@
 
     python -m reground_jax.emoji.train_probes --artwork artwork.npz --out DIR
 
-writes DIR/probes.npz, and checkpoints beside it: run again after a kill, it resumes. Needs optax
-(`pip install "reground-jax[train]"`). `heldout.py` measures what comes out.
+writes DIR/probes.npz, and checkpoints next to it: an interrupted run resumes when run again. Needs
+optax (`pip install "reground-jax[train]"`). `heldout.py` measures the probes' accuracy.
 """
 
 import argparse
@@ -41,15 +41,15 @@ from reground_jax.storage.checkpoint import flatten, unflatten
 from reground_jax.training.recipe import Recipe
 from reground_jax.training.trainer import Trainer
 
-STREAM = 1_000_000  # of examples, far from those that models are trained on
-JITTER = 0.08  # of a box's sides: generated objects do not fill their boxes to the pixel
-CENTER = 1.5  # cells around an object's center that are to find it
+STREAM = 1_000_000  # example stream, disjoint from those that models are trained on
+JITTER = 0.08  # share of a box's sides: generated objects do not fill their boxes exactly
+CENTER = 1.5  # radius around an object's center within which cells detect it, in cells
 
 
 class ObjectBatch(NamedTuple):
     crops: UInt8[np.ndarray, "K 32 32 3"]
     category: Int[np.ndarray, "K"]
-    attribute: Int[np.ndarray, "K"]  # -1 where there is no object
+    attribute: Int[np.ndarray, "K"]  # -1 if there is no object
 
 
 class SceneBatch(NamedTuple):
@@ -57,7 +57,7 @@ class SceneBatch(NamedTuple):
     setting: Int[np.ndarray, "B"]
     time: Int[np.ndarray, "B"]
     style: Int[np.ndarray, "B"]
-    category: Int[np.ndarray, "B h w"]  # -1 where no object is
+    category: Int[np.ndarray, "B h w"]  # -1 if there is no object
     edges: Float[np.ndarray, "B h w 4"]
 
 
@@ -95,7 +95,7 @@ def cross_entropy(logits: Float[Array, "B N"], target: Int[ArrayLike, "B"]) -> F
 
 
 def focal(logits: Float[Array, "*S N"], target: Float[Array, "*S N"]) -> Float[Array, "*S N"]:
-    """Binary cross-entropy that gives way to the hard cases (arXiv 1708.02002)."""
+    """Focal loss: binary cross-entropy that down-weights easy cases (arXiv 1708.02002)."""
     p = jax.nn.sigmoid(logits)
     wrong = target * (1 - p) + (1 - target) * p
     weight = target * 0.25 + (1 - target) * 0.75
@@ -114,7 +114,7 @@ def overlaps(a: Float[Array, "*S 4"], b: Float[ArrayLike, "*S 4"]) -> Float[Arra
 def object_batch(
     world: World, names: Vocabulary, size: int, index: int, stream: int = STREAM
 ) -> ObjectBatch:
-    """`size` crops: objects, and a third as many places where none is."""
+    """`size` crops of objects, and of one background box per image if there is room."""
     rng = np.random.default_rng((stream, index))
     crops: list[np.ndarray] = []
     labels: list[tuple[int, int]] = []
@@ -160,7 +160,7 @@ def scene_batch(
 def cell_targets(
     example: Example, names: Vocabulary, count: int
 ) -> tuple[Int[np.ndarray, "h w"], Float[np.ndarray, "h w 4"]]:
-    """What each cell is to find: the object around whose center it lies, small ones first."""
+    """Each cell's target: the object whose center is near it, preferring small objects."""
     category = np.full((count, count), -1, np.int32)
     edges = np.tile(np.array([0, 0, 1, 1], np.float32), (count, count, 1))
     x, y = cell_centers(count).transpose(2, 0, 1)
@@ -178,7 +178,7 @@ def cell_targets(
 def weathered(
     image: UInt8[np.ndarray, "S S 3"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """Half of the time, softer, noisier and of other contrast: pictures from models are so."""
+    """Half of the time, blur, add noise and change contrast, to resemble generated images."""
     if rng.random() < 0.5:
         return image
     values = image.astype(np.float32)
@@ -217,7 +217,7 @@ RECIPES = {
 
 
 def train(name: str, world: World, names: Vocabulary, recipe: Recipe, out: Path) -> Params:
-    """The trained parameters of one probe, averaged over the last steps; resumes in `out`."""
+    """The trained parameters of one probe, averaged over recent steps; resumes from `out`."""
     graph, params = build(name, names)
     trainer = Trainer(
         loss=functools.partial(LOSSES[name], graph),
@@ -234,7 +234,7 @@ def train(name: str, world: World, names: Vocabulary, recipe: Recipe, out: Path)
 
 
 def best_threshold(probes: Probes, world: World, count: int = 1000) -> float:
-    """The score at which the most renders have their exact counts, in steps of 0.02."""
+    """The score at which the most renders get exact counts, in steps of 0.02."""
     examples = world.batch(0, count, STREAM + 2)
     scenes = probes.scenes(np.stack([example.image for example in examples]))
     truth = [Counter(thing["category"] for thing in e.facts["objects"]) for e in examples]
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     artwork = load_artwork(given.artwork)
     world = World(WorldConfig(), artwork)
     names = Vocabulary.of_world(world.config)
-    # What a model draws may be anywhere, and of any size.
+    # Generated objects may be anywhere and of any size.
     anywhere = World(dataclasses.replace(world.config, grid=1), artwork)
     params = {
         name: train(name, anywhere, names, recipe, given.out) for name, recipe in RECIPES.items()

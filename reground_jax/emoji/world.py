@@ -1,8 +1,8 @@
 """The emoji world: scenes of pictograms with captions and boxes, made from an integer seed.
 
-A small stand-in for COCO with GLIGEN's division of labour: phrases and boxes say which thing is
-where; only the caption says where the scene is, how the picture looks, which color things have,
-and which things have no box. An example depends on (config, artwork, seed) only.
+A small stand-in for COCO with GLIGEN's division of labor: phrases and boxes say which object is
+where; only the caption gives the setting, the style, the colors of objects, and the objects without
+a box. An example depends only on (config, artwork, seed).
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ TINTS: dict[str, tuple[int, int, int]] = {
     "purple": (165, 50, 225),
     "red": (235, 40, 40),
 }
-# Alpha from which a pixel counts as drawn: a fainter fringe must not widen the box.
+# Alpha from which a pixel counts as drawn: fainter fringes must not widen the box.
 DRAWN = 48
-# How far a pictogram is stretched to fill a box of another shape.
+# Maximum stretch of a pictogram to fill a box with another aspect ratio.
 MAX_STRETCH = 1.3
 HELDOUT_START = 1 << 62
 SEEDS_PER_STREAM = 1 << 40
@@ -39,7 +39,7 @@ STREAMS = 1 << 20
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """What can appear. The default is the world that a CPU can learn; LARGE is the whole one.
+    """What can appear in scenes. The default can be learned on a CPU; LARGE is everything.
 
     size        pixels per side
     categories  nouns of `CATEGORIES`
@@ -48,14 +48,14 @@ class WorldConfig:
     tints       names of `TINTS`
     families    artwork families used
     glyphs      how many of a category's code points are used, the clearest first
-    max_objects objects per scene, at most six
-    least       smallest geometric mean of an object's sides, as a fraction of `size`
-    grid        objects start at multiples of this many pixels, keep the form of their pictogram,
-                and their longer side is a multiple, too; 1 lets them be anywhere, of any size. On
-                the grid of the autoencoder's latents a pictogram has few appearances instead of
-                very many, which a small model learns in a fraction of the time
+    max_objects maximum number of objects per scene, at most six
+    least       minimum geometric mean of an object's sides, as a fraction of `size`
+    grid        objects are placed at multiples of this many pixels, keep their aspect ratio, and
+                have a longer side that is also a multiple; 1 allows any place and size. On the
+                grid of the autoencoder's latents a pictogram has only a few appearances, which a
+                small model learns in a fraction of the time
 
-    Raises ValueError for a name that does not exist.
+    Raises ValueError for an unknown name.
     """
 
     size: int = 64
@@ -97,10 +97,10 @@ class Example:
     """One scene.
 
     image   uint8 [S, S, 3] sRGB
-    layout  prompt: the caption. phrases: "a cat" for each object with a box, and its box
-    facts   setting: name; time: "day" or "night"; setting_told: whether the caption says where;
-            style: name; objects: list of {category, attribute (a tint, "upside down" or None),
-            box (xyxy, 0..1, tight around its drawn pixels), boxed (whether layout has it),
+    layout  prompt: the caption. phrases, boxes: those of the objects with a box ("a cat")
+    facts   setting: name; time: "day" or "night"; setting_told: whether the caption gives the
+            setting; style: name; objects: list of {category, attribute (a tint, "upside down" or
+            None), box (xyxy, 0..1, tight around its drawn pixels), boxed (whether layout has it),
             family, code}
     """
 
@@ -111,14 +111,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Sprite:
-    """A pictogram as drawn: premultiplied RGBA [h, w, 4], and the canvas position of its corner."""
+    """A pictogram as drawn: premultiplied RGBA, and its top left corner on the canvas."""
 
     pixels: UInt8[np.ndarray, "h w 4"]
     left: int
     top: int
 
     def box(self, size: int) -> Box:
-        """Tight around pixels of alpha >= DRAWN, in fractions of a canvas of `size` pixels."""
+        """Tight box around pixels of alpha >= DRAWN, in fractions of a canvas of `size` pixels."""
         drawn = self.pixels[..., 3] >= DRAWN
         xs, ys = np.flatnonzero(drawn.any(0)), np.flatnonzero(drawn.any(1))
         x0, x1 = self.left + int(xs[0]), self.left + int(xs[-1]) + 1
@@ -127,15 +127,15 @@ class Sprite:
 
 
 class World:
-    """Makes examples of one WorldConfig from `artwork`.
+    """Generates the examples of a WorldConfig from `artwork`.
 
-    Raises ValueError if the artwork lacks a category in the families asked for.
+    Raises ValueError if the artwork lacks a category in the configured families.
     """
 
     def __init__(self, config: WorldConfig, artwork: Artwork):
         self.config = config
-        # Premultiplied images, already reduced to the largest useful size: resizing is most of
-        # the work. By (noun, attribute); one image per pictogram.
+        # Premultiplied images by (noun, attribute), one per pictogram. Already reduced to the
+        # largest useful size, since resizing is most of the work.
         self._art: dict[tuple[str, str | None], list[tuple[str, str, Image.Image]]] = {}
         for noun in config.categories:
             codes = CATEGORIES[noun].codes[: config.glyphs]
@@ -146,7 +146,7 @@ class World:
             ]
             if not chosen:
                 raise ValueError(
-                    f"artwork has no {noun!r} of {', '.join(config.families)}: fetch it again "
+                    f"artwork has no {noun!r} in {', '.join(config.families)}: fetch it again "
                     "with reground_jax.emoji.artwork, or leave the category out"
                 )
             for attribute in (None, UPSIDE_DOWN, *config.tints):
@@ -155,7 +155,7 @@ class World:
                 ]
 
     def example(self, seed: int) -> Example:
-        """The example of `seed`, 0 <= seed < 2**63."""
+        """The example for `seed`, 0 <= seed < 2**63."""
         rng = np.random.default_rng(seed)
         style = self._style(rng)
         setting, night = self._setting(rng, style)
@@ -170,7 +170,7 @@ class World:
         for thing in objects:
             thing["boxed"] = thing["category"] not in unboxed
         canvas = background(setting, self.config.size, rng, night=night).astype(np.float32)
-        for sprite in sorted(sprites, key=lambda s: -s.pixels.size):  # small things stay visible
+        for sprite in sorted(sprites, key=lambda s: -s.pixels.size):  # small objects on top
             blend(canvas, sprite)
         facts = {
             "setting": setting,
@@ -183,22 +183,22 @@ class World:
         return Example(image, _layout(text, objects, seed), facts)
 
     def batch(self, index: int, batch_size: int, seed: int = 0) -> list[Example]:
-        """Training batch number `index` of the stream `seed`; never a held-out example.
+        """Training batch number `index` of stream `seed`; never contains a held-out example.
 
-        Examples are numbered through a stream, whatever the batch size. Raises ValueError past
-        2**40 examples or 2**20 streams.
+        Examples are numbered consecutively within a stream, whatever the batch size. Raises
+        ValueError past 2**40 examples or 2**20 streams.
         """
         first = index * batch_size
         if not (0 <= seed < STREAMS and 0 <= first <= SEEDS_PER_STREAM - batch_size):
             raise ValueError(
-                f"batch {index} of {batch_size} in stream {seed}: streams are 0..{STREAMS - 1} of "
-                f"{SEEDS_PER_STREAM} examples each; choose smaller numbers"
+                f"batch {index} of {batch_size} in stream {seed} does not exist: streams are "
+                f"0..{STREAMS - 1}, of {SEEDS_PER_STREAM} examples each; choose smaller numbers"
             )
         start = seed * SEEDS_PER_STREAM + first
         return [self.example(start + i) for i in range(batch_size)]
 
     def heldout(self, n: int) -> list[Example]:
-        """The first `n` examples of the fixed held-out set, whose seeds no batch has."""
+        """The first `n` examples of the fixed held-out set, whose seeds occur in no batch."""
         return [self.example(HELDOUT_START + i) for i in range(n)]
 
     def _style(self, rng: np.random.Generator) -> str:
@@ -217,7 +217,7 @@ class World:
         return name, bool(SETTINGS[name].nights and rng.random() < 0.25)
 
     def _groups(self, rng: np.random.Generator, style: str) -> list[Group]:
-        """One to max_objects objects in groups of distinct categories."""
+        """Groups of distinct categories, with 1 to max_objects objects in total."""
         most = self.config.max_objects if STYLES[style].least == 1 else 2
         weights = np.array([0.3, 0.34, 0.22, 0.14, 0.07, 0.05])[:most]
         total = int(rng.choice(most, p=weights / weights.sum())) + 1
@@ -240,7 +240,7 @@ class World:
     def _objects(
         self, rng: np.random.Generator, groups: Sequence[Group], scale: float
     ) -> tuple[list[dict[str, Any]], list[Sprite]]:
-        """Facts and sprites of every object for which there is room, in the order of `groups`."""
+        """Facts and sprites of all objects that find room, in the order of `groups`."""
         size, least, grid = self.config.size, self.config.least * scale, self.config.grid
         chosen, aspects = [], []
         for group in groups:
@@ -274,7 +274,7 @@ class World:
         return objects, sprites
 
     def _unboxed(self, rng: np.random.Generator, groups: Sequence[Group]) -> set[str]:
-        """Categories that only the caption names: COCO's boxes leave things out, too."""
+        """Categories that only the caption names, since COCO's boxes also omit objects."""
         if len(groups) < 2 or rng.random() < 0.75:
             return set()
         return {groups[int(rng.integers(len(groups)))].noun}
@@ -290,10 +290,10 @@ def blend(canvas: Float32[np.ndarray, "S S 3"], sprite: Sprite) -> None:
 
 
 def fit(art: Image.Image, flip: bool, box: Box, size: int, least: float, grid: int = 1) -> Sprite:
-    """`art` in the middle of `box`, stretched by at most MAX_STRETCH, grown to `least` if small.
+    """`art` centered in `box`, stretched by at most MAX_STRETCH, and at least `least` in size.
 
-    art is premultiplied ("RGBa"); flip mirrors it; box in fractions of the canvas of `size`
-    pixels; least and grid as in WorldConfig: a grid moves it a little, and nothing is stretched.
+    art is premultiplied ("RGBa"); flip mirrors it; box is in fractions of a canvas of `size`
+    pixels; least and grid are as in WorldConfig. A grid shifts art slightly, without stretching.
     """
     x0, y0, x1, y1 = (size * v for v in box)
     aspect = art.width / art.height
@@ -314,7 +314,7 @@ def fit(art: Image.Image, flip: bool, box: Box, size: int, least: float, grid: i
 
 
 def _prepared(pixels: np.ndarray, attribute: str | None, size: int) -> Image.Image:
-    """RGBA pixels with their attribute, premultiplied, no larger than needed."""
+    """RGBA pixels with the attribute applied, premultiplied, and no larger than needed."""
     if attribute == UPSIDE_DOWN:
         pixels = pixels[::-1]
     elif attribute is not None:
@@ -326,7 +326,7 @@ def _prepared(pixels: np.ndarray, attribute: str | None, size: int) -> Image.Ima
 
 
 def _tinted(pixels: np.ndarray, tint: np.ndarray) -> np.ndarray:
-    """Lightness kept, hue replaced: dark stays dark, white becomes a light tint."""
+    """Replaces hue and keeps lightness: dark stays dark, white becomes a light tint."""
     light = pixels[..., :3].astype(np.float32) @ np.array([0.3, 0.55, 0.15], np.float32) / 255
     rgb = tint * (0.3 + 0.75 * light)[..., None] + (90 * light**3)[..., None]
     return np.concatenate([np.clip(rgb, 0, 255).astype(np.uint8), pixels[..., 3:]], axis=2)
@@ -338,7 +338,7 @@ def _apart(boxes: Sequence[Box]) -> bool:
 
 
 def _present(groups: Sequence[Group], objects: Sequence[dict[str, Any]]) -> list[Group]:
-    """The groups with the counts that found room: a caption must not promise more."""
+    """The groups, with counts of the objects that found room, so that captions are true."""
     names = [thing["category"] for thing in objects]
     counted = [dataclasses.replace(group, count=names.count(group.noun)) for group in groups]
     return [group for group in counted if group.count]

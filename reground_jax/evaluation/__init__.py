@@ -1,1 +1,1 @@
-"""Measurements of what a model draws: does it place what the boxes ask for, and the text?"""
+"""Evaluation: does a model draw what the boxes ask for, and what the text asks for?"""

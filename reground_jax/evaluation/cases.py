@@ -1,4 +1,4 @@
-"""What is measured on: layouts, and the facts that a picture of them must show."""
+"""Evaluation cases: layouts, and what an image of each must show."""
 
 import dataclasses
 import hashlib
@@ -11,16 +11,16 @@ import numpy as np
 
 from reground_jax.layout import Layout
 
-DROP_SEED = 0  # of which boxes `with_half_the_boxes` takes away
+DROP_SEED = 0  # chooses the boxes that `with_half_the_boxes` removes
 
 
 @dataclass(frozen=True)
 class Case:
-    """One layout and what a picture of it must show.
+    """A layout and what an image of it must show.
 
-    facts  plain JSON that the scorers read. "objects" holds a dict for each object in the picture:
+    facts  plain JSON that the scorers read. "objects" holds a dict for each object in the image:
            its "category", its "box", and whether the layout contains that box ("boxed"). Boxed
-           objects are in the order of the layout's boxes. Scorers may ask for more
+           objects are in the order of the layout's boxes. Scorers may require more fields
     """
 
     layout: Layout
@@ -28,16 +28,16 @@ class Case:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many objects of each category the picture must show."""
+        """How many objects of each category the image must show."""
         return Counter(thing["category"] for thing in self.facts["objects"])
 
     @property
     def unboxed(self) -> Counter[str]:
-        """How many of them the layout has no box for."""
+        """How many of those objects have no box in the layout."""
         return Counter(thing["category"] for thing in self.facts["objects"] if not thing["boxed"])
 
     def without_boxes(self, categories: Sequence[str]) -> "Case":
-        """Without the boxes of these categories, in the layout and in the facts."""
+        """A copy without the boxes of these categories, in both the layout and the facts."""
         objects = self.facts["objects"]
         names = [thing["category"] for thing in objects if thing["boxed"]]
         layout = self.layout
@@ -57,16 +57,17 @@ class Case:
 
 
 def with_half_the_boxes(cases: Sequence[Case]) -> list[Case]:
-    """ReGround's COCO-Drop: without the boxes of half of the categories, which are still named.
+    """ReGround's COCO-Drop: removes the boxes of half the categories, which the prompt still names.
 
-    Of an odd number of categories, the smaller half goes. Cases with one category are left out.
+    With an odd number of categories, the smaller half is dropped. Cases with only one category are
+    left out.
     """
     dropped = []
     for case in cases:
         names = list(dict.fromkeys(t["category"] for t in case.facts["objects"] if t["boxed"]))
         if len(names) < 2:
             continue
-        # By the name of the layout, so that a longer list drops the same boxes.
+        # Seeded by the layout's id, so that a longer list drops the same boxes.
         rng = np.random.default_rng([DROP_SEED, *str(case.layout.id).encode()])
         gone = rng.permutation(len(names))[: len(names) // 2]
         dropped.append(case.without_boxes([names[i] for i in gone]))
@@ -74,6 +75,6 @@ def with_half_the_boxes(cases: Sequence[Case]) -> list[Case]:
 
 
 def seed_of(case: Case) -> int:
-    """The image's seed, from the layout's name: the same under every condition."""
+    """The image's seed, derived from the layout's id: the same under every condition."""
     digest = hashlib.sha256(str(case.layout.id).encode()).digest()
     return int.from_bytes(digest[:4], "big")

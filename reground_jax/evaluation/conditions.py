@@ -8,7 +8,7 @@ from reground_jax.settings import Wiring
 
 @dataclass(frozen=True)
 class Series:
-    """The images of one set of cases, by one model under one wiring, at some gammas."""
+    """One model's images of one set of cases, under one wiring, at several gammas."""
 
     model: str  # a key of the study's models
     cases: str  # a key of the study's cases
@@ -36,11 +36,12 @@ class Condition:
 def wiring_series(
     models: Sequence[str], cases: Sequence[str], gammas: Sequence[float]
 ) -> list[Series]:
-    """The conditions of ReGround's figure, and those around it.
+    """The conditions of ReGround's figure, and related ones.
 
-    models: the first is GLIGEN's, under every wiring and on every set of cases; the others are
-    measured under the parallel wiring that they were trained for. cases: the first set at all
-    gammas, "dropped" at all but 0, where nothing is grounded anyway, others at the largest gamma.
+    models: the first is GLIGEN, measured under both main wirings on every set of cases, and under
+    the other wirings on the first set; the other models are measured under the parallel wiring they
+    were trained with. cases: the first set is measured at all gammas, "dropped" at all but 0 (where
+    nothing is grounded anyway), the others at the largest gamma.
     """
     (main, *others), first = models, cases[0]
     gammas, most = tuple(gammas), (max(gammas),)

@@ -1,6 +1,6 @@
-"""What a detector finds in an image, against the objects that are wanted there.
+"""Matches what a detector finds in an image against the objects that should be there.
 
-Any detector will do: it gives `Detection`s, and `detection_record` makes of them what
+Any detector works: it returns `Detection`s, and `detection_record` turns them into the records that
 `statistics.average_precision` reads.
 """
 
@@ -24,10 +24,11 @@ class Detection(NamedTuple):
 def hits(
     found: Sequence[Detection], wanted: Sequence[tuple[str, Box]], *, least: float = 0.5
 ) -> list[bool]:
-    """For each detection whether it shows an object that is wanted, as PASCAL VOC matches them.
+    """For each detection, whether it is a true positive under PASCAL VOC's matching.
 
-    Strongest first, a detection takes the wanted object of its category with the largest IoU, if
-    that is at least `least`; a second detection of the same object is a miss.
+    In order of descending score, a detection is matched to the wanted object of its category with
+    the largest IoU, if that is at least `least`; a second detection of the same object is a false
+    positive.
     """
     free = [True] * len(wanted)
     result = [False] * len(found)
@@ -44,10 +45,10 @@ def hits(
 
 
 def detection_record(case: Case, detections: Sequence[Detection]) -> dict[str, Any]:
-    """detections: [category, score, hit]; objects: how many boxes of each category.
+    """detections: [category, score, hit] each; objects: the number of boxes per category.
 
-    Categories of which a thing has no box are left out, with their boxes: that thing may be
-    anywhere, so finding it is no mistake, and which detection is which cannot be told.
+    A category with any unboxed object is left out, boxes included: that object may be anywhere, so
+    detecting it is not an error, and it cannot be told apart from the boxed ones.
     """
     unboxed = case.unboxed.keys()
     wanted = [

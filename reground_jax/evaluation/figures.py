@@ -1,4 +1,4 @@
-"""The pictures of a report: the trade-off between two metrics, and a grid of examples."""
+"""The figures of a report: the trade-off between two metrics, and a grid of examples."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ OTHER_COLOR, SINGLE_COLOR = "#1a7f37", "#656d76"
 
 
 def grid(study: Study, conditions: Sequence[Condition]) -> Image.Image:
-    """The first layouts of the main set with two boxes or more, by wiring, at the last gamma."""
+    """The main set's first layouts with at least two boxes, by wiring, at the largest gamma."""
     model, name = conditions[0].model, conditions[0].cases
     gamma = max(c.gamma for c in conditions)
     cases = study.cases[name]
@@ -35,7 +35,7 @@ def grid(study: Study, conditions: Sequence[Condition]) -> Image.Image:
 def trade_off_figure(
     rows: Sequence[Row], trade_off: TradeOff, titles: Mapping[str, str]
 ) -> str | None:
-    """The SVG of a study's conditions; None where none of them has both numbers."""
+    """The study's conditions as an SVG; None if none of them has both metrics."""
     drawn = panels(rows, trade_off, titles)
     if not drawn:
         return None
@@ -43,7 +43,7 @@ def trade_off_figure(
 
 
 def panels(rows: Sequence[Row], trade_off: TradeOff, titles: Mapping[str, str]) -> list[Panel]:
-    """One per set of cases that has a number on both axes."""
+    """One panel per set of cases that has values on both axes."""
     told = [row for row in rows if has_both(row, trade_off)]
     return [
         Panel(titles.get(name, name), curves([r for r in told if r["cases"] == name], trade_off))
@@ -56,7 +56,7 @@ def has_both(row: Row, trade_off: TradeOff) -> bool:
 
 
 def curves(rows: Sequence[Row], trade_off: TradeOff) -> list[Curve]:
-    """A line per model and main wiring over gamma, and the other wirings as points."""
+    """One line over gamma per model and main wiring; the other wirings are single points."""
     main = rows[0]["model"]
     lines: dict[tuple[str, str], list[Point]] = {}
     for row in sorted(rows, key=lambda row: row["gamma"]):
@@ -76,10 +76,10 @@ def curves(rows: Sequence[Row], trade_off: TradeOff) -> list[Curve]:
 
 
 def _label(row: Row, main: str) -> str:
-    """A gamma, or the name of a wiring without a curve; none where another point says it."""
+    """A gamma, or the name of a wiring without a curve; empty if another point has that label."""
     if row["wiring"] not in COLORS:
         return row["wiring"]
-    # Gamma 0 is no grounding, and all curves have the same gammas in the same order.
+    # Gamma 0 means no grounding, and all curves have the same gammas in the same order.
     return f"γ {row['gamma']:g}" if row["model"] == main and row["gamma"] > 0 else ""
 
 

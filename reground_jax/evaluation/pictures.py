@@ -1,4 +1,4 @@
-"""The pictures of a study: what makes them, and the sheets that they are kept in."""
+"""The images of a study: how they are generated, and the sheets that store them."""
 
 import dataclasses
 import warnings
@@ -25,7 +25,7 @@ from reground_jax.storage.facts import GATES
 
 @runtime_checkable
 class Generator(Protocol):
-    """What makes images: `Pipeline`, or anything else that sweeps over gamma as it does."""
+    """Generates images: `Pipeline`, or anything else with the same sweep over gamma."""
 
     def sweep(
         self,
@@ -52,10 +52,10 @@ def generate(
     batch_size: int | None,
     report: Callable[[float], None],
 ) -> list[UInt8[np.ndarray, "B S S 3"]]:
-    """The images at each gamma, in order; the steps that gammas have in common are run once.
+    """The images at each gamma, in order; steps shared by several gammas run only once.
 
-    settings: of every image; its wiring and gamma are not read. report: is told how many images'
-    worth of steps are done.
+    settings: shared by all images; its wiring and gamma are ignored. report: called with the number
+    of steps done, in images' worth of steps.
     """
     tables = np.stack([gate_table(gamma, settings.num_steps) for gamma in gammas])
     steps, count = num_steps(tables), len(gammas) * len(cases)
@@ -64,8 +64,8 @@ def generate(
         report(count * (batch + step / steps) / batches)
 
     with warnings.catch_warnings():
-        # Real captions have words that a small model does not know; that is what is measured.
-        warnings.filterwarnings("ignore", message="this model does not know")
+        # Real captions contain words that a small model does not know; the study measures that.
+        warnings.filterwarnings("ignore", message="not in this model's vocabulary")
         images = generator.sweep(
             [case.layout for case in cases],
             dataclasses.replace(settings, wiring=wiring),
@@ -79,7 +79,7 @@ def generate(
 
 
 def with_scaled_gates(pipe: Pipeline, scale: float) -> Pipeline:
-    """The pipeline with tanh of every fuser's gates times `scale`, at most 0.999 in size."""
+    """A copy of the pipeline with tanh(gate) of every fuser times `scale`, clipped to ±0.999."""
 
     def scaled(name: str, leaf: jax.Array) -> jax.Array:
         if not name.endswith(GATES):
@@ -92,7 +92,7 @@ def with_scaled_gates(pipe: Pipeline, scale: float) -> Pipeline:
 
 
 def save_sheet(path: Path, images: UInt8[np.ndarray, "B S S 3"]) -> None:
-    """Images one below the other, as one PNG that appears whole or not at all."""
+    """Stacks the images vertically in one PNG, which is written atomically."""
     save_png(path, images.reshape(-1, *images.shape[2:]))
 
 

@@ -7,12 +7,12 @@ from xml.sax.saxutils import escape
 
 from reground_jax.evaluation.statistics import Interval
 
-WIDTH, HEIGHT = 520, 460  # of a panel, pixels
-LEFT, RIGHT, TOP, BOTTOM = 70, 18, 40, 64  # margins of its frame
-LABEL_WIDTH, LABEL_HEIGHT = 40, 15  # of the longest gamma
+WIDTH, HEIGHT = 520, 460  # of a panel, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 70, 18, 40, 64  # margins around a panel's frame
+LABEL_WIDTH, LABEL_HEIGHT = 40, 15  # of the longest gamma label
 INK, MUTED, RULE = "#1f2328", "#656d76", "#e5e3dc"
 
-Place = Callable[[float, float], tuple[float, float]]  # of a point, on the page
+Place = Callable[[float, float], tuple[float, float]]  # values of a point -> position on the page
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in order; several are joined by a line. Named in the legend, if not by its label.
+    """Points in order, joined by a line. The legend names it unless its label already does.
 
-    below: labels go below the points, so that those of two curves side by side stay apart
+    below: labels go below the points, so that the labels of neighboring curves do not overlap
     """
 
     name: str
@@ -45,10 +45,10 @@ class Panel:
 
 
 def tradeoff_svg(panels: Sequence[Panel], *, x_title: str, y_title: str) -> str:
-    """The whole file: the panels side by side, on the same axes, the legend in the first.
+    """The complete SVG: panels side by side on the same axes, with the legend in the first.
 
-    The axes hold all points, but the y of those alone: one that is off is put on the edge, with
-    its y. Raises ValueError if there is no point.
+    The axes span all points, except that single-point curves do not count for y: a point off the
+    axis is drawn at the edge and labeled with its y. Raises ValueError if there are no points.
     """
     curves = [curve for panel in panels for curve in panel.curves]
     if not any(curve.points for curve in curves):
@@ -93,9 +93,9 @@ def _panel(
 
 
 def _axis(values: Sequence[float]) -> list[float]:
-    """Round ticks around the values, four to nine of them."""
+    """Four to nine round ticks that span the values."""
     low, high = min(values), max(values)
-    span = max(high - low, 1.0)  # percent: equal values have an axis, too
+    span = max(high - low, 1.0)  # percent: equal values still need an axis
     step = 10 ** math.floor(math.log10(span))
     while span / step > 7:
         step *= 2
@@ -121,7 +121,7 @@ def _grid(x_axis: Sequence[float], y_axis: Sequence[float], place: Place) -> lis
 def _curve(curve: Curve, place: Place) -> list[str]:
     centers = [place(point.x[0], point.y[0]) for point in curve.points]
     parts = []
-    for point in curve.points:  # intervals below the line and its points
+    for point in curve.points:  # intervals first, so that they lie under the line and points
         (x, left, right), (y, low, high) = point.x, point.y
         for start, stop in (((left, y), (right, y)), ((x, low), (x, high))):
             parts.append(_line(*place(*start), *place(*stop), curve.color, 0.45))
@@ -140,7 +140,7 @@ def _curve(curve: Curve, place: Place) -> list[str]:
 def _labels(
     curves: Sequence[Curve], place: Place, right: float, y_axis: Sequence[float]
 ) -> list[str]:
-    """Above every line; the last point of a curve first, and none where another one is."""
+    """Labels on top of all lines, last point of a curve first; overlapping labels are dropped."""
     parts = ['<g paint-order="stroke" stroke="#ffffff" stroke-width="4" stroke-linejoin="round">']
     taken: list[tuple[float, float]] = []
     for curve in curves:

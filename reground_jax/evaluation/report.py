@@ -1,4 +1,4 @@
-"""What a study found: results.json, report.md, tradeoff.svg and grid.png in its folder."""
+"""Writes a study's results to its folder: results.json, report.md, tradeoff.svg and grid.png."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from reground_jax.images import save_png
 
 
 def write_report(study: Study, records: Records, command: str) -> dict[str, Any]:
-    """Writes the four files into the study's folder and returns what is in results.json."""
+    """Writes the four files into the study's folder and returns the content of results.json."""
     results = {
         "command": command,
         "settings": study.settings.to_json(),
@@ -31,7 +31,7 @@ def write_report(study: Study, records: Records, command: str) -> dict[str, Any]
 
 
 def markdown(results: Mapping[str, Any], study: Study) -> str:
-    """The report's text, of what is in results.json."""
+    """The report's text, made from the content of results.json."""
     settings, scorers = results["settings"], study.scorers
     figure = any(has_both(row, study.trade_off) for row in results["conditions"])
     parts = [
@@ -71,7 +71,7 @@ def _section(name: str, results: Mapping[str, Any], study: Study) -> list[str]:
         table(of("differences"), [*main, *details]),
     ]
     others = [column for column in (*main, *details) if column != along.metric]
-    # Where a curve reaches them; details may lack in a row that has main numbers.
+    # Only where the curve covers them; a row that has main metrics may still lack details.
     equal = [row for row in of("equal_boxes") if any(row[c] is not None for c in others)]
     if equal:
         parts += [
@@ -85,7 +85,7 @@ def _section(name: str, results: Mapping[str, Any], study: Study) -> list[str]:
 def findings(
     results: Mapping[str, Any], trade_off: TradeOff, titles: Mapping[str, str]
 ) -> list[str]:
-    """What the parallel wiring changed at the largest gamma, a sentence per set of cases."""
+    """What the parallel wiring changed at the largest gamma, one sentence per set of cases."""
     gamma = max(row["gamma"] for row in results["differences"])
     equal = {(row["cases"], row["model"], row["gamma"]): row for row in results["equal_boxes"]}
     return [
@@ -115,7 +115,7 @@ def finding(row: Row, equal: Row, trade_off: TradeOff) -> str:
 
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """Markdown, a row per condition; columns without any number are left out."""
+    """A Markdown table with one row per condition; columns without any value are left out."""
     columns = [name for name in columns if any(row.get(name) is not None for row in rows)]
     lines = [["model", "wiring", "gamma", *columns], ["---"] * (3 + len(columns))]
     for row in rows:

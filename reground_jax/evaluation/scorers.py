@@ -1,8 +1,8 @@
-"""What scores images: a `Scorer` is a value with all that a study and its report need to know.
+"""How images are scored: a `Scorer` is a value with everything a study and its report need.
 
-A new scorer (CLIP score, a detector) is one more of these values, and nothing else changes. A study
-keeps each scorer's records apart, so a new scorer, or a new version of one, scores the images that
-are already there.
+A new scorer (CLIP score, a detector) is just another of these values; nothing else changes. A study
+keeps each scorer's records separate, so a new scorer, or a new version of one, scores the images
+that already exist.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +18,12 @@ from reground_jax.evaluation.statistics import Record, Statistic
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a condition, estimated with a confidence interval.
+    """A number for each condition, estimated with a confidence interval.
 
     name       its name in results and table headers, unique within a study
-    meaning    one line of the report
+    meaning    one line for the report
     statistic  (records, weights of the resamples) -> its value in each resample; see statistics.py
-    main       whether it belongs in the report's first table or in the second, of details
+    main       whether it belongs in the report's first table; the second table has the details
     """
 
     name: str
@@ -34,7 +34,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Distance:
-    """A number of a whole set of images, without an interval; `measure` gives None if undefined."""
+    """A number for a whole set of images, without interval; `measure` returns None if undefined."""
 
     name: str
     meaning: str
@@ -43,16 +43,16 @@ class Distance:
 
 @dataclass(frozen=True)
 class Scorer:
-    """From images and their cases to records, and from records to numbers.
+    """Turns images and their cases into records, and records into numbers.
 
     name        names the folder of its records
-    version     changes with whatever its records depend on, such as a checksum of its weights;
-                records of another version are not read
+    version     must change with anything its records depend on, such as a checksum of its weights;
+                records of other versions are ignored
     score       (images [B, S, S, 3], their B cases) -> one record per image: plain JSON with the
                 fields that the metrics and distances read
     metrics     in the order of the report's columns
     references  by set of cases, then by name: records of real images of these cases, in order. The
-                report shows them as what can be reached
+                report shows them as the attainable values
     facts       anything else known about the scorer, as plain JSON; goes into the results
     about       a Markdown section of the report: how reliable the scorer is
     """
@@ -71,7 +71,7 @@ class Scorer:
 class Axis:
     """A metric as an axis of the trade-off figure and in the report's sentences.
 
-    noun   what it is a share of: "boxes" makes "3.1 points more of the boxes"
+    noun   what the metric is a share of: "boxes" gives "3.1 points more of the boxes"
     fewer  the opposite of "more" for that noun
     """
 

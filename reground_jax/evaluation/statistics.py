@@ -1,8 +1,8 @@
-"""From records to numbers, and how sure they are: a paired bootstrap over images.
+"""Turns records into numbers with confidence intervals, by a paired bootstrap over images.
 
 A statistic is a function of records and weights [R, N]: how often each of N images counts in each
 of R resamples. Conditions measured on the same layouts share their weights, which makes the
-bootstrap paired: the interval of a difference is that of the resamples' differences.
+bootstrap paired: the interval of a difference is computed from the differences in each resample.
 """
 
 from collections import defaultdict
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-Record = dict[str, Any]  # what a scorer says of one image, as plain JSON
+Record = dict[str, Any]  # a scorer's result for one image, as plain JSON
 Weights = Float[np.ndarray, "R N"]
 Interval = tuple[float, float, float]  # estimate, low, high
 Statistic = Callable[[Sequence[Record], Weights], Float[np.ndarray, "R"]]
@@ -22,16 +22,16 @@ LEVEL = 0.95  # of the intervals
 
 
 def bootstrap_weights(count: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Weights:
-    """Row 0 counts every image once: the estimate. The others draw `count` with replacement."""
+    """Row 0 counts every image once, for the estimate; the others sample with replacement."""
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     return np.concatenate([np.ones((1, count)), drawn]).astype(np.float64)
 
 
 def interval(values: Float[np.ndarray, "R"], level: float = LEVEL) -> Interval:
-    """(estimate, low, high) of a statistic's values, by the percentiles of its resamples.
+    """(estimate, low, high) of a statistic's values, from the percentiles of its resamples.
 
-    NaN where nothing was asked for.
+    NaN if the statistic is undefined, as when nothing was asked for.
     """
     rest = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not len(rest):
@@ -46,10 +46,10 @@ def above_curve(
     curve_x: Float[np.ndarray, "G R"],
     curve_y: Float[np.ndarray, "G R"],
 ) -> Float[np.ndarray, "R"]:
-    """By how much y lies above the line through the curve's points, at the same x.
+    """How far y lies above the line through the curve's points, at the same x.
 
-    In each resample by itself, so that the bootstrap stays paired. NaN beyond the curve's ends;
-    NaN altogether if more than a hundredth of the resamples are, whose rest would mislead.
+    Computed separately for each resample, so that the bootstrap stays paired. NaN beyond the
+    curve's ends; all NaN if more than 1 % of the resamples are, since the rest would be misleading.
     """
     order = np.argsort(curve_x, axis=0)
     line_x = np.take_along_axis(curve_x, order, 0).T
@@ -60,9 +60,9 @@ def above_curve(
 
 
 def share(*names: str) -> Statistic:
-    """Of all that was asked for under these names, how much is shown.
+    """The share that is shown of everything that was asked for under these names.
 
-    Each is a field of a record, [shown, asked for].
+    Each name is a field of a record, [shown, asked for].
     """
 
     def statistic(records: Sequence[Record], weights: Weights) -> Float[np.ndarray, "R"]:
@@ -74,10 +74,10 @@ def share(*names: str) -> Statistic:
 
 
 def average_precision(records: Sequence[Record], weights: Weights) -> Float[np.ndarray, "R"]:
-    """AP50: per category the area under the precision envelope (PASCAL VOC 2010), their mean.
+    """AP50: the area under the precision envelope (PASCAL VOC 2010), averaged over categories.
 
-    Records are those of `detections.detection_record`. Categories without an object in a resample
-    do not count in it.
+    Records come from `detections.detection_record`. Categories without objects in a resample do not
+    count in that resample.
     """
     images: dict[str, list[tuple[float, int, int]]] = defaultdict(list)  # score, hit, image
     counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(records)))
@@ -98,7 +98,7 @@ def average_precision(records: Sequence[Record], weights: Weights) -> Float[np.n
 def _average_precision(
     found: Sequence[tuple[float, int, int]], objects: Float[np.ndarray, "R"], weights: Weights
 ) -> Float[np.ndarray, "R"]:
-    """Of one category; found: (score, hit, image)."""
+    """AP50 of one category. found: (score, hit, image) of each detection."""
     if not found:
         return np.zeros(len(weights))
     ranked = sorted(found, key=lambda detection: -detection[0])
@@ -125,9 +125,9 @@ class Gaussian:
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), as FID has it (arXiv 1706.08500).
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), as in FID (arXiv 1706.08500).
 
-    It is biased by the number of images: compare only distances from equally many.
+    It is biased by the number of images: compare only distances over equal numbers of them.
     """
     root = _root(a.covariance)
     eigenvalues = np.linalg.eigvalsh(root @ b.covariance @ root)

@@ -1,10 +1,10 @@
-"""ReGround's main experiment: what gamma and the wiring do to boxes and text, as a resumable run.
+"""ReGround's main experiment, resumable: how gamma and the wiring affect boxes and text.
 
-A folder holds the run: study.json (what the images depend on), the images themselves, one below the
-other, in parts/CONDITION/FIRST-LAST.png, and the records of each scorer in
-scores/SCORER-VERSION/CONDITION/FIRST-LAST.json. Nothing that exists is made again: a killed run
-continues, a larger one reuses what a smaller one has made, and another scorer, or a new version of
-one, scores the images that are there. `report.py` makes tables of it.
+A run's folder holds study.json (what the images depend on), the images themselves, stacked
+vertically in parts/CONDITION/FIRST-LAST.png, and the records of each scorer in
+scores/SCORER-VERSION/CONDITION/FIRST-LAST.json. Nothing that exists is made again: an interrupted
+run resumes, a larger run reuses what a smaller one made, and a new scorer, or a new version of one,
+scores the existing images. `report.py` turns the records into tables.
 """
 
 import functools
@@ -28,9 +28,9 @@ from reground_jax.evaluation.scorers import Scorer, TradeOff, check_scorers
 from reground_jax.evaluation.statistics import Record
 from reground_jax.settings import Settings
 
-CHUNK = 50  # images of one file
+CHUNK = 50  # images per file
 
-Progress = Callable[[int, int], None]  # (images done, of all)
+Progress = Callable[[int, int], None]  # (images done, total)
 Records = Mapping[Condition, Mapping[str, Sequence[Record]]]  # by condition, by scorer's name
 
 
@@ -38,7 +38,7 @@ Records = Mapping[Condition, Mapping[str, Sequence[Record]]]  # by condition, by
 class Chunk:
     """Cases whose images share a file, in each condition."""
 
-    start: int  # place of the first one among all cases
+    start: int  # index of the first one among all cases
     cases: Sequence[Case]
 
     @property
@@ -48,17 +48,17 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured, in the folder `out`.
+    """What to measure, and the folder `out` of the run.
 
-    models     name -> what loads its generator; called only if images are missing
-    cases      name -> cases, the main set first; "dropped" has the ids, and so the seeds, of these
+    models     name -> function that loads its generator; called only if images are missing
+    cases      name -> cases, the main set first; "dropped" shares its ids, and so its seeds
     titles     name of a set of cases -> its heading in the report
-    settings   steps, solver and guidance of every image; its wiring and gamma are not read
-    identity   what else the images depend on, such as checksums of models
-    scorers    what measures the images; the identity does not depend on them
-    trade_off  the two metrics that are weighed against each other
+    settings   steps, solver and guidance of every image; its wiring and gamma are ignored
+    identity   what else the images depend on, such as model checksums
+    scorers    what measures the images; not part of the identity
+    trade_off  the two metrics to weigh against each other
 
-    Raises ValueError if two scorers or metrics have the same name, or the trade-off is over a
+    Raises ValueError if two scorers or metrics have the same name, or if the trade-off uses a
     metric that no scorer has.
     """
 
@@ -103,7 +103,7 @@ class Study:
         return records
 
     def claim(self) -> None:
-        """Notes in study.json whose folder this is, or raises ValueError if it is another's."""
+        """Writes study.json, or raises ValueError if the folder belongs to another study."""
         path = self.out / "study.json"
         mine = {"settings": self.settings.to_json(), **self.identity}
         if not path.exists():
@@ -116,14 +116,14 @@ class Study:
             raise ValueError(f"{path} is not JSON: {error}; choose another --out") from error
         if not isinstance(theirs, dict):
             raise ValueError(f"{path} is not the record of a study: choose another --out")
-        # Older folders list the one scorer's version here and have its records beside the images.
-        # The images are scored again, which takes a small part of the time that making them took.
+        # Older folders list their only scorer's version here and keep its records next to the
+        # images. The images are scored again, which takes far less time than making them did.
         for scorer in self.scorers:
             theirs.pop(scorer.name, None)
         if found := differences(theirs, mine):
             raise ValueError(
-                f"{self.out} holds another study: {listed(found)}. Give the old ones to go on, or "
-                "another --out"
+                f"{self.out} holds another study: {listed(found)}. Repeat the old values to resume "
+                "it, or choose another --out"
             )
 
     def images(self, condition: Condition, count: int) -> UInt8[np.ndarray, "B S S 3"]:
@@ -150,7 +150,7 @@ class Study:
         generator: Callable[[], Generator],
         report: Callable[[float], None],
     ) -> None:
-        """Makes the sheets of one chunk at those gammas at which they do not exist yet."""
+        """Makes the sheets of one chunk for the gammas that lack them."""
         sheets = {c: self._sheet(c, chunk) for c in series.conditions()}
         missing = [condition for condition, sheet in sheets.items() if not sheet.exists()]
         if missing:
@@ -162,7 +162,7 @@ class Study:
                 save_sheet(sheets[condition], images)
 
     def _scored(self, condition: Condition, chunk: Chunk) -> dict[str, list[Record]]:
-        """Records of one sheet by scorer; scores the sheet if they do not exist yet."""
+        """The records of one sheet by scorer; scores the sheet if they do not exist yet."""
         sheet, count = self._sheet(condition, chunk), len(chunk.cases)
         images = functools.cache(lambda: read_sheet(sheet, count))
         records = {}
@@ -182,5 +182,5 @@ def _report(progress: Progress, done: int, total: int, more: float) -> None:
 
 
 def folder_of(scorer: Scorer) -> str:
-    """The folder of the records of this version of a scorer."""
+    """The name of the folder for this scorer version's records."""
     return f"{scorer.name}-{hashlib.sha256(scorer.version.encode()).hexdigest()[:12]}"

@@ -19,19 +19,19 @@ from reground_jax.evaluation.statistics import (
 )
 from reground_jax.evaluation.study import Records
 
-Row = dict[str, Any]  # what was measured, and its numbers by the names of the metrics
-Values = Mapping[str, np.ndarray]  # by metric, in every resample
+Row = dict[str, Any]  # what was measured, and its numbers by metric name
+Values = Mapping[str, np.ndarray]  # by metric, one value per resample
 
 
 def summarize(records: Records, scorers: Sequence[Scorer], along: str) -> dict[str, list[Row]]:
-    """The numbers as JSON: of conditions, of their differences, and of the scorers' references.
+    """The numbers as JSON: conditions, their differences, and the scorers' references.
 
-    "differences" are from the sequential wiring at the same gamma, "equal_boxes" from it at the
-    gamma, interpolated, at which the metric `along` (the share of boxes that are filled) is the
-    same. Every metric is (estimate, low, high), null where nothing was asked for; distances are
-    single numbers, and have no differences.
+    "differences" compare with the sequential wiring at the same gamma; "equal_boxes" compare with
+    it at the interpolated gamma where the metric `along` (the share of boxes that are filled) is
+    the same. Every metric is (estimate, low, high), or null where nothing was asked for; distances
+    are single numbers and have no differences.
     """
-    # By the number of images alone, so conditions of the same cases are paired.
+    # They depend only on the number of images, so conditions on the same cases are paired.
     weights = functools.cache(bootstrap_weights)
     values = {c: _values(found, scorers, weights(_count(found))) for c, found in records.items()}
     return {
@@ -74,9 +74,9 @@ def _values(
 def _references(
     records: Records, scorers: Sequence[Scorer]
 ) -> list[tuple[Row, dict[str, Sequence[Record]]]]:
-    """(what it is of, records by scorer) of each, for as many cases as were measured.
+    """(cases and name, records by scorer) of each reference, for as many cases as were measured.
 
-    As many, because distances are biased by the number of images.
+    The numbers must match, because distances are biased by the number of images.
     """
     counts = {condition.cases: _count(found) for condition, found in records.items()}
     names = {
@@ -120,7 +120,7 @@ def _curves(records: Iterable[Condition]) -> list[tuple[Condition, list[Conditio
 
 
 def _above(values: Values, curve: Sequence[Values], along: str) -> dict[str, np.ndarray]:
-    """By how much every metric lies above a curve over the metric `along`."""
+    """How far every metric lies above a curve over the metric `along`."""
     x = np.array([point[along] for point in curve])
     return {
         name: above_curve(values[along], value, x, np.array([point[name] for point in curve]))

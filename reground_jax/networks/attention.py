@@ -1,11 +1,11 @@
-"""Attention behind one function, and the one place that chooses how it is computed.
+"""One attention function, and the one place that chooses how it is computed.
 
 `q` [B, T, N, D] attends over `k`, `v` [B, S, N, D], scale D ** -0.5, no mask, softmax in float32.
 
 plain    einsum, softmax, einsum: materialises [B, N, T, S]
-lean     the same, one head and one block of queries at a time: at most `LOGITS` at once
+lean     the same, one head and one block of queries at a time; at most `LOGITS` logits at once
 cudnn    NVIDIA's fused flash attention (half precision), through jax.nn.dot_product_attention
-pallas   jax's Pallas flash kernel for TPU, with the padding that it needs
+pallas   JAX's Pallas flash attention kernel for TPU, with the padding it needs
 """
 
 import functools
@@ -23,18 +23,18 @@ Backend = Literal["plain", "lean", "cudnn", "pallas"]
 BACKENDS: tuple[Backend, ...] = ("plain", "lean", "cudnn", "pallas")
 Attend = Callable[..., Array]
 
-# Most logits in memory at once, 8 MB in float32, about what a core's cache holds: eight blocks of
-# 508 queries over 4096 + 30 keys. Where all heads of all samples stay under it, the plain form is
-# as lean and has fewer steps.
+# Maximum number of logits in memory at once: 8 MB in float32, about what a core's cache holds, such
+# as those of 508 queries over 4096 + 30 keys. If all heads of all samples fit, the plain form needs
+# no more memory and has fewer steps.
 LOGITS = 2 * 2**20
-LANES = 128  # TPU registers are 128 wide: the Pallas kernel wants head width and lengths in these
+LANES = 128  # TPU register width: the Pallas kernel needs head width and lengths in multiples of it
 
 
 def choose_backend(platform: str, dtype: DTypeLike, q_shape: tuple[int, ...], keys: int) -> Backend:
     """The default for a platform ("cpu", "gpu", "tpu"), dtype and shape; a static decision.
 
-    cuDNN takes half precision and head widths that are multiples of 8, up to 128 on every card that
-    has it. On TPU the lean form is the default: the Pallas form has not been run there yet.
+    cuDNN supports half precision and head widths that are multiples of 8 (up to 128 on every card
+    with cuDNN). On TPU, lean is the default because the Pallas form has not been run there yet.
     """
     batch, queries, heads, width = q_shape
     half = dtype in (jnp.bfloat16, jnp.float16)
@@ -44,24 +44,24 @@ def choose_backend(platform: str, dtype: DTypeLike, q_shape: tuple[int, ...], ke
 
 
 def check_backend(backend: Backend | str | None, platform: str) -> None:
-    """Raise ValueError for a name that is none, and for one that the platform cannot run."""
+    """Raise ValueError for an unknown backend, or one that the platform cannot run."""
     if backend is None:
         return
     check_name("attention backend", backend, BACKENDS)
     needed = {"cudnn": ("gpu", "cuda"), "pallas": ("tpu",)}.get(backend, (platform,))
     if platform not in needed:
         raise ValueError(
-            f"attention backend {backend!r} runs on {needed[0].upper()} only, and the devices are "
-            f"{platform.upper()}s: leave attention out for a form that fits"
+            f"attention backend {backend!r} runs only on {needed[0].upper()}, but the devices are "
+            f"{platform.upper()}s: omit `attention` to use the default"
         )
 
 
 @functools.cache
 def attention_for(platform: str, backend: Backend | str | None = None) -> Attend:
-    """`attend(q, k, v)` for a platform, or with one named backend everywhere.
+    """`attend(q, k, v)` for a platform, or one that always uses a named backend.
 
-    The same arguments return the same function object, so that it can be a static argument of a
-    jitted program. Raises ValueError for an unknown backend.
+    The same arguments return the same function object, so it can be a static argument of a jitted
+    program. Raises ValueError for an unknown backend.
     """
     if backend is not None:
         check_name("attention backend", backend, BACKENDS)
@@ -91,18 +91,18 @@ def lean(
     count = min(queries, -(-queries * k.shape[1] // LOGITS))
     block = -(-queries // count)
 
-    def fold(x):  # [B, L, N, D] -> [B N, L, D]: one head of one sample after the other
+    def fold(x):  # [B, L, N, D] -> [B N, L, D], to map over samples and heads
         return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)
 
     def one_head(qkv):
         q, k, v = qkv
 
         def one_block(q):
-            # Keys first: XLA's CPU code reduces a leading axis in vectors, the last one by one.
+            # Keys first: XLA on CPU vectorizes reductions over a leading axis, not over the last.
             logits = jnp.einsum("sd,td->st", k, q, preferred_element_type=jnp.float32)
             weights = jnp.exp(logits - logits.max(0, keepdims=True))
             out = jnp.einsum("sd,st->dt", v, weights.astype(v.dtype))
-            # Dividing D x T outputs rather than S x T weights: exact, and fewer divisions.
+            # Divide the D x T outputs instead of the S x T weights: exact, and fewer divisions.
             return (out / weights.sum(0, keepdims=True)).T.astype(v.dtype)
 
         if count == 1:
@@ -125,7 +125,7 @@ def cudnn(
 def pallas(
     q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
 ) -> Float[Array, "B T N D"]:
-    """Pads head width with zeros, and lengths with tokens of a segment that no real token sees."""
+    """Pads head width with zeros, and lengths with a segment that real tokens do not attend to."""
     from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
     def pad(x):  # [B, L, N, D] -> [B, N, L', D']
@@ -143,7 +143,7 @@ def pallas(
         block_k=_largest_block(keys, 1024),
         block_b=1,
     )
-    # The kernel knows one precision for half inputs, and refuses to be asked for another.
+    # For half-precision inputs, the kernel accepts only the default matmul precision.
     precision = "highest" if q.dtype == jnp.float32 else "default"
     with jax.default_matmul_precision(precision):
         out = tpu.flash_attention(

@@ -1,7 +1,7 @@
-"""Self-attention and cross-attention of the transformer blocks, in pieces that a wiring joins.
+"""Self-attention and cross-attention of the transformer blocks, as pieces for a wiring to combine.
 
-Each takes its projections ready-made, so that what no step changes (keys and values of texts and
-grounding tokens) and what two branches share is computed once, by whoever calls it.
+Each takes precomputed projections, so the caller computes only once what is the same at every step
+(keys and values of text and grounding tokens) and what two branches share.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from reground_jax.basics.short_repr import short_repr
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.layers import Linear
 
-LAYER_NORM_EPS = 1e-5  # of every LayerNorm in a transformer block
+LAYER_NORM_EPS = 1e-5  # for every LayerNorm in a transformer block
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of tokens that no step changes, per block: computed once before the loop."""
+    """Keys and values of one block's text or grounding tokens, computed once before the loop."""
 
     key: Float[Array, "B S N D"]
     value: Float[Array, "B S N D"]
@@ -37,22 +37,22 @@ def merge_heads(x: Float[Array, "B T N D"]) -> Float[Array, "B T C"]:
 
 
 def repeat_to(x: Float[Array, "A ..."], batch: int) -> Float[Array, "B ..."]:
-    """Each sample `batch // A` times in a row: guidance's branches of one sample are neighbors."""
+    """Each sample repeated `batch // A` times in a row: its guidance branches are adjacent."""
     return x if x.shape[0] == batch else jnp.repeat(x, batch // x.shape[0], axis=0)
 
 
 def add(x: Float[Array, "A ..."], *residuals: Float[Array, "B ..."] | None) -> Array:
-    """x plus each residual that is there. B may be larger than A: guidance's branches part here."""
+    """x plus each residual that is not None. If B > A, the guidance branches diverge here."""
     for residual in residuals:
         x = x if residual is None else repeat_to(x, residual.shape[0]) + residual
     return x
 
 
 class SelfAttention(nnx.Module):
-    """Attention over the block's own tokens; with `extra`, over those of the grounding as well.
+    """Attention over the block's own tokens and, with `extra`, over the grounding tokens.
 
-    q, k, v are stored packed: `to_qkv` [C, 3C] makes what a call takes. No query is computed for
-    extra tokens.
+    The q, k and v projections are packed: `to_qkv` [C, 3C] computes the input of a call. Extra
+    tokens get no queries.
     """
 
     def __init__(self, channels: int, *, num_heads: int, rngs: nnx.Rngs):
@@ -76,7 +76,7 @@ class SelfAttention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Attention over the text, whose keys and values come ready (`key_value`), of `to_q`'s q."""
+    """Attention of `to_q`'s queries over the precomputed keys and values of the text."""
 
     def __init__(self, channels: int, text_width: int, *, num_heads: int, rngs: nnx.Rngs):
         self.to_q = Linear(channels, channels, bias=False, rngs=rngs)

@@ -17,7 +17,7 @@ EPS = 1e-5
 
 class TextEncoding(NamedTuple):
     hidden: Float[Array, "B S E"]  # after the final LayerNorm: what cross-attention reads
-    pooled: Float[Array, "B E"]  # of these, the one at the end-of-text token: a phrase's embedding
+    pooled: Float[Array, "B E"]  # `hidden` at the end-of-text token: the embedding of a phrase
 
 
 class MLP(nnx.Module):
@@ -34,7 +34,7 @@ class MLP(nnx.Module):
 
 
 class CausalAttention(nnx.Module):
-    """Causal and nothing else: padding is seen, as Stable Diffusion was trained."""
+    """Causal mask only: padding is attended to, as in Stable Diffusion's training."""
 
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         self.qkv_proj = Linear(config.width, 3 * config.width, rngs=rngs)

@@ -18,7 +18,7 @@ from reground_jax.networks.layers import FeedForward, LayerNorm, Linear, normali
 
 
 class GatedSelfAttention(nnx.Module):
-    """GLIGEN's fuser: the whole gated residual, its gated attention and its gated feed-forward."""
+    """GLIGEN's fuser: the whole gated residual, both gated attention and gated feed-forward."""
 
     def __init__(self, channels: int, text_width: int, *, num_heads: int, rngs: nnx.Rngs):
         self.linear = Linear(text_width, channels, rngs=rngs)
@@ -42,9 +42,9 @@ class GatedSelfAttention(nnx.Module):
         qkv: Float[Array, "A T M"] | None = None,
         attend: Attend,
     ) -> Float[Array, "B T C"]:
-        """GSA(x, g) of transformer.py's formulas; `gate` in 0..1 is the step's schedule, float32.
+        """GSA(x, g) in the formulas of transformer.py; `gate` is the step's gate, 0..1, float32.
 
-        qkv: the attention's projections of `x`, where they have been computed already (`Packed`).
+        qkv: the attention's projections of `x`, if already computed (`Packed`).
         """
         scale_attn = (gate * jnp.tanh(self.alpha_attn[...].astype(jnp.float32))).astype(x.dtype)
         scale_dense = (gate * jnp.tanh(self.alpha_dense[...].astype(jnp.float32))).astype(x.dtype)
@@ -56,8 +56,8 @@ class GatedSelfAttention(nnx.Module):
 class Packed(NamedTuple):
     """One linear layer for the fuser's q, k, v and cross-attention's q, from one normalized input.
 
-    In the parallel wiring both branches read the same features: their LayerNorms have the same
-    statistics, and their affines are folded into the weights here, in float32.
+    In the parallel wiring both branches read the same features, so their LayerNorms have the same
+    statistics; the affine parameters are folded into the weights here, in float32.
     """
 
     kernel: Float[Array, "C M"]  # M = 4 C
@@ -65,7 +65,7 @@ class Packed(NamedTuple):
 
     @classmethod
     def of(cls, layers: Sequence[tuple[LayerNorm, Linear]], dtype: DTypeLike) -> "Packed":
-        """Of linear layers behind LayerNorms of one input, side by side."""
+        """Packs linear layers, each with the LayerNorm before it, that read the same input."""
         kernels, biases = zip(*(fold(norm, linear) for norm, linear in layers), strict=True)
         return cls(
             jnp.concatenate(kernels, axis=1).astype(dtype), jnp.concatenate(biases).astype(dtype)
@@ -73,7 +73,7 @@ class Packed(NamedTuple):
 
 
 def fold(norm: LayerNorm, linear: Linear) -> tuple[Float[Array, "C M"], Float[Array, "M"]]:
-    """Kernel and bias that do to normalized features what `linear` does after `norm`; float32."""
+    """Kernel and bias, float32, of `linear` with the affine parameters of `norm` folded in."""
     parts = (linear.kernel, norm.scale, norm.bias)
     kernel, scale, bias = (jnp.asarray(part[...], jnp.float32) for part in parts)
     return scale[:, None] * kernel, bias @ kernel
@@ -83,7 +83,7 @@ def fold(norm: LayerNorm, linear: Linear) -> tuple[Float[Array, "C M"], Float[Ar
 def project_both(
     x: Float[Array, "A T C"], packed: Packed | None
 ) -> tuple[Float[Array, "A T M"] | None, Float[Array, "A T C"] | None]:
-    """The fuser's q, k, v and cross-attention's q of `x`, by one matrix product."""
+    """The fuser's q, k, v and cross-attention's q of `x`, in one matrix product."""
     if packed is None:
         return None, None
     both = normalize(x, LAYER_NORM_EPS) @ packed.kernel

@@ -1,8 +1,8 @@
-"""The layers that all networks share: parameters in one dtype, arithmetic in the input's.
+"""The layers that all networks share: parameters in any dtype, arithmetic in the input's.
 
-Every layer casts its parameters to the dtype of its input, so bfloat16 inputs compute in bfloat16
-over float32 master weights as well as over bfloat16 ones. Norm statistics are always float32, by
-the two-pass variance. Eps has no default: Stable Diffusion uses 1e-5 and 1e-6 side by side.
+Every layer casts its parameters to the dtype of its input, so bfloat16 inputs are computed in
+bfloat16 whether the weights are float32 (master weights) or bfloat16. Norm statistics are always
+float32, with the two-pass variance. `eps` has no default: Stable Diffusion uses both 1e-5 and 1e-6.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
 
 
 def per_channel(values: Float[ArrayLike, "C"], x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-    """One value per channel, in the rank of `x`: nothing here broadcasts by rank in silence."""
+    """One value per channel, expanded to the rank of `x`: no implicit rank promotion here."""
     return jnp.expand_dims(values, tuple(range(x.ndim - 1)))
 
 
@@ -37,7 +37,7 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """2-D convolution, NHWC by HWIO. `padding` is ((top, bottom), (left, right)), in full."""
+    """2-D convolution, NHWC by HWIO. `padding` is ((top, bottom), (left, right))."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class FeedForward(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """GroupNorm, SiLU, 3x3 conv, twice, over a skip; `time_width` 0 has no time input (the VAE)."""
+    """Two of (GroupNorm, SiLU, 3x3 conv), plus a skip; `time_width` 0: no time input (the VAE)."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class ResnetBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B H W I"], time: Float[Array, "#B O"] | None = None
     ) -> Float[Array, "B H W O"]:
-        """`time` is this block's own row of the time table (`UNet.time_table`), projected."""
+        """`time` is this block's row of the time table (`UNet.time_table`), already projected."""
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if time is not None:
             h = h + time[:, None, None, :].astype(h.dtype)

@@ -1,7 +1,7 @@
-"""The attentions of a U-Net by name: where each one is, as a static value.
+"""Static names for the attention layers of a U-Net.
 
-A place says of an array what it is of, as a name in a dict does; its text is the path of scopes
-that a profile has for it, such as "down_0/transformer_1/block_0/cross_attention".
+A place says which layer an array belongs to, like a key in a dict; as a string, it is the layer's
+scope path in a profile, such as "down_0/transformer_1/block_0/cross_attention".
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ SCOPES: dict[Attention, str] = {  # as transformer.py and fusers.py name them
 @dataclass(frozen=True)
 class Place:
     level: str  # `UNetLevel.name`: "down_0", "mid_0", "up_2"
-    transformer: int  # of the level
-    block: int  # of the transformer
+    transformer: int  # index in the level
+    block: int  # index in the transformer
     attention: Attention
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ class Place:
 
 
 def places(config: UNetConfig) -> tuple[Place, ...]:
-    """Every attention; the blocks in order of execution, as in `Prepared.blocks`."""
+    """Every attention layer, with blocks in execution order, as in `Prepared.blocks`."""
     kinds: tuple[Attention, ...] = ("self", "text") if config.grounding is None else tuple(SCOPES)
     return tuple(
         Place(level.name, transformer, block, kind)

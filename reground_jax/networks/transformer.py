@@ -6,10 +6,10 @@
     no_text                    h = x + SA(x);  h = h + GSA(h, g);                     h = h + FF(h)
     no_grounding  (plain SD)   h = x + SA(x);  h = h + CA(h, c);                      h = h + FF(h)
 
-Each branch is a residual: it reads through its own LayerNorm and returns what is to be added.
+Each branch is a residual: it applies its own LayerNorm and returns what to add.
 GLIGEN: arXiv 2301.07093, eq. 6-8. ReGround: arXiv 2403.13589, section 4.
 
-To add a wiring, name it in `settings.Wiring`, and say here what it does, in `TransformerBlock`, and
+To add a wiring, name it in `settings.Wiring`, and define here what it does (`TransformerBlock`) and
 what it reads. One that reads the text is plain Stable Diffusion while its fusers are off.
 """
 
@@ -44,12 +44,12 @@ def reads_grounding(wiring: Wiring) -> bool:
 
 
 def packs(wiring: Wiring) -> bool:
-    """Whether fuser and cross-attention read the same features, so that `Packed` may serve both."""
+    """Whether fuser and cross-attention read the same features, so they can share a `Packed`."""
     return wiring == "parallel"
 
 
 class BlockContext(NamedTuple):
-    """What one block attends to besides the image. None: this wiring never reads it."""
+    """What one block attends to besides the image. None: the wiring never reads it."""
 
     text: KeyValue | None
     grounding: KeyValue | None
@@ -78,7 +78,7 @@ class TransformerBlock(nnx.Module):
     def context(
         self, text: Float[Array, "B S E"], tokens: Float[Array, "B G E"] | None, *, wiring: Wiring
     ) -> BlockContext:
-        """What `__call__` attends to besides `x`: nothing in it changes from step to step."""
+        """What `__call__` attends to besides `x`; it is the same at every step."""
         return BlockContext(
             text=self.attn2.key_value(text) if reads_text(wiring) else None,
             grounding=None
@@ -87,7 +87,7 @@ class TransformerBlock(nnx.Module):
         )
 
     def pack(self, dtype: DTypeLike, *, wiring: Wiring) -> Packed | None:
-        """The projection that both branches share, if they do: of the parameters alone."""
+        """The projection that both branches share, if any; it depends only on the parameters."""
         if self.fuser is None or not packs(wiring):
             return None
         branches = ((self.fuser.norm1, self.fuser.attn.to_qkv), (self.norm2, self.attn2.to_q))
@@ -103,10 +103,10 @@ class TransformerBlock(nnx.Module):
         wiring: Wiring,
         attend: Attend,
     ) -> Float[Array, "B T C"]:
-        """B is the batch of `context`; `x` may have a batch that divides it, and what comes before
-        the first context is then shared by its branches.
+        """B is the batch size of `context`; A, that of `x`, may be a divisor of it.
 
-        gate: None leaves the fuser out of the program. packed: of `pack`.
+        What comes before the first context is then computed once for all branches of a sample.
+        gate: None leaves the fuser out of the program. packed: the result of `pack`.
         """
 
         def ground(h: Array, qkv: Array | None = None) -> Array | None:
@@ -123,7 +123,7 @@ class TransformerBlock(nnx.Module):
         with jax.named_scope("self_attention"):
             x = x + self.attn1(self.attn1.to_qkv(self.norm1(x)), attend=attend)
         match wiring:
-            case "sequential":  # GLIGEN: the text is read from features that grounding has changed
+            case "sequential":  # GLIGEN: text attention reads features that grounding has changed
                 x = add(x, ground(x))
                 x = add(x, read(x))
             case "parallel":  # ReGround: both read the same features
@@ -138,5 +138,5 @@ class TransformerBlock(nnx.Module):
                 x = add(x, read(x))
             case _:
                 check_name("wiring", wiring, WIRINGS)
-                assert_never(wiring)  # a name without a case here
+                assert_never(wiring)  # a wiring without a case above
         return x + self.ff(self.norm3(x))

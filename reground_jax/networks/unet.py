@@ -1,8 +1,9 @@
-"""Stable Diffusion's U-Net (SD1.x, SD2.x) with GLIGEN's fusers, split by what a step changes.
+"""Stable Diffusion's U-Net (SD1.x, SD2.x) with GLIGEN's fusers, in a one-time and a per-step part.
 
-`prepare` computes once what no step changes; calling the network does the rest. The network knows
-no guidance: `x` has B samples and the prepared context k * B (k neighbors per sample, one per
-branch of guidance). What the branches share, up to the first self-attention, is computed once.
+`prepare` computes once what is the same at every step; calling the network does the rest. The
+network is unaware of guidance: `x` has B samples and the prepared context k * B (k neighbors per
+sample, one per guidance branch). What the branches share, up to the first self-attention, is
+computed once.
 """
 
 import itertools
@@ -36,16 +37,16 @@ SPATIAL_NORM_EPS = 1e-6
 
 
 class Prepared(NamedTuple):
-    """Everything that no step changes, in the compute dtype."""
+    """Everything that is the same at every step, in the compute dtype."""
 
-    blocks: tuple[BlockContext, ...]  # of each transformer block in order of execution, batch k * B
-    time: tuple[Float[Array, "M C"], ...]  # of each resnet in order, a row per time step, float32
-    packed: tuple[Packed | None, ...]  # of each transformer block; None where a wiring has none
+    blocks: tuple[BlockContext, ...]  # per transformer block in execution order, batch k * B
+    time: tuple[Float[Array, "M C"], ...]  # per resnet in order, one row per time step, float32
+    packed: tuple[Packed | None, ...]  # per transformer block; None if the wiring does not pack
 
     __repr__ = short_repr
 
     def at(self, row: Int[Array, ""] | int) -> "Prepared":
-        """With the time table cut to one row (which may be traced), as the U-Net wants it."""
+        """With the time table cut to one row, as the U-Net expects it. `row` may be traced."""
         rows = tuple(jax.lax.dynamic_slice_in_dim(t, row, 1) for t in self.time)
         return self._replace(time=rows)
 
@@ -95,7 +96,7 @@ class SpatialTransformer(nnx.Module):
         wiring: Wiring,
         attend: Attend,
     ) -> Float[Array, "B H W C"]:
-        """`contexts`: of each block, and what `TransformerBlock.pack` gave."""
+        """`contexts`: each block's context and the result of its `pack`."""
         _, height, width, channels = x.shape
         h = self.proj_in(self.norm(x)).reshape(x.shape[0], height * width, channels)
         for i, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
@@ -105,10 +106,10 @@ class SpatialTransformer(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Resnets and transformers of one resolution, on the way down, in the middle or up.
+    """Resnets and transformers at one resolution, in the down path, the middle or the up path.
 
-    `resnets[i]` is followed by `attentions[i]` where there is one; the middle block has one resnet
-    more than transformers.
+    `resnets[i]` is followed by `attentions[i]` if there is one; the middle block has one more
+    resnet than transformers.
     """
 
     def __init__(self, level: UNetLevel, *, config: UNetConfig, rngs: nnx.Rngs):
@@ -144,7 +145,7 @@ class UpLevel(Level):
 
 
 class UNet(nnx.Module):
-    """epsilon or v of `x` [B, H, W, in_channels]; see `prepare` and `__call__`."""
+    """Predicts epsilon or v from `x` [B, H, W, in_channels]; see `prepare` and `__call__`."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -176,7 +177,7 @@ class UNet(nnx.Module):
 
     @jax.named_scope("time_table")
     def time_table(self, timesteps: Float[ArrayLike, "M"]) -> tuple[Float[Array, "M C"], ...]:
-        """What each resnet adds to its features at each time step: a table per resnet, float32."""
+        """What each resnet adds to its features at each time step: one float32 table per resnet."""
         h = jax.nn.silu(self.time_embedding(timesteps))
         resnets = (r for level in self.levels() for r in level.resnets)
         return tuple(r.time_emb_proj(h) for r in resnets if r.time_emb_proj is not None)
@@ -191,11 +192,11 @@ class UNet(nnx.Module):
         wiring: Wiring,
         pack: bool = True,
     ) -> Prepared:
-        """Everything that no step changes, in the dtype of `text`.
+        """Everything that is the same at every step, in the dtype of `text`.
 
-        B counts every branch of guidance. `grounding` may be None under a wiring that reads none
+        B includes all guidance branches. `grounding` may be None for a wiring that does not read it
         and for a U-Net without fusers. pack: let branches that read the same features share one
-        matrix product (`Packed`), where wide products are fast.
+        matrix product (`Packed`), which pays off where wide products are fast.
         """
         tokens = None
         if reads_grounding(wiring) and grounding is not None and self.position_net is not None:
@@ -220,11 +221,11 @@ class UNet(nnx.Module):
         wiring: Wiring,
         attend: Attend,
     ) -> Float[Array, "K H W O"]:
-        """`prepared.time` has one row for all samples (`Prepared.at`) or one for each of B.
+        """`prepared.time` has one row for all B samples (`Prepared.at`) or one for each.
 
-        gate: the step's schedule gate (float32 scalar), or None for a network without fusers.
-        Computes in the dtype of the context, and returns K = k * B samples in it, each sample's k
-        branches as neighbors; K = B if no block has read a context (`no_text` without fusers).
+        gate: the step's gate (float32 scalar), or None to leave out the fusers. Computes in the
+        dtype of the context and returns K = k * B samples in that dtype, with the k branches of
+        each sample adjacent; K = B if no block reads a context (`no_text` without fusers).
         """
         dtype = jax.tree.leaves(prepared.blocks)[0].dtype
         times = iter(prepared.time)

@@ -18,7 +18,7 @@ from reground_jax.networks.layers import (
     Upsample,
 )
 
-EPS = 1e-6  # every norm of the autoencoder
+EPS = 1e-6  # for every norm in the autoencoder
 
 
 class Attention(nnx.Module):
@@ -38,7 +38,7 @@ class Attention(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Resnets of one resolution; the middle block has one attention after the first of them."""
+    """Resnets at one resolution; in the middle block, an attention layer follows the first."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class AutoencoderKL(nnx.Module):
     def decode_in_chunks(
         self, latents: Float[Array, "B h w C"], *, attend: Attend, pixels: int = 2**19
     ) -> Float[Array, "B H W 3"]:
-        """`decode`, about `pixels` pixels at a time, so that memory does not grow with B."""
+        """`decode`, about `pixels` pixels at a time, so memory use is independent of B."""
         batch, height, width, _ = latents.shape
         area = height * width * self.config.downsampling**2
         chunk = math.gcd(batch, max(1, pixels // area))

@@ -1,7 +1,7 @@
 """Readers: files in common formats -> `Layout`, or `Rejected` with the reason.
 
 One file per format. A reader yields one value per entry and never drops one silently; what to do
-with a rejected entry (stop, count, print) is the caller's choice. A file of another format is a
+with a rejected entry (stop, count, print) is the caller's choice. A file in another format raises
 ValueError.
 """
 
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Rejected:
-    """An entry of a file that is not a valid layout: which one, and one sentence why."""
+    """An entry of a file that is not a valid layout: which one, and the reason in one sentence."""
 
     source: str
     reason: str
@@ -32,11 +32,11 @@ def attempt(
     *args: Parameters.args,
     **options: Parameters.kwargs,
 ) -> Result | Rejected:
-    """What `read` makes of one entry, or a Rejected whatever it raises.
+    """The result of `read` for one entry, or a Rejected for any exception.
 
-    Every reader reads its entries through this: nobody can foresee all that files of millions of
-    entries hold, and a bad entry must not cost the others. Running out of memory is not the entry's
-    fault, and is raised.
+    Every reader reads its entries through this: the content of files with millions of entries is
+    unpredictable, and a bad entry must not affect the others. MemoryError is raised, as it is not
+    the entry's fault.
     """
     try:
         return read(*args, **options)
@@ -47,7 +47,7 @@ def attempt(
 
 
 def reason_of(error: Exception) -> str:
-    """One sentence of an error: a ValueError's own; of others the kind too, or they say little."""
+    """An error in one sentence; its type is added unless it is a ValueError or OSError."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     elif type(error) is ValueError:
@@ -58,7 +58,7 @@ def reason_of(error: Exception) -> str:
 
 
 def id_text(value: object) -> str | None:
-    """An id as text: 7, 7.0 and "7" are one id. None if it is neither a text nor a whole number."""
+    """An id as a string: 7, 7.0 and "7" are the same. None if neither a string nor an integer."""
     if isinstance(value, str):
         return value or None
     number = whole_number(value)
@@ -66,14 +66,14 @@ def id_text(value: object) -> str | None:
 
 
 def whole_number(value: object) -> int | None:
-    """7 for 7 and for 7.0, which is how pandas writes the integers of a column with gaps."""
+    """7 for 7 and for 7.0, which is how pandas writes integers in a column with missing values."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def read_json(path: str | Path, name: str) -> Any:
-    """The content of a JSON file that users know as a `name` file. Raises ValueError."""
+    """The content of a JSON file, which errors call a `name` file. Raises ValueError."""
     try:
         return parse_json(Path(path).read_bytes())
     except OSError as error:

@@ -1,8 +1,8 @@
 """Annotated image files, as training reads them, and GLIGEN's rules for their boxes.
 
 The rules for boxes are those of GLIGEN's COCO training: scale the shorter side to the image size,
-cut out the middle square, clip boxes to it, drop those under 1 % of its area, keep the 30 largest.
-Unlike GLIGEN's training, nothing is flipped at random, and pictures are scaled by Lanczos.
+crop the center square, clip boxes to it, drop those under 1 % of its area, keep the 30 largest.
+Unlike in GLIGEN's training, there are no random flips, and images are resized with Lanczos.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ MIN_AREA = 0.01  # of the cropped image
 MAX_BOXES = 30
 
 
-@no_type_check  # the tests' type checker must not run before the check and sentence below
+@no_type_check  # the tests' type checker must not run before the checks below
 @dataclass(frozen=True)
 class Annotated:
-    """An image file, captions of it (any number), and what is where in it.
+    """An image file, its captions (any number), and its phrases with boxes.
 
     boxes  xyxy fractions of the whole image, before any crop; one per phrase
     annotated_size  (width, height) that the annotations give, if they do: it tells whether they
-           are of the picture as stored, or of the picture turned as its camera was held
+           refer to the image as stored, or as rotated by its EXIF orientation
 
-    Raises ValueError for a caption that is not a text.
+    Raises ValueError for a caption that is not a string.
     """
 
     path: Path
@@ -40,14 +40,14 @@ class Annotated:
     annotated_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for caption in self.captions:  # each of them will be a prompt, in some epoch
+        for caption in self.captions:  # each becomes a prompt in some epoch
             Layout(prompt=caption, id=self.path.name)
 
 
 def cropped(
     entry: Annotated, caption: str, *, size: int, max_boxes: int = MAX_BOXES
 ) -> tuple[UInt8[np.ndarray, "S S 3"], Layout]:
-    """The middle square of an image at `size` pixels, with the boxes that remain inside.
+    """The center square of an image at `size` pixels, with the boxes that remain inside.
 
     A smaller image is enlarged. Raises ValueError that names the file if it cannot be read.
     """
@@ -69,7 +69,7 @@ def cropped(
 
 
 def crop_box(box: Sequence[float], image_size: tuple[int, int]) -> Box:
-    """A box of an image of (width, height), in fractions of the image's middle square, clipped."""
+    """A box of an image of (width, height) in fractions of the image's center square, clipped."""
     side = min(image_size)
     edges = []
     for low, high, length in zip(box[:2], box[2:], image_size, strict=True):
@@ -80,7 +80,7 @@ def crop_box(box: Sequence[float], image_size: tuple[int, int]) -> Box:
 
 
 def largest(boxes: list[Box], count: int) -> list[int]:
-    """Indices of the boxes to keep: at least MIN_AREA, the `count` largest, largest first."""
+    """Indices of the `count` largest boxes of at least MIN_AREA, largest first."""
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes]
     kept = [i for i, area in enumerate(areas) if area >= MIN_AREA]
     return sorted(kept, key=lambda i: -areas[i])[:count]

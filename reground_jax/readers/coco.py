@@ -1,13 +1,13 @@
 """COCO annotations: instances (boxes x, y, width, height in pixels) and captions, joined by image.
 
-The two JSON files of a split, such as instances_train2017.json and captions_train2017.json
-(cocodataset.org, "Data format"), and files of other makers in that form, LVIS's among them. A
-phrase is the category's name with an article, like NSR-1K's.
+Reads the two JSON files of a split, such as instances_train2017.json and captions_train2017.json
+(cocodataset.org, "Data format"), and other datasets in that format, such as LVIS. A phrase is the
+category's name with an article, as in NSR-1K.
 
-An image with anything wrong about it or its annotations is a Rejected, because it would be trained
-on, or made, with some of its boxes only. Annotations that belong to no image come last, a Rejected
-per image that they name. Captions of images that the instances file does not have are left out: it
-may be a part of the split.
+An image with anything wrong about it or its annotations is rejected, because it would otherwise be
+trained on, or generated, with only some of its boxes. Annotations that belong to no image come
+last, with one Rejected for each image that they name. Captions of images that are not in the
+instances file are ignored, as it may hold only part of the split.
 """
 
 from collections import defaultdict
@@ -29,10 +29,10 @@ Record = dict[str, Any]
 def read_coco(
     instances: str | Path, captions: str | Path | None, images: str | Path
 ) -> Iterator[Annotated | Rejected]:
-    """The images of a split in the order of the instances file, crowds left out.
+    """The images of a split in the order of the instances file, without crowds.
 
     images: the folder of the image files. captions: None for a split without them.
-    Raises ValueError if a file cannot be read or is not of COCO's form.
+    Raises ValueError if a file cannot be read or is not in COCO's format.
     """
     texts = None if captions is None else read_json(captions, "COCO")
     split = _join(read_json(instances, "COCO"), instances, texts, captions)
@@ -42,11 +42,11 @@ def read_coco(
 
 
 def read_coco_layouts(instances: str | Path, captions: str | Path) -> Iterator[Layout | Rejected]:
-    """A layout per image: its first caption, and its boxes by GLIGEN's rules (annotated.py).
+    """One layout per image: its first caption, and its boxes under GLIGEN's rules (annotated.py).
 
-    Boxes are those of the image's middle square, without crowds and without those under 1 % of the
-    square, the 30 largest, largest first; ids are COCO's image ids. An image without a caption is a
-    Rejected. Raises ValueError if a file cannot be read or is not of COCO's form.
+    Boxes are those in the image's center square, without crowds and without those under 1 % of the
+    square: the 30 largest, largest first. Ids are COCO's image ids. An image without a caption is
+    rejected. Raises ValueError if a file cannot be read or is not in COCO's format.
     """
     yield from coco_layouts(read_json(instances, "COCO"), instances, captions)
 
@@ -58,7 +58,7 @@ def is_coco(content: Any) -> bool:
 def coco_layouts(
     content: Any, path: str | Path, captions: str | Path
 ) -> Iterator[Layout | Rejected]:
-    """`read_coco_layouts` of the content of an instances file."""
+    """`read_coco_layouts` for the parsed content of an instances file."""
     split = _join(content, path, read_json(captions, "COCO"), captions)
     for source, image in split.sources():
         yield attempt(source, _layout, split, image)
@@ -67,10 +67,10 @@ def coco_layouts(
 
 @dataclass(frozen=True)
 class _Split:
-    """What the files hold, unchecked, by the texts of the ids that join it.
+    """The content of the files, unchecked, keyed by ids as strings.
 
-    images: as listed. same: images by id; categories: all names of an id, which should be one.
-    strays: annotations that belong to no image.
+    images: as listed. same: images by id. categories: all names by id, of which there should be
+    one. strays: annotations that belong to no image.
     """
 
     path: str | Path
@@ -82,7 +82,7 @@ class _Split:
     strays: list[Rejected]
 
     def sources(self) -> Iterator[tuple[str, Any]]:
-        """(What messages call it, an image), file order."""
+        """(name in messages, image) for each image, in file order."""
         for number, image in enumerate(self.images, 1):
             name = id_text(image.get("id")) if isinstance(image, dict) else None
             yield f"{self.path}, image {name or f'number {number}'}", image
@@ -103,16 +103,16 @@ class _Split:
             text = annotation.get("caption")
             if not isinstance(text, str):
                 called = _called(annotation)
-                raise ValueError(f"caption of {called} is {shown(text)}: it must be a text")
+                raise ValueError(f"caption of {called} is {shown(text)}: it must be a string")
             captions.append(text.strip())
         return tuple(captions)
 
     def grounding_of(self, image: Record, name: str) -> Layout:
-        """Phrases and boxes of the image, of the whole of it."""
+        """Phrases and boxes of the whole image, before any crop."""
         size = image_size(image)
         phrases, boxes, seen = [], [], {}
         for thing in self.objects.get(name, ()):
-            if _is_crowd(thing):  # its box is around many things of one name
+            if _is_crowd(thing):  # its box surrounds many objects of one category
                 continue
             number = id_text(thing.get("id"))
             if number is not None and seen.setdefault(number, thing) is not thing:
@@ -134,7 +134,7 @@ class _Split:
             raise ValueError(f"its category {given} has several names: {shown(names)}")
         if not isinstance(names[0], str) or phrase(names[0]) == "a ":
             raise ValueError(
-                f"the name of its category {given} is {shown(names[0])}: it must be a text"
+                f"the name of its category {given} is {shown(names[0])}: it must be a string"
             )
         return names[0]
 
@@ -181,7 +181,7 @@ def _lists(content: Any, path: str | Path | None, parts: tuple[str, ...]) -> lis
 def _by_image(
     annotations: Iterable[Any], called: str
 ) -> tuple[dict[str, list[Record]], list[Rejected]]:
-    """Annotations by image, and those that name none. called: each, before its number."""
+    """Annotations by image, and those without one. called: their name before their number."""
     found: dict[str, list[Record]] = defaultdict(list)
     strays = []
     for number, annotation in enumerate(annotations, 1):

@@ -1,4 +1,4 @@
-"""The forms of files of layouts: a file's form is seen from what is in it."""
+"""The formats of layout files, which are recognized from a file's content."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from reground_jax.readers.nsr1k import is_nsr1k, nsr1k_layouts
 
 
 class Form(NamedTuple):
-    """A form of JSON files. layouts: of (content, path), and for COCO of its captions file too."""
+    """A JSON format. layouts: called with (content, path), and for COCO also its captions file."""
 
     title: str
-    fits: Callable[[Any], bool]  # whether a file's content is of this form
+    fits: Callable[[Any], bool]  # whether a file's content has this format
     layouts: Callable[..., Iterator[Layout | Rejected]]
 
 
@@ -29,16 +29,16 @@ JSON_FORMS = {
     "instancediffusion": Form("layout", is_instancediffusion, instancediffusion_layouts),
 }
 FORMS = ("jsonl", *JSON_FORMS)
-FIRST_LINE = 1 << 20  # bytes of a file that may be its first line
+FIRST_LINE = 1 << 20  # maximum bytes of a file to read as its first line
 
 
 def read_layouts(
     path: str, form: str | None, captions: str | None
 ) -> Iterator[Layout | Rejected] | None:
-    """The layouts of a JSON file; None if it is JSONL, a layout per line (lines.py).
+    """The layouts of a JSON file; None if it is JSONL, with one layout per line (lines.py).
 
-    form: one of FORMS, or None to find out. captions: COCO's second file, for it only.
-    Raises ValueError if the file is of no form that is read, or not of the one that is given.
+    form: one of FORMS, or None to detect it. captions: COCO's second file, only for COCO.
+    Raises ValueError if the file has no known format, or does not have the given one.
     """
     if form is not None:
         check_name("form", form, FORMS)
@@ -59,7 +59,7 @@ def read_layouts(
 
 
 def form_of(content: Any, path: str) -> str:
-    """The form of a JSON file's content. Raises ValueError that names those that are read."""
+    """The format of a JSON file's content. Raises ValueError that lists the known formats."""
     for name, form in JSON_FORMS.items():
         if form.fits(content):
             return name
@@ -70,15 +70,15 @@ def form_of(content: Any, path: str) -> str:
         holds = "an empty list" if content == [] else f"a JSON {type(content).__name__}"
     raise ValueError(
         f"{path} holds {holds}, which is not a known form of layouts: give one layout per line "
-        "(name that file *.jsonl), COCO's instances (with --captions), NSR-1K's and LayoutGPT's "
-        "lists, LLM-grounded diffusion's cache, InstanceDiffusion's demos"
+        "(name that file *.jsonl), COCO instances (with --captions), an NSR-1K or LayoutGPT list, "
+        "an LLM-grounded diffusion cache, or an InstanceDiffusion demo"
     )
 
 
 def _check_captions(form: str, captions: str | None) -> None:
     if (captions is not None) != (form == "coco"):
         raise ValueError(
-            f"the form is {form}: COCO's instances need a captions file, the other forms have none"
+            f"the form is {form}: COCO instances need a captions file, and other forms take none"
         )
 
 

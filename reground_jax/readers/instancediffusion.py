@@ -1,9 +1,10 @@
-"""A layout in the form of InstanceDiffusion's demos (github.com/frank-xwang/InstanceDiffusion).
+"""A layout in the format of InstanceDiffusion's demos (github.com/frank-xwang/InstanceDiffusion).
 
     {"caption": "...", "width": 512, "height": 512,
      "annos": [{"bbox": [0, 51, 179, 230], "caption": "a gray cat", "mask": [], ...}, ...]}
 
-Boxes are x, y, width, height in pixels. Masks, points and settings have no use in GLIGEN.
+Boxes are x, y, width, height in pixels. Masks, points and settings are ignored: GLIGEN has no use
+for them.
 """
 
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ def is_instancediffusion(content: Any) -> bool:
 
 
 def instancediffusion_layouts(content: Any, path: str | Path) -> Iterator[Layout | Rejected]:
-    """The one layout of a file's content; its id is the file's name without the suffix.
+    """The single layout of a file's content; its id is the file's name without the suffix.
 
-    Raises ValueError if the content is not of this form.
+    Raises ValueError if the content is not in this format.
     """
     if not is_instancediffusion(content):
         raise ValueError(f"InstanceDiffusion file {path} is not an object with caption and annos")

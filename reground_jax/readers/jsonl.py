@@ -2,8 +2,8 @@
 
     {"image": "a.jpg", "caption": "a cat", "phrases": ["a cat"], "boxes": [[.1, .2, .5, .9]]}
 
-Image paths are relative to the file. Boxes are fractions of the whole image, xyxy, or what a
-"box_format" in the line says. "caption" may be a list of captions.
+Image paths are relative to the file. Boxes are fractions of the whole image, as xyxy unless the
+line has another "box_format". "caption" may be a list of captions.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ FIELDS = {"image", "caption", "phrases", "boxes", "box_format"}
 
 
 def read_jsonl(path: str | Path) -> Iterator[Annotated | Rejected]:
-    """The entries of a file, in its order; a line that is not an entry is a Rejected.
+    """The entries of a file in order; an invalid line becomes a Rejected.
 
     Raises ValueError if the file cannot be read.
     """
     path = Path(path)
     try:
-        # Lines of bytes end with a line feed only; those of text at U+2028 and others too, which
-        # may be inside of a JSON text.
+        # Binary lines end only at a line feed; str.splitlines would also end them at U+2028 and
+        # others, which may be inside a JSON string.
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -44,7 +44,7 @@ def _entry(line: bytes, folder: Path) -> Annotated:
     if not isinstance(image, str) or not image:
         raise ValueError(f"image is {shown(image)}: it must be the path of a file")
     captions = _captions(value.pop("caption", ""))
-    # All captions are one prompt here, so that each is checked.
+    # The captions are joined into one prompt here, so that each is checked.
     layout = Layout.from_json({"prompt": "\n".join(captions), **value})
     return Annotated(folder / image, captions, layout.phrases, layout.boxes)
 
@@ -53,5 +53,5 @@ def _captions(value: Any) -> tuple[str, ...]:
     captions = tuple(value) if isinstance(value, list) else (value,)
     for caption in captions:
         if not isinstance(caption, str):
-            raise ValueError(f"caption is {shown(value)}: it must be a text or a list of texts")
+            raise ValueError(f"caption is {shown(value)}: it must be a string or a list of strings")
     return captions

@@ -1,4 +1,4 @@
-"""One layout per line: JSONL, the form that streams, and every other form written as such lines.
+"""JSONL with one layout per line, the streaming format that all other formats are converted to.
 
     {"id": "a7", "prompt": "a cat", "phrases": ["a cat"], "boxes": [[0.1, 0.2, 0.5, 0.9]]}
 
@@ -18,19 +18,19 @@ from reground_jax.settings import MAX_SEED
 
 
 class Line(NamedTuple):
-    """What a line asks for; `seed` is None where it gives none."""
+    """The request in a line; `seed` is None if the line gives none."""
 
     layout: Layout
     seed: int | None
 
     @property
     def id(self) -> str:
-        assert self.layout.id is not None  # parse_line lets no other pass
+        assert self.layout.id is not None  # ensured by parse_line
         return self.layout.id
 
 
 def parse_line(text: bytes) -> Line | None:
-    """The layout of a line, None for a blank one. Raises ValueError that says what is wrong."""
+    """The layout of a line, or None if it is blank. Raises ValueError that says what is wrong."""
     if not text.strip():
         return None
     try:
@@ -38,11 +38,11 @@ def parse_line(text: bytes) -> Line | None:
     except ValueError as error:
         raise ValueError(f"not a line of JSON: {error}") from error
     if isinstance(value, dict) and set(value) == {"rejected"}:
-        raise ValueError(str(value["rejected"]))  # a reader of another form has given the reason
+        raise ValueError(str(value["rejected"]))  # the reason given by another format's reader
     if not isinstance(value, dict) or value.get("id") in (None, ""):
         raise ValueError(f'{shown(value)} has no "id": give each layout its own')
     if (name := id_text(value["id"])) is None:
-        raise ValueError(f"id is {shown(value['id'])}: it must be a text or a whole number")
+        raise ValueError(f"id is {shown(value['id'])}: it must be a string or a whole number")
     given = value.pop("seed", None)
     seed = whole_number(given)
     if given is not None and not (seed is not None and 0 <= seed <= MAX_SEED):
@@ -51,10 +51,10 @@ def parse_line(text: bytes) -> Line | None:
 
 
 def as_lines(entries: Iterable[Layout | Rejected], path: str) -> Iterator[str]:
-    """Lines that `parse_line` reads back, a rejected entry with its reason.
+    """Lines that `parse_line` reads back; a rejected entry keeps its reason.
 
-    path: of the file that the entries are from. It is left out of the lines, so that a run can
-    resume after the file has been moved.
+    path: the file that the entries come from. It is left out of the lines, so that a run can resume
+    after the file has been moved.
     """
     for entry in entries:
         value: dict[str, Any]

@@ -1,14 +1,14 @@
-"""Layouts by LLM-grounded diffusion (github.com/TonyLianLong/LLM-groundedDiffusion, `cache/`).
+"""Layouts from LLM-grounded diffusion (github.com/TonyLianLong/LLM-groundedDiffusion, `cache/`).
 
-A JSON object from a prompt to the answers that a language model gave for it, each a text:
+A JSON object that maps each prompt to the language model's answers for it, each a string:
 
     [('a cat', [100, 150, 200, 250]), ...]
     Background prompt: A realistic photo of a room
     Negative prompt: dogs
 
 Boxes are x, y, width, height in pixels of a 512x512 image. The first line may start with
-"Objects: ". The prompt of a layout is the user's own, the negative prompt the answer's; the
-background prompt has no use in GLIGEN.
+"Objects: ". A layout takes its prompt from the user and its negative prompt from the answer; the
+background prompt is ignored, as GLIGEN has no use for it.
 """
 
 import ast
@@ -26,9 +26,9 @@ BACKGROUND, NEGATIVE = "Background prompt:", "Negative prompt:"
 
 
 def read_lmd(path: str | Path) -> Iterator[Layout | Rejected]:
-    """The layouts of a file in its order: ids "3-0" are the fourth prompt's first answer.
+    """The layouts of a file in order; id "3-0" is the fourth prompt's first answer.
 
-    Raises ValueError if the file is not of this form; an answer that is not a layout is a Rejected.
+    Raises ValueError if the file is not in this format; an invalid answer becomes a Rejected.
     """
     yield from lmd_layouts(read_json(path, "LMD"), path)
 
@@ -42,7 +42,7 @@ def is_lmd(content: Any) -> bool:
 
 
 def lmd_layouts(content: Any, path: str | Path) -> Iterator[Layout | Rejected]:
-    """`read_lmd` of the content of a file."""
+    """`read_lmd` for the parsed content of a file."""
     if not isinstance(content, dict):
         raise ValueError(
             f"LMD file {path} holds a JSON {type(content).__name__}: expected an object from "
@@ -76,7 +76,7 @@ def _layout(name: str, prompt: str, answer: object) -> Layout:
 def _pairs(text: str) -> list[tuple[Any, Any]]:
     try:
         return [(phrase, box) for phrase, box in ast.literal_eval(text)]
-    # MemoryError is Python's parser at brackets that are nested too deeply.
+    # Python's parser raises MemoryError at brackets that are nested too deeply.
     except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
         form = "('phrase', [x, y, width, height])"
         raise ValueError(f"{shown(text)} is not a list of {form}") from None

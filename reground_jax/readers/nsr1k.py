@@ -18,9 +18,9 @@ from reground_jax.readers import Rejected, attempt, id_text, read_json
 
 
 def read_nsr1k(path: str | Path) -> Iterator[Layout | Rejected]:
-    """The layouts of one file, in its order: ids "38699" (ground truth) or "38699-1" (GPT-4).
+    """The layouts of one file in order, with ids like "38699" (ground truth) or "38699-1" (GPT-4).
 
-    Raises ValueError if the file is not a JSON list; an entry that is not a layout is a Rejected.
+    Raises ValueError if the file is not a JSON list; an invalid entry becomes a Rejected.
     """
     yield from nsr1k_layouts(read_json(path, "NSR-1K"), path)
 
@@ -32,7 +32,7 @@ def is_nsr1k(content: Any) -> bool:
 
 
 def nsr1k_layouts(content: Any, path: str | Path) -> Iterator[Layout | Rejected]:
-    """`read_nsr1k` of the content of a file."""
+    """`read_nsr1k` for the parsed content of a file."""
     if not isinstance(content, list):
         raise ValueError(
             f"NSR-1K file {path} holds a JSON {type(content).__name__}: expected the list of "
@@ -43,10 +43,10 @@ def nsr1k_layouts(content: Any, path: str | Path) -> Iterator[Layout | Rejected]
 
 
 def phrase(category: str) -> str:
-    """The phrase that grounds a category, as in LayoutGPT: "a " before its name, whatever it is.
+    """The phrase that grounds a category, as in LayoutGPT: always "a " and its name.
 
-    Names are cleaned by one rule, because GPT-4 wrote variants of them ("fire-hydrant-",
-    "stop_sign"): each run of "-", "_" and white space is one space, none at the ends.
+    Names are normalized, because GPT-4 wrote variants of them ("fire-hydrant-", "stop_sign"): each
+    run of "-", "_" and whitespace becomes one space, and those at the ends are removed.
     """
     return "a " + re.sub(r"[-_\s]+", " ", category).strip()
 

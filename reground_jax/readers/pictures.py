@@ -1,7 +1,7 @@
-"""Picture files as upright RGB, whatever form they are stored in; nothing is decided silently.
+"""Image files as upright RGB, however they are stored; what cannot be decided is an error.
 
-Pillow alone would ignore how the camera was held, clip 16 bits to white, and show whatever colors
-lie below transparent pixels.
+Pillow alone would ignore the EXIF orientation, clip 16-bit values to white, and show whatever
+colors lie below transparent pixels.
 """
 
 from pathlib import Path
@@ -11,18 +11,18 @@ from PIL import Image, ImageOps
 
 BEHIND = "white"  # what shows through transparent pixels
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
-# Pillow holds these formats' 16 bits in mode "I", too, scaled to 0..65535.
+# Pillow may also load these formats' 16 bits in mode "I", scaled to 0..65535.
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
 
 
 def read_picture(path: Path, annotated_size: tuple[int, int] | None = None) -> Image.Image:
-    """The picture in a file, upright, as RGB.
+    """The image in a file, upright, as RGB.
 
-    annotated_size: (width, height) by the annotation file; a picture is not turned if it agrees
-    with them only as it is stored. Transparent pixels are laid over white, 16 bits become 8, and of
-    an animation the first frame is taken. Raises ValueError that names the file.
+    annotated_size: (width, height) in the annotation file; an image is not rotated if only its
+    stored orientation agrees with them. Transparent pixels are composited over white, 16 bits
+    become 8, and the first frame of an animation is used. Raises ValueError that names the file.
     """
-    if not path.is_file():  # a pipe or device would keep its reader waiting
+    if not path.is_file():  # a pipe or device would block
         kind = "is not a regular file" if path.exists() else "does not exist"
         raise ValueError(f"cannot read picture {path}: it {kind}")
     try:
@@ -43,10 +43,10 @@ def _reason(error: Exception) -> str:
 
 
 def _upright(image: Image.Image, annotated_size: tuple[int, int] | None) -> Image.Image:
-    """Turned as the camera was held, unless the annotations are of the picture as stored."""
+    """Rotated by its EXIF orientation, unless the annotations refer to the image as stored."""
     try:
         turned = ImageOps.exif_transpose(image)
-    except Exception:  # damaged metadata count as none
+    except Exception:  # damaged metadata is ignored
         return image
     if annotated_size is not None:
         wide = _is_wide(annotated_size)
@@ -65,7 +65,7 @@ def _as_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
         return _from_sixteen_bits(image)
     if image.mode in ("I", "F"):
         raise ValueError(
-            f"its pixels are of mode {image.mode!r}, which says nothing of black and white: "
+            f"its pixels have mode {image.mode!r}, which does not define black and white: "
             "store it with 8 or 16 bits"
         )
     if image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""Boxes in pixels -> fractions of the image. COCO, LLM-grounded diffusion, InstanceDiffusion."""
+"""Pixel boxes -> fractions of the image, for COCO, LLM-grounded diffusion and InstanceDiffusion."""
 
 import math
 from typing import Any
@@ -22,8 +22,8 @@ def image_size(value: dict[str, Any]) -> tuple[float, float]:
 def fractions(box: Any, size: tuple[float, float], *, name: str = "bbox") -> Box:
     """x, y, width, height in pixels of an image of (width, height) -> xyxy fractions of it.
 
-    Clipped: COCO's boxes overhang the image by fractions of a pixel, and language models' by a few
-    pixels. Raises ValueError, with the box's name, if `box` is none or lies outside.
+    Clipped: COCO's boxes extend beyond the image by fractions of a pixel, and language models' by a
+    few pixels. Raises ValueError that names the box if it is invalid or lies outside.
     """
     numbers = [_number(value) for value in box] if isinstance(box, (list, tuple)) else []
     given = [value for value in numbers if value is not None]

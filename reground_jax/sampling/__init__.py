@@ -1,14 +1,14 @@
-"""The parts of a sampling loop, to build a custom one.
+"""Building blocks for custom sampling loops.
 
-    SOLVERS                        a Solver by name: plan, init, update
-    Plan, State                    a row per evaluation of the U-Net; what a solver carries along
+    SOLVERS                        solvers by name: plan, init, update
+    Plan, State                    one row per U-Net evaluation; what a solver carries between them
     gate_table, grounded_steps     gamma as one gate per step
-    initial_noise, step_noise      one seed per image, whatever the batch
-    guide                          classifier-free guidance over neighboring branches
-    prepare, advance               what no step changes, and the compiled loop over the rest
-    Inputs, Inpaint                what may change from call to call without compiling anything
+    initial_noise, step_noise      noise from one seed per image, independent of the batch
+    guide                          classifier-free guidance over adjacent branches
+    prepare, advance               everything computed once per run; the compiled loop over steps
+    Inputs, Inpaint                what may change between calls without recompiling
 
-README.md has a loop that is built of them.
+README.md shows a loop built from them.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: two branches per sample, as neighbors in the batch.
+"""Classifier-free guidance: two branches per sample, adjacent in the batch.
 
 The unconditional branch reads the negative prompt and keeps its fusers on, over null tokens only.
 """
@@ -21,19 +21,19 @@ def interleave(
 def branch_text(
     text: Float[ArrayLike, "B S E"], null_text: Float[ArrayLike, "B S E"]
 ) -> Float[Array, "K S E"]:
-    """Both branches' text, K = 2 B."""
+    """Text for both branches, K = 2 B."""
     return interleave(text, null_text)
 
 
 def branch_grounding(grounding: Grounding) -> Grounding:
-    """Both branches' grounding: the layout's, and the same number of null tokens."""
+    """Grounding for both branches: the layout's, and the same number of null tokens."""
     return jax.tree.map(interleave, grounding, grounding.null())
 
 
 def guide(
     output: Float[Array, "K H W C"], scale: Float[Array, ""] | float, batch: int
 ) -> Float[Array, "B H W C"]:
-    """unconditional + scale * (conditional - unconditional); one branch: `output` itself."""
+    """unconditional + scale * (conditional - unconditional); `output` itself if unguided."""
     if output.shape[0] == batch:
         return output
     branches = output.reshape(batch, 2, *output.shape[1:])

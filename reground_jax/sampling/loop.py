@@ -1,7 +1,7 @@
 """The sampling loop: one compiled program of two loops, with fusers and without.
 
-`advance` over all steps is a whole generation; over a part of them, a segment of the same. All
-bounds are traced, so progress bars, previews and sweeps over gamma call one program.
+`advance` runs a whole generation or any segment of its steps. All bounds are traced, so progress
+bars, previews and sweeps over gamma use the same program.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from reground_jax.settings import Wiring
 
 
 class Inpaint(NamedTuple):
-    """The known part of an image. Mask 1 keeps, 0 is inside a box and generated."""
+    """The known part of an image. Mask 1: keep; 0: generate (inside a box)."""
 
     latents: Float[Array, "B H W C"]  # of the image, scaled
     mask: Float[Array, "B H W 1"]
@@ -37,7 +37,7 @@ class Inpaint(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What may change from call to call without compiling anything."""
+    """What may change between calls without recompiling."""
 
     plan: Plan
     gates: Float[Array, "N"]  # the fusers' gate at each step (sampling/gate.py)
@@ -48,7 +48,7 @@ class Inputs(NamedTuple):
     __repr__ = short_repr
 
 
-# How these are laid over devices (devices.py).
+# How these are sharded over devices (devices.py).
 INPUT_SPECS = Inputs(plan=WHOLE, gates=WHOLE, guidance_scale=WHOLE, seeds=SPLIT, inpaint=SPLIT)  # type: ignore[arg-type]
 PREPARED_SPECS = Prepared(blocks=SPLIT, time=WHOLE, packed=WHOLE)  # type: ignore[arg-type]
 
@@ -75,7 +75,7 @@ def prepare(
     dtype: DTypeLike,
     pack: bool = True,
 ) -> Prepared:
-    """Everything that no step changes. `guided` adds the unconditional branch to each sample."""
+    """Everything that is the same at every step. `guided`: each sample has both branches."""
     text, grounding = conditioning.text, conditioning.grounding
     if guided:
         text = branch_text(text, conditioning.null_text)
@@ -96,8 +96,8 @@ def advance(
 ) -> State:
     """`state` after steps start..stop-1, with the fusers on in the steps before `grounded_steps`.
 
-    Every argument after `program` may be traced. A step whose gate is not 0 and that comes at or
-    after `grounded_steps` runs without fusers all the same.
+    Every argument after `program` may be traced. Steps from `grounded_steps` on run without fusers
+    even if their gates are not 0.
     """
     unet = nnx.merge(program.unet, params)
     plan = inputs.plan
@@ -130,7 +130,7 @@ def advance(
 def restore_known(
     x: Float[Array, "B H W C"], inpaint: Inpaint, row: Plan
 ) -> Float[Array, "B H W C"]:
-    """The known part of `x`, noised to this step; once per step, before its first evaluation."""
+    """`x` with its known part noised to this step's level, before the step's first evaluation."""
     noise = jax.lax.dynamic_index_in_dim(inpaint.noise, row.step, axis=1, keepdims=False)
     known = row.alpha * inpaint.latents + row.sigma * noise
     blended = known * inpaint.mask + (1 - inpaint.mask) * x
@@ -140,7 +140,7 @@ def restore_known(
 def network_input(
     x: Float[Array, "B H W C"], inpaint: Inpaint | None, row: Plan
 ) -> Float[Array, "B H W I"]:
-    """C noisy channels; for inpainting also C of the known latent and 1 of the mask."""
+    """C noisy channels; for inpainting, also C channels of the known latents and 1 of the mask."""
     x = x * row.input_scale
     if inpaint is None:
         return x

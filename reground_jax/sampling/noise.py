@@ -1,6 +1,6 @@
 """Random numbers: one seed per image, and a fixed stream for each use of it.
 
-An image's noise depends on its own seed only: not on batch order or size, devices, hosts, or
+An image's noise depends only on its own seed, not on batch order or size, devices, hosts, or
 JAX's global random settings. Every draw is normal(fold_in(fold_in(key(seed), kind), step)).
 """
 
@@ -19,7 +19,7 @@ VAE = 3  # sampling the encoder's posterior
 def initial_noise(
     seeds: UInt32[Array | np.ndarray, "B"], shape: tuple[int, ...]
 ) -> Float32[Array, "B H W C"]:
-    """Unit normal x_T of one latent `shape` (H, W, C) per seed. Seeds may be traced."""
+    """Unit normal x_T: one latent of `shape` (H, W, C) per seed. Seeds may be traced."""
     return step_noise(seeds, shape, INITIAL, 0)
 
 
@@ -29,7 +29,7 @@ def step_noise(
     kind: int,
     step: int | Int[Array | np.ndarray, ""],
 ) -> Float32[Array, "B H W C"]:
-    """Unit normal noise of one `kind` (ETA, INPAINT ...) and step, of latent `shape` (H, W, C).
+    """Unit normal noise for one `kind` (ETA, INPAINT ...) and step: one `shape` (H, W, C) per seed.
 
     Seeds and step may be traced.
     """
@@ -38,6 +38,6 @@ def step_noise(
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), kind)
         return jax.random.normal(jax.random.fold_in(key, step), shape, jnp.float32)
 
-    # The older, non-partitionable bits differ; the environment may ask for them.
+    # The older, non-partitionable bits differ, and the environment may select them.
     with jax.threefry_partitionable(True):
         return jax.vmap(of_one_image)(jnp.asarray(seeds, jnp.uint32))

@@ -1,4 +1,4 @@
-"""The forward process and its time steps: host side, float64.
+"""The forward process and its time steps, on the host in float64.
 
 x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) noise, with the betas of latent
 diffusion (Rombach et al. 2022). The three spacings are those of Lin et al. 2023 (arXiv 2305.08891,
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def given(value: T | None, default: T) -> T:
-    """What the checkpoint says, or the solver's default where it is silent."""
+    """The checkpoint's value, or the solver's default if it has none."""
     return default if value is None else value
 
 
 def alphas_cumprod(schedule: NoiseSchedule) -> Float64[np.ndarray, "K"]:
-    """Share of the image's variance left at each of the K training time steps, decreasing.
+    """Fraction of the image's variance left at each of the K training time steps, decreasing.
 
     Raises ValueError for a beta schedule other than "linear" and "scaled_linear".
     """
@@ -33,7 +33,7 @@ def alphas_cumprod(schedule: NoiseSchedule) -> Float64[np.ndarray, "K"]:
     else:
         raise ValueError(
             f"beta_schedule is {schedule.beta_schedule!r}: only 'linear' and 'scaled_linear' are "
-            "built; convert a checkpoint that uses one of them"
+            "supported; convert a checkpoint that uses one of them"
         )
     return np.cumprod(1.0 - betas)
 
@@ -41,16 +41,16 @@ def alphas_cumprod(schedule: NoiseSchedule) -> Float64[np.ndarray, "K"]:
 def spaced_timesteps(
     num_steps: int, num_train_steps: int, *, spacing: str, offset: int, drop_last: bool = False
 ) -> Float64[np.ndarray, "n"]:
-    """Exactly `num_steps` time steps, descending; only "linspace" may hold fractions.
+    """Exactly `num_steps` time steps, descending; only "linspace" may give fractions.
 
-    `drop_last` places one more and leaves out the last: DPM-Solver++ takes that one to be the
-    finished image. Raises ValueError where the steps do not fit into `num_train_steps`.
+    `drop_last` places one more and drops the last, which DPM-Solver++ treats as the finished
+    image. Raises ValueError if the steps do not fit into `num_train_steps`.
     """
     placed = num_steps + drop_last
     if not (num_steps >= 1 and placed <= num_train_steps):
         raise ValueError(
             f"num_steps is {num_steps}: it must be from 1 to {num_train_steps - drop_last}, "
-            "for the schedule has no more time steps"
+            "because the schedule has no more time steps"
         )
     if spacing == "linspace":
         timesteps = np.linspace(0, num_train_steps - 1, placed)[::-1]
@@ -66,6 +66,6 @@ def spaced_timesteps(
     if timesteps[0] >= num_train_steps:
         raise ValueError(
             f"{num_steps} steps with steps_offset {offset} start at time step {timesteps[0]:g}, "
-            f"but the last one is {num_train_steps - 1}: take fewer steps"
+            f"but the last one is {num_train_steps - 1}: use fewer steps"
         )
     return timesteps[:num_steps]

@@ -1,1 +1,1 @@
-"""How a model directory is stored: its description, its arrays, and what is recorded of them."""
+"""How a model directory is stored: its description, its arrays, and recorded facts about them."""

@@ -1,8 +1,8 @@
-"""Named arrays in and out of an Orbax checkpoint, in groups small enough to stream.
+"""Writes and reads named arrays as Orbax checkpoints, in groups small enough to stream.
 
 The only file that imports Orbax. Arrays have flat names ("unet/down_blocks/0/conv1/kernel"). Orbax
-takes a set of arrays as a whole, so they are written as several checkpoints of at most
-`GROUP_BYTES` each (or one larger array), next to each other in one directory.
+saves a set of arrays as a whole, so they are split into several checkpoints of at most
+`GROUP_BYTES` each (or one larger array), side by side in one directory.
 """
 
 import contextlib
@@ -18,35 +18,35 @@ import numpy as np
 
 GROUP_BYTES = 2**27
 DTYPES = ("float16", "bfloat16", "float32", "float64")  # of a model's arrays
-# What the system says when it cannot write; Orbax and TensorStore pass it on as text.
+# System errors of failed writes; Orbax and TensorStore pass on only their text.
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 AGAIN = "convert the checkpoint again"
 
 
 class CheckpointError(ValueError):
-    """A directory does not hold what it should; the message says what to do."""
+    """A directory does not contain what it should; the message says what to do."""
 
 
 def save_arrays(directory: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> int:
-    """Writes the arrays under `directory` as they come, and returns the number of groups.
+    """Writes the arrays under `directory` as they arrive, and returns the number of groups.
 
     Raises OSError that names a path under `directory` if it cannot be written.
     """
     import orbax.checkpoint.experimental.v1 as ocp
 
     def save(index: int, group: dict[str, np.ndarray]) -> None:
-        path = str(directory.absolute() / f"{index:03}")  # Orbax takes no relative ones
+        path = str(directory.absolute() / f"{index:03}")  # Orbax rejects relative ones
         try:
             ocp.save(path, group)
         except MemoryError:
             raise
-        except Exception as error:  # they raise many kinds for a full disk
+        except Exception as error:  # Orbax raises many kinds for a full disk
             raise OSError(*_reason(error), path) from error
 
     context = ocp.Context()
-    # Trained weights shrink by 8 % only, which took a fifth of the time and half of the memory.
+    # Compression saves only 8 % on trained weights, for a fifth of the time and half the memory.
     context.array.saving.use_compression = False
-    context.memory.deepcopy_host_arrays = False  # `save` returns when all is written
+    context.memory.deepcopy_host_arrays = False  # `save` returns only after writing
     count, group, size = 0, {}, 0
     with context:
         for name, array in arrays:
@@ -66,9 +66,9 @@ def load_arrays(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays that `save_arrays` wrote, group by group.
 
-    shapes: of a model's parameters by name; arrays that are none of these, have another shape or
-    are no floats, are refused before any memory is asked for. Raises CheckpointError if a group is
-    missing, damaged, or not the shapes'.
+    shapes: of a model's parameters by name; arrays that are not among these, have another shape or
+    are not floats are refused before any memory is allocated. Raises CheckpointError if a group is
+    missing, damaged, or does not match the shapes.
     """
     import orbax.checkpoint.experimental.v1 as ocp
 
@@ -88,13 +88,13 @@ def load_arrays(
         if not isinstance(arrays, dict) or not all(
             isinstance(array, np.ndarray) for array in arrays.values()
         ):
-            raise CheckpointError(f"{path} holds something else than named arrays: {AGAIN}")
+            raise CheckpointError(f"{path} does not hold named arrays: {AGAIN}")
         yield from arrays.items()
     return_freed_memory()
 
 
 def _check_files(group: Path) -> None:
-    """Raises CheckpointError for what would be waited for, or read, without end."""
+    """Raises CheckpointError for anything that could block or be read forever."""
     for folder, folders, files in os.walk(group):
         for path in (Path(folder, name) for name in (*folders, *files)):
             try:
@@ -107,12 +107,12 @@ def _check_files(group: Path) -> None:
 
 
 def _check_arrays(path: Path, found: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """`found`: what the group says of its arrays, by name."""
+    """`found`: the group's metadata of its arrays, by name."""
     for name, array in dict(found).items():
         if tuple(array.shape) != shapes.get(name):
             raise CheckpointError(
-                f"{path}: array {name} has shape {tuple(array.shape)}, its config.json asks for "
-                f"{shapes.get(name)}: {AGAIN}"
+                f"{path}: array {name} has shape {tuple(array.shape)}, but its config.json "
+                f"requires {shapes.get(name)}: {AGAIN}"
             )
         if str(np.dtype(array.dtype)) not in DTYPES:
             raise CheckpointError(
@@ -122,7 +122,7 @@ def _check_arrays(path: Path, found: Any, shapes: Mapping[str, tuple[int, ...]])
 
 
 def _reason(error: Exception) -> tuple[int, str]:
-    """Number and words of the system's error behind an error of Orbax, or else its first line."""
+    """Number and text of the system error behind an Orbax error, or else its first line."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno and cause.strerror:
@@ -136,14 +136,14 @@ def _reason(error: Exception) -> tuple[int, str]:
 
 
 def return_freed_memory() -> None:
-    """Hands freed memory that glibc keeps, of reading a full-sized model 0.4 GiB, to the system."""
+    """Returns freed memory that glibc keeps, 0.4 GiB after a full-size model, to the system."""
     # Other C libraries have no malloc_trim; on Windows there is no CDLL(None).
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a nested dict by path, in the order of the dicts."""
+    """Leaves of a nested dict by path, in dict order."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}/")
@@ -152,7 +152,7 @@ def flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def unflatten(leaves: Iterable[tuple[str, Any]]) -> dict[Any, Any]:
-    """Inverse of `flatten`; parts that are numbers become int, as in lists of modules."""
+    """Inverse of `flatten`; numeric path parts become int, as in lists of modules."""
     tree: dict[Any, Any] = {}
     for path, value in leaves:
         *parents, last = (int(part) if part.isdigit() else part for part in path.split("/"))

@@ -1,7 +1,7 @@
-"""What a model directory says of itself: config.json and tokenizer.json, read and checked.
+"""Reads and checks the description of a model directory: config.json and tokenizer.json.
 
-DIR/config.json may be a stranger's, or edited by hand: whatever is wrong in it ends here, in one
-CheckpointError.
+DIR/config.json may come from a stranger or be edited by hand: anything wrong in it ends here, in
+one CheckpointError.
 """
 
 import hashlib
@@ -24,51 +24,55 @@ from reground_jax.storage import format1
 from reground_jax.storage.checkpoint import CheckpointError
 
 PROGRAM = "reground-jax"
-FORMAT = f"{PROGRAM}/2"  # that is written; format1.py translates the one before
+FORMAT = f"{PROGRAM}/2"  # the one that is written; format1.py translates the previous one
 CONFIG_BYTES, TOKENIZER_BYTES = 2**24, 2**27
 MAX_GROUPS = 10**5
 PARTS = ("text_encoder", "unet", "vae", "grounding")  # whose parameters are counted
-LEAST_SIGNAL = 1e-10  # share of the image in the last time step; Stable Diffusion's is 5e-3
+LEAST_SIGNAL = 1e-10  # share of the image in the last timestep; Stable Diffusion's is 5e-3
 WAY_OUT = "undo the edit, or convert the checkpoint again"
 
 
 class Description(NamedTuple):
-    """A model directory but for its arrays."""
+    """A model directory without its arrays."""
 
     config: ModelConfig
-    info: dict[str, Any]  # facts; "checksum" is that of the arrays
+    info: dict[str, Any]  # facts; "checksum" covers the arrays
     groups: int  # of arrays
-    base: str | None  # a model directory relative to this one, which holds the arrays not here
+    base: str | None  # relative path of the model directory with the arrays that are not here
     tokenizer_json: str
-    recommended: dict[str, Any]  # fields of Settings that suit the model, for where none are given
+    recommended: dict[str, Any]  # fields of Settings that suit the model, used as defaults
     format: str  # FORMAT, or format1.FORMAT
 
     @property
     def checksum(self) -> str:
-        """Of all that makes an image: arrays, configuration and tokenizer."""
+        """Covers all that determines an image: arrays, configuration and tokenizer."""
         files = checksums(self.config, self.tokenizer_json, self.format).values()
         return hashlib.sha256("\n".join((self.info["checksum"], *files)).encode()).hexdigest()
 
     def stored_name(self, name: str) -> str:
-        """What the directory calls an array: the name that its checksums are of."""
+        """An array's name in the directory, which its checksums cover."""
         return format1.stored_name(name) if self.format == format1.FORMAT else name
 
     def has_checksum(self, recorded: str) -> bool:
-        """Whether `recorded` means this model; earlier versions recorded the arrays' checksum."""
+        """Whether `recorded` is this model's; earlier versions recorded the arrays' checksum."""
         return recorded in (self.checksum, self.info["checksum"])
 
 
 def checksums(config: ModelConfig, tokenizer_json: str, format: str = FORMAT) -> dict[str, str]:
-    """What `info` records of the two files. They are of what the files mean: not of formatting,
-    nor of fields at their defaults."""
+    """The checksums of the two files in `info`.
+
+    They cover what the files mean, not formatting or fields at their defaults.
+    """
     changes = format1.changes(config) if format == format1.FORMAT else config.changes()
     texts = {"config": json.dumps(changes, sort_keys=True), "tokenizer": tokenizer_json}
     return {f"{k}_checksum": hashlib.sha256(v.encode()).hexdigest() for k, v in texts.items()}
 
 
 def is_model_directory(path: Path) -> bool:
-    """Whether `path` claims to be a model directory of this package, of any version of it. It may
-    still be damaged, or of a version that is not read here."""
+    """Whether `path` claims to be a model directory of any version of this package.
+
+    It may still be damaged, or of a version that is not supported.
+    """
     try:
         content = parse_json(read_small(path / "config.json", CONFIG_BYTES))
     except (OSError, ValueError):
@@ -77,9 +81,9 @@ def is_model_directory(path: Path) -> bool:
 
 
 def read_description(directory: Path) -> Description:
-    """Reads config.json and tokenizer.json; arrays are not looked at.
+    """Reads config.json and tokenizer.json, but no arrays.
 
-    Raises CheckpointError if one is missing, damaged, edited, or of another program or version.
+    Raises CheckpointError if one is missing, damaged, edited, or from another program or version.
     """
     content = _read_config(directory)
     path = directory / "config.json"
@@ -104,14 +108,14 @@ def read_description(directory: Path) -> Description:
         if info.get(name, found) != found:
             file = directory / f"{name.removesuffix('_checksum')}.json"
             raise CheckpointError(
-                f"{file} was changed after the model was written (its checksum is another): undo "
-                f"the edit, or, if it is meant, remove {name} from info in {path}"
+                f"{file} was changed after the model was written (checksum mismatch): undo the "
+                f"edit or, if it is intended, remove {name} from info in {path}"
             )
     return Description(config, info, groups, base, tokenizer_json, recommended, content["format"])
 
 
 def check_recommended(fields: Any) -> dict[str, Any]:
-    """Some fields of Settings, as they are. Raises ValueError unless Settings takes them."""
+    """Returns some fields of Settings unchanged. Raises ValueError if Settings rejects them."""
     recommended = as_object("recommended", fields)
     try:
         Settings.from_json(recommended)
@@ -121,13 +125,15 @@ def check_recommended(fields: Any) -> dict[str, Any]:
 
 
 def check_tokenizer(text: str, config: ModelConfig) -> None:
-    """Raises ValueError, which completes "cannot be used: ", unless `text` is a tokenizer.json that
-    cuts and pads nothing, and whose ids the text encoder has."""
+    """Checks that a tokenizer.json fits the text encoder, and neither truncates nor pads.
+
+    Raises ValueError whose message completes "cannot be used: ".
+    """
     try:
         tokenizer = Tokenizer.from_str(text)
         if tokenizer.padding is not None or tokenizer.truncation is not None:
-            raise ValueError("it cuts or pads texts, which is for config.json to say")
-        tokenizer.encode("a \u732b", add_special_tokens=False)  # finds a missing unknown token
+            raise ValueError("it truncates or pads texts, which is up to config.json")
+        tokenizer.encode("a \u732b", add_special_tokens=False)  # detects a missing unknown token
     except Exception as error:  # the library raises bare Exception
         raise ValueError(str(error)) from error
     size = config.text_encoder.network.vocab_size
@@ -135,8 +141,8 @@ def check_tokenizer(text: str, config: ModelConfig) -> None:
     if beyond:
         word, number = max(beyond.items(), key=lambda item: item[1])
         raise ValueError(
-            f"it gives ids to {len(beyond)} words that the text encoder does not have, such as "
-            f"{number} to {shown(word)}, but ids end at {size - 1}"
+            f"it has {len(beyond)} tokens that the text encoder does not have, such as "
+            f"{shown(word)} with id {number}, but ids end at {size - 1}"
         )
 
 
@@ -160,7 +166,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
             f"program's, or damaged): {make}"
         )
     if content["format"] not in (FORMAT, format1.FORMAT):
-        found = f"{directory} has format {shown(content['format'])}, this version reads {FORMAT!r}"
+        found = (
+            f"{directory} has format {shown(content['format'])}, but this version reads {FORMAT!r}"
+        )
         if (_version(content["format"]) or 0) > 2:
             raise CheckpointError(
                 f"{found} and older ones: install a newer reground-jax, or convert the checkpoint "
@@ -171,7 +179,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _version(format: Any) -> int | None:
-    """The number in a format's name; None for what is no format of ours."""
+    """The number in a format's name, or None if it is not one of our formats."""
     found = re.fullmatch("reground-jax/([0-9]{1,9})", format) if isinstance(format, str) else None
     return int(found[1]) if found else None
 
@@ -191,7 +199,7 @@ def _read_tokenizer(directory: Path) -> str:
 
 
 def _base(value: Any) -> str | None:
-    """A relative path. An absolute one may be a share on another machine."""
+    """Checks that a base is a relative path: an absolute one may be a share on another machine."""
     if value is None:
         return None
     if not isinstance(value, str) or not value or "\0" in value or not _is_encodable(value):
@@ -212,14 +220,14 @@ def _check_config(config: ModelConfig) -> None:
     check_together(config)
     signal = alphas_cumprod(config.schedule)[-1]
     if not signal > LEAST_SIGNAL:
-        raise ValueError(f"the noise schedule leaves {signal:.0e} of the image in its last step")
+        raise ValueError(f"the noise schedule leaves {signal:.0e} of the image at its end")
 
 
 def _check_info(info: dict[str, Any]) -> None:
-    """What `write_model` records, as `reground-jax info` shows it."""
+    """Checks the facts that `write_model` records and `reground-jax info` shows."""
     for name in ("checksum", "dtype"):
         if not isinstance(info[name], str):
-            raise ValueError(f"info.{name} is {shown(info[name])}: it must be a text")
+            raise ValueError(f"info.{name} is {shown(info[name])}: it must be a string")
     counts = as_object("info.parameters", info["parameters"])
     counted = {name: counts[name] for name in PARTS} | counts | {"bytes": info["bytes"]}
     for name, count in counted.items():
@@ -231,4 +239,4 @@ def _check_info(info: dict[str, Any]) -> None:
             as_float(f"info.gates.{block}", gate)
     named = info.get("nonfinite", [])
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ValueError(f"info.nonfinite is {shown(named)}: it must be a list of texts")
+        raise ValueError(f"info.nonfinite is {shown(named)}: it must be a list of strings")

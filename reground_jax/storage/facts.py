@@ -1,4 +1,4 @@
-"""What is recorded of a model's arrays as they pass by: checksums, sizes, gates, and NaN."""
+"""Collects facts about a model's arrays as they stream by: checksums, sizes, gates, and NaN."""
 
 import hashlib
 import math
@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 NETWORKS = ("text_encoder", "unet", "vae")
-GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")  # how the names of fusers' gates end
+GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")  # suffixes of the fusers' gates
 
 
 def is_grounding(name: str) -> bool:
-    """Whether an array is of what GLIGEN adds to Stable Diffusion."""
+    """Whether an array belongs to what GLIGEN adds to Stable Diffusion."""
     return "/fuser/" in name or name.startswith("unet/position_net/")
 
 
 class Facts:
-    """Collects the facts of arrays that come one by one."""
+    """Collects facts about arrays that arrive one by one."""
 
     def __init__(self) -> None:
         self.digests: list[str] = []
@@ -37,16 +37,19 @@ class Facts:
         if is_grounding(name):
             self.parameters["grounding"] += array.size
         if name.endswith(GATES):
-            # One block in a transformer, as in Stable Diffusion 1.x and 2.x, goes without number.
+            # Block 0, the only one per transformer in Stable Diffusion 1.x and 2.x, has no number.
             block = name.removeprefix("unet/").split("/fuser/")[0].removesuffix("/blocks/0")
             self.gates.setdefault(block, []).append(math.tanh(float(array)))
         if not np.isfinite(array).all():
             self.nonfinite.append(name)
 
     def summary(self) -> dict[str, Any]:
-        """parameters: by network, and the U-Net's share of grounding. gates: tanh(alpha) of each
-        fuser's attention and feed-forward, by block. nonfinite: arrays with NaN or infinity, there
-        only if there are any."""
+        """The facts as plain JSON values.
+
+        parameters: counts by network, and of grounding within the U-Net. gates: tanh(alpha) of each
+        fuser's attention and feed-forward, by block. nonfinite: arrays with NaN or infinity, only
+        if there are any.
+        """
         facts = {
             "parameters": self.parameters,
             "bytes": self.bytes,
@@ -59,13 +62,15 @@ class Facts:
 
 
 def digest(name: str, array: np.ndarray) -> str:
-    """A line of an array's name, dtype, shape and content, by SHA-256."""
+    """A line with an array's name, dtype and shape, and the SHA-256 of its content."""
     return f"{name} {array.dtype} {array.shape} {hashlib.sha256(_bytes(array).data).hexdigest()}"
 
 
 def word_sum(name: str, array: np.ndarray) -> str:
-    """As `digest`, by the sum of the content's 64-bit words: six times as fast. It finds damage,
-    but not malice."""
+    """Like `digest`, but with the sum of the content's 64-bit words.
+
+    Six times as fast; detects damage, but not tampering.
+    """
     content = _bytes(array)
     whole = content.size // 8 * 8
     rest = int.from_bytes(content[whole:].tobytes(), "little")
@@ -73,7 +78,7 @@ def word_sum(name: str, array: np.ndarray) -> str:
 
 
 def combined(lines: Iterable[str]) -> str:
-    """One checksum of all arrays' lines, whatever their order."""
+    """One checksum of all arrays' lines, independent of their order."""
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""Model directories of format "reground-jax/1", which are read on: their config and array names.
+"""Reads the config and array names of model directories in the old format "reground-jax/1".
 
-They knew one kind of grounding, as a flag; inpainting by the number of channels; one text encoder,
-whose tokenizer stood beside it; and one block in each transformer, which had no number. Checksums
-in these directories are of what is stored: of the old names, and of the old config's fields.
+It has one kind of grounding, as a flag; inpainting is implied by the number of channels; there is
+one text encoder, with its tokenizer next to it; and each transformer has one unnumbered block.
+Checksums in these directories cover what is stored: the old names and the old config's fields.
 """
 
 import re
@@ -14,11 +14,11 @@ from reground_jax.config import ModelConfig, check_parts
 
 FORMAT = "reground-jax/1"
 PARTS = ("unet", "vae", "text_encoder", "schedule", "tokenizer")
-NEW = ("grounding", "inpainting", "transformer_layers")  # fields of a U-Net that came after it
+NEW = ("grounding", "inpainting", "transformer_layers")  # U-Net fields added after this format
 
 
 def config_json(value: dict[str, Any]) -> dict[str, Any]:
-    """What `ModelConfig.from_json` takes, of the parts of an old config.json. Raises ValueError."""
+    """The parts of an old config.json, as input for `ModelConfig.from_json`. Raises ValueError."""
     check_parts(value, PARTS)
     return {
         "unet": _unet(as_object("UNetConfig", value["unet"])),
@@ -36,13 +36,13 @@ def _unet(fields: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(grounded, bool):
         raise ValueError(f"UNetConfig.grounded is {shown(grounded)}: it must be true or false")
     channels = [fields.get(name, 4) for name in ("in_channels", "out_channels")]
-    numbers = all(type(number) is int for number in channels)  # others are refused as they are
+    numbers = all(type(number) is int for number in channels)  # others are refused later
     inpainting = numbers and channels[0] == 2 * channels[1] + 1
     return fields | {"grounding": "text" if grounded else None, "inpainting": inpainting}
 
 
 def changes(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """`ModelConfig.changes` as old directories have it in their checksum."""
+    """`ModelConfig.changes` in the form that old directories' checksums cover."""
     found = config.changes()
     unet = {name: value for name, value in found["unet"].items() if name not in NEW}
     if config.unet.grounding is None:
@@ -51,12 +51,12 @@ def changes(config: ModelConfig) -> dict[str, dict[str, Any]]:
 
 
 def current_parts(parts: dict[str, Any]) -> dict[str, Any]:
-    """The config that another record has, a training folder's, as `ModelConfig.to_json` says it."""
+    """The config in a training folder's record, in the form of `ModelConfig.to_json`."""
     return config_json(parts) if "text_encoder" in parts else parts
 
 
 def stored_name(name: str) -> str:
-    """What an old directory calls an array."""
+    """An array's name in an old directory."""
     return re.sub(r"(\bunet/\S*attentions/\d+)/blocks/0/", r"\1/block/", name)
 
 

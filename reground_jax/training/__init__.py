@@ -1,4 +1,4 @@
-"""Training on the package's own networks: an autoencoder, text-to-image, and GLIGEN's grounding.
+"""Training of the package's own networks: autoencoder, text-to-image, and GLIGEN's grounding.
 
-`reground-jax train` (cli/train.py) is the way in.
+The entry point is `reground-jax train` (cli/train.py).
 """

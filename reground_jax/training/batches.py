@@ -1,6 +1,6 @@
-"""From examples to the arrays of a step: images, or latents with token ids and grounding.
+"""Turns examples into training batches: images, or latents with token ids and grounding.
 
-Callables of a step's number, run in the prefetch thread. They depend on the number alone.
+Batches come from callables that run in the prefetch thread and depend only on the step number.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from reground_jax.training.data import Source
 from reground_jax.training.losses import ImageBatch, LatentBatch
 
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"]], Float[np.ndarray, "B h w C"]]
-KEPT_PHRASES = 65536  # embeddings kept by phrase: 200 MB at 768 wide
+KEPT_PHRASES = 65536  # cached phrase embeddings: 200 MB at width 768
 
 
 class ImageBatches:
@@ -29,11 +29,11 @@ class ImageBatches:
 
 
 class LatentBatches:
-    """Latents by the frozen VAE, token ids of captions, and grounding if `pooled` is given.
+    """Latents from the frozen VAE, token ids of captions, and grounding if `pooled` is given.
 
-    cache_examples: train on that many examples over and over, and keep what was made of them;
-    0 makes every batch again. Rounded down to whole batches, so that a batch that is made again
-    after a resume is the same batch, bit for bit. Raises ValueError for less than one batch.
+    cache_examples: cycle through that many examples and cache their batches; 0 disables the cache.
+    Rounded down to whole batches, so that a batch rebuilt after a resume is identical, bit for
+    bit. Raises ValueError for less than one batch.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""A loss on where fusers look: each cell inside a box at that box's grounding token.
+"""An auxiliary loss on fuser attention: cells inside a box should attend to that box's token.
 
-GLIGEN learns this from denoising alone, and boxes are ignored for tens of thousands of steps before
-they are followed. Told so directly, a short run gets over it. The loss is only a help to training:
-network and sampling know nothing of it.
+GLIGEN learns this from denoising alone and ignores boxes for tens of thousands of steps before it
+follows them. Direct supervision gets even a short run past that phase. Only training uses the loss;
+the network and sampling are unchanged.
 """
 
 import math
@@ -16,18 +16,18 @@ from reground_jax.networks.grounding.text import Grounding
 from reground_jax.regions import inside_boxes, level_size
 from reground_jax.training.means import ratio
 
-ENOUGH = 0.3  # share of a cell's attention from which more is not asked for
+ENOUGH = 0.3  # the loss stops rewarding attention above this share of a cell's attention
 
 
 class Watch:
-    """An `attend` that computes what another computes, and notes the loss of every fuser's call.
+    """Wraps an `attend` function and records the loss of every call from a fuser.
 
-    Fusers are told by their keys: the cells themselves and then the grounding tokens. Use one per
-    trace: `losses` holds values of the trace that it was called in.
+    Fuser calls are recognized by the number of keys: cells plus grounding tokens. Use a new
+    instance for each trace, since `losses` holds that trace's values.
     """
 
     def __init__(self, attend: Attend, grounding: Grounding, height: int, width: int):
-        """height, width: of the latents."""
+        """height, width: size of the latents."""
         self.attend, self.grounding, self.size = attend, grounding, (height, width)
         self.losses: list[Float[Array, ""]] = []
 
@@ -44,14 +44,14 @@ class Watch:
         return self.attend(q, k, v)
 
     def mean_loss(self) -> Float[Array, ""]:
-        """Over all fusers that have called."""
+        """The mean over all recorded fuser calls."""
         return jnp.stack(self.losses).mean()
 
 
 def grounding_attention(
     q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], tokens: int
 ) -> Float[Array, "B T G"]:
-    """The share of each cell's attention that each of the last `tokens` keys gets, over heads."""
+    """The share of each cell's attention to each of the last `tokens` keys, averaged over heads."""
     logits = jnp.einsum("btnd,bsnd->bnts", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).mean(1)[..., -tokens:]
 
@@ -59,11 +59,12 @@ def grounding_attention(
 def box_attention_loss(
     attention: Float[Array, "B T G"], inside: Bool[Array, "B T G"], mask: Float[Array, "B G"]
 ) -> Float[Array, ""]:
-    """How far covered cells look too little at their boxes, plus all cells at other boxes.
+    """Penalizes too little attention to a cell's own boxes, plus attention to other boxes.
 
-    In nats: mean log of ENOUGH over what the own tokens get, and -log(1 - what the others get).
-    Runs inside a step over devices: the first is a mean over the batch's covered cells, of which
-    the devices have unequal numbers.
+    In nats: the positive part of log(ENOUGH / attention to own tokens), averaged over covered
+    cells, plus the mean over all cells of -log(1 - attention to other tokens). Runs inside a step
+    over devices: devices have unequal numbers of covered cells, so the first mean is taken over
+    the whole batch.
     """
     covered = inside.any(-1)
     own = (attention * inside).sum(-1)

@@ -1,9 +1,9 @@
-"""The JSON file of a stage: where examples come from, the model's shape, the loss, the recipe.
+"""The JSON config of a stage: where examples come from, the model's shape, the loss, the recipe.
 
     {"source": {"kind": "emoji", ...}, "model": {"vae": {...}, ...}, "loss": {...}, "recipe": {...}}
 
-Every part but "source" and "recipe" may be absent. `configs/` holds the files that made the
-shipped model. Nothing here imports JAX.
+Only "source" and "recipe" are required. `configs/` holds the files that the shipped model was
+trained with. Nothing here imports JAX.
 """
 
 from dataclasses import dataclass, field, replace
@@ -25,24 +25,24 @@ FIELDS = (
 )  # fmt: skip
 
 
-@no_type_check  # the tests' type checker must not run before the checks and sentences below
+@no_type_check  # so that the tests' type checker does not preempt the errors below
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage as its JSON file says it; relative paths in it are relative to that file.
+    """One stage's JSON config; its relative paths are relative to that file.
 
-    Raises ValueError for a name that does not exist and a number that cannot be.
+    Raises ValueError for an unknown name or a number out of range.
     """
 
     source: dict[str, Any]
     recipe: Recipe
     model: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
-    wiring: str = "sequential"  # of the grounding stage
-    fuser_start: str = "gates"  # what is zero of new fusers: GLIGEN's "gates", or their "outputs"
-    dtype: str = "float32"  # of the arithmetic; master weights are always float32
-    save_dtype: str = "bfloat16"  # of the finished model
-    cache_examples: int = 0  # latents kept, from which then all epochs are made; 0 keeps none
-    num_samples: int = 12  # pictures in a sample grid
+    wiring: str = "sequential"  # for the grounding stage
+    fuser_start: str = "gates"  # what starts at zero in new fusers: "gates" (GLIGEN) or "outputs"
+    dtype: str = "float32"  # for arithmetic; master weights are always float32
+    save_dtype: str = "bfloat16"  # for the finished model
+    cache_examples: int = 0  # latents cached and reused in every epoch; 0 disables the cache
+    num_samples: int = 12  # images in a sample grid
     folder: Path = Path()
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class StageConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> "StageConfig":
-        """Raises ValueError that names the file and what is wrong in it."""
+        """Raises ValueError that names the file and the problem."""
         path = Path(path)
         try:
             value = parse_json(path.read_bytes())
@@ -82,5 +82,5 @@ def check_cache(examples: int, batch_size: int) -> None:
     if 0 < examples < batch_size:
         raise ValueError(
             f"cache_examples is {examples}, less than a batch of {batch_size}: whole batches are "
-            "kept, so give a multiple of batch_size, or 0 to keep none"
+            "cached, so give a multiple of batch_size, or 0 to disable the cache"
         )

@@ -1,7 +1,7 @@
-"""Where examples come from, and the thread that makes batches of them ahead of the trainer.
+"""Sources of training examples, and the thread that prefetches batches of them.
 
-A `Source` gives the same examples for the same index, for ever: that is what makes a killed run go
-on with the batches that it would have had.
+A `Source` always gives the same examples for the same index, so a resumed run gets exactly the
+batches that it would have gotten uninterrupted.
 """
 
 import queue
@@ -18,13 +18,13 @@ from jaxtyping import UInt8
 from reground_jax.layout import Layout
 from reground_jax.readers.annotated import Annotated, cropped
 
-TRIES = 16  # pictures in a row; that 16 of them cannot be read is no accident
-NAMED = 5  # pictures that cannot be read, each in a warning of its own
+TRIES = 16  # images in a row: if none of 16 can be read, something is wrong
+NAMED = 5  # how many unreadable images get a warning each
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture and what is in it: `layout.prompt` is the caption, its boxes say what is where."""
+    """An image and its annotation: `layout` holds the caption as `prompt`, phrases and boxes."""
 
     image: UInt8[np.ndarray, "S S 3"]
     layout: Layout
@@ -32,18 +32,18 @@ class Example:
 
 @runtime_checkable
 class Source(Protocol):
-    """Anything with endless batches of examples (objects with `image` and `layout`)."""
+    """Any endless supply of batches of examples (objects with `image` and `layout`)."""
 
     def batch(self, index: int, batch_size: int) -> Sequence[Any]:
-        """The `batch_size` examples of batch `index`; the same ones whenever it is asked."""
+        """The `batch_size` examples of batch `index`; every call returns the same ones."""
         ...
 
 
 class Files:
-    """Annotated image files as a source: each epoch shows every one once, in a new order.
+    """Annotated image files as a source: each epoch shows every image once, in a new order.
 
-    A picture that cannot be read never stops a run: the next one of the epoch takes its place, and
-    a warning names it. Only where `TRIES` in a row cannot be read, batch raises ValueError.
+    An unreadable image does not stop a run: the next one of the epoch replaces it, and a warning
+    names it. `batch` raises ValueError only if `TRIES` images in a row cannot be read.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class Files:
         max_boxes: int = 30,
         seed: int = 0,
     ):
-        """Raises ValueError if there is no entry."""
+        """Raises ValueError if `entries` is empty."""
         if not entries:
-            raise ValueError("there is no example to train on: every entry was rejected or missing")
+            raise ValueError("no examples to train on: every entry was rejected or missing")
         self.entries, self.image_size = entries, image_size
         self.max_boxes, self.seed = max_boxes, seed
-        self.unreadable: set[Path] = set()  # as far as they have been met
-        self._last_order: tuple[int, np.ndarray] | None = None  # of an epoch
+        self.unreadable: set[Path] = set()  # those encountered so far
+        self._last_order: tuple[int, np.ndarray] | None = None  # (epoch, its order)
 
     def batch(self, index: int, batch_size: int) -> list[Example]:
-        """Images and boxes are cropped to the middle square and scaled (`readers/annotated.py`)."""
+        """Images and boxes are center-cropped to a square and scaled (`readers/annotated.py`)."""
         return [self._example(index * batch_size + i) for i in range(batch_size)]
 
     def _example(self, position: int) -> Example:
@@ -72,7 +72,7 @@ class Files:
         tries = min(TRIES, len(order))
         for later in range(tries):
             entry = self.entries[order[(place + later) % len(order)]]
-            # One of the captions of an image, by its epoch: epochs go through all of them.
+            # Successive epochs cycle through an image's captions.
             caption = entry.captions[epoch % len(entry.captions)] if entry.captions else ""
             try:
                 made = cropped(entry, caption, size=self.image_size, max_boxes=self.max_boxes)
@@ -81,8 +81,8 @@ class Files:
                 reason = str(error)
                 self._leave_out(entry.path, reason)
         raise ValueError(
-            f"{tries} pictures in a row cannot be used, the last: {reason}; is the folder of the "
-            "images right?"
+            f"{tries} images in a row could not be used (the last one: {reason}); check that the "
+            "image folder is correct"
         )
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -97,18 +97,18 @@ class Files:
             return
         self.unreadable.add(path)
         count = len(self.unreadable)
-        if count <= NAMED or count.bit_count() == 1:  # then after each doubling
+        if count <= NAMED or count.bit_count() == 1:  # then at every doubling
             warnings.warn(
-                f"{reason}: another picture takes its place ({count} so far); "
-                "correct or remove its entry",
+                f"{reason}: using another image instead ({count} unreadable so far); "
+                "fix or remove its entry",
                 stacklevel=2,
             )
 
 
 def prefetch(make: Callable[[int], Any], start: int, *, ahead: int = 4) -> Iterator[Any]:
-    """make(start), make(start + 1), ...: up to `ahead` of them made early, in another thread.
+    """Yields make(start), make(start + 1), ..., computing up to `ahead` of them in a thread.
 
-    An error in `make` is raised where its batch was to come. Closing the iterator ends the thread.
+    An error in `make` is raised in place of its batch. Closing the iterator ends the thread.
     """
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
@@ -125,7 +125,7 @@ def prefetch(make: Callable[[int], Any], start: int, *, ahead: int = 4) -> Itera
         while not stopped.is_set():
             try:
                 offer((make(index), None))
-            except BaseException as error:  # the consumer raises it: no batch may vanish
+            except BaseException as error:  # re-raised in the consumer: no batch is lost
                 return offer((None, error))
             index += 1
 

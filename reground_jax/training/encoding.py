@@ -1,4 +1,4 @@
-"""Images to latents and phrases to embeddings, for the batches of the diffusion stages."""
+"""Encodes images to latents and phrases to embeddings for the diffusion stages."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from reground_jax.training.state import Leaves, nested
 
 
 def encoder(stage: Stage, *, scaled: bool = True) -> Callable[..., jax.Array]:
-    """Compiled (VAE parameters, uint8 images [B, S, S, 3]) -> float32 mean latents."""
+    """A compiled function: (VAE parameters, uint8 images [B, S, S, 3]) -> float32 mean latents."""
     graph, _ = network(stage.model, "vae")
     factor = 1.0 if scaled else stage.model.vae.scaling_factor
 
@@ -28,14 +28,14 @@ def encoder(stage: Stage, *, scaled: bool = True) -> Callable[..., jax.Array]:
 
 
 def phrase_encoder(stage: Stage) -> Callable[..., np.ndarray]:
-    """Compiled (text encoder parameters, int32 ids [1, S]) -> float32 pooled embedding [E]."""
+    """A compiled function: (text encoder parameters, int32 ids [1, S]) -> float32 pooled [E]."""
     graph, _ = network(stage.model, "text_encoder")
     run = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids).pooled[0])
     return lambda params, ids: np.asarray(run(params, ids), np.float32)
 
 
 def latent_deviation(stage: Stage, average: Leaves, batches: int = 8) -> float:
-    """Standard deviation of unscaled mean latents about zero, over some training batches."""
+    """Root mean square of unscaled mean latents over the first `batches` training batches."""
     vae = nested(average)["vae"]
     encode = encoder(stage, scaled=False)
     size = stage.config.recipe.batch_size

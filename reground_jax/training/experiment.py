@@ -1,7 +1,7 @@
-"""Whether a folder's training may go on: its checkpoints say what they are checkpoints of.
+"""Checks that a run resumes only from checkpoints of the same experiment.
 
-An identity is what the numbers of a run depend on, as JSON: stage, model, data, loss and recipe.
-What only says how often a run logs, draws, saves or where it ends is no part of it.
+The identity of an experiment is everything that its numerical results depend on, as JSON: stage,
+model, data, loss and recipe. How often a run logs, samples and saves, and where it ends, is not.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from reground_jax.basics.identity import Difference, differences, listed
 from reground_jax.storage.format1 import current_parts
 from reground_jax.training.recipe import FREE, Recipe
 
-Changes = list[dict[str, Any]]  # {"step": from which on, "what": ["recipe.num_steps 3 -> 6"]}
+Changes = list[dict[str, Any]]  # {"step": first step affected, "what": ["recipe.num_steps 3 -> 6"]}
 
 
 def identity_of(recipe: Recipe, rest: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,17 +25,17 @@ def identity_of(recipe: Recipe, rest: Mapping[str, Any]) -> dict[str, Any]:
 def changes_since(
     record: Mapping[str, Any], given: Mapping[str, Any], *, checkpoint: Path, accept: bool
 ) -> Changes:
-    """The changes so far of the run in `checkpoint`, which continues as `given`.
+    """All changes to the run in `checkpoint` so far, including those for continuing as `given`.
 
-    record: what its state.json says. More num_steps are always accepted: the learning rate follows
-    the longer schedule from there on. Raises ValueError that lists all other differences, unless
-    `accept`.
+    record: the content of its state.json. A larger num_steps is always accepted: the learning rate
+    follows the longer schedule from there on. Any other difference raises a ValueError that lists
+    them all, unless `accept` is set.
     """
     step, changes = int(checkpoint.name), list(record.get("changes", ()))
     if "experiment" not in record:
         warnings.warn(
             f"{checkpoint} was written by a version that did not record its experiment: it "
-            "continues with what is given now; stop it if that is another config or other data",
+            "continues with the current config and data; stop it if those have changed",
             stacklevel=2,
         )
         return [*changes, {"step": step, "what": ["not recorded before"]}]
@@ -46,9 +46,9 @@ def changes_since(
     refused = [d for d in found if not _is_longer(d)]
     if refused and not accept:
         raise ValueError(
-            f"{checkpoint.parent} holds another experiment: {listed(refused)}. Give the old config "
-            "and data to resume it, another --out to start from scratch, or --accept-changes to "
-            "continue anyway, which the model's record will say"
+            f"{checkpoint.parent} holds a different experiment: {listed(refused)}. Give the old "
+            "config and data to resume it, another --out to start from scratch, or "
+            "--accept-changes to continue anyway (the model's record will list the changes)"
         )
     return [*changes, {"step": step, "what": [str(d) for d in found]}] if found else changes
 

@@ -1,4 +1,4 @@
-"""The parameters that a stage starts with: those of the model before, and fresh ones."""
+"""A stage's initial parameters: those of the previous stage's model, and new ones."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,21 +22,21 @@ def is_decoder(name: str) -> bool:
 
 
 def fitting_fusers(given: Model, model: ModelConfig, place: Path) -> Leaves:
-    """What GLIGEN adds, of the model `given`. Raises ValueError unless it is all that fits."""
+    """The grounding parameters of `given`. Raises ValueError unless they match those of `model`."""
     found = {name: leaf for name, leaf in flatten(given.params) if is_grounding(name)}
     wanted = {name: shape for name, shape in leaf_shapes(model).items() if is_grounding(name)}
     if {name: leaf.shape for name, leaf in found.items()} != wanted:
-        raise ValueError(f"{place} has no fusers, or fusers of another size than this U-Net")
+        raise ValueError(f"{place} has no fusers, or fusers that do not fit this U-Net")
     return found
 
 
 def changed(model: ModelConfig, parts: dict[str, Any]) -> ModelConfig:
-    """`model` with some fields of some parts replaced, as a config file says it."""
+    """`model` with some fields of some parts replaced, as a config file specifies."""
     given = model.parts()
     for name, fields in parts.items():
         check_name("model part", name, given)
         part = given[name]
-        if isinstance(fields, dict):  # else `parse` says what it must be
+        if isinstance(fields, dict):  # otherwise `parse` raises the error
             fields = dataclasses.asdict(part) | fields
         given[name] = parse(type(part), fields, f"model.{name}")
     text = TextEncoderConfig(given.pop("text_encoder"), given.pop("tokenizer"))
@@ -44,9 +44,9 @@ def changed(model: ModelConfig, parts: dict[str, Any]) -> ModelConfig:
 
 
 def check_kept(model: ModelConfig, leaves: Leaves, may_be_new: Callable[[str], bool]) -> None:
-    """Raises ValueError if `completed` would create a parameter that must not be new.
+    """Raises ValueError if `completed` would randomly initialize a parameter that is not trained.
 
-    may_be_new: of flat names; what is not trained must not, for it stays as it is.
+    may_be_new: predicate on flat names, true for parameters that the stage trains.
     """
     shapes = leaf_shapes(model)
     for name in NETWORKS:
@@ -54,19 +54,19 @@ def check_kept(model: ModelConfig, leaves: Leaves, may_be_new: Callable[[str], b
         lost = _lost(wanted, leaves)
         if lost and not all(map(may_be_new, wanted)):
             raise ValueError(
-                f"this stage does not train all of the {name}, and that of --from does not fit "
-                f"({lost[0]} is missing there, or of another shape): leave model.{name} out of the "
-                "config, or start from a model of its shape"
+                f"this stage does not train all of the {name}, and the one in --from does not fit "
+                f"({lost[0]} is missing or has another shape): remove model.{name} from the "
+                "config, or start from a model that matches it"
             )
 
 
 def completed(
     model: ModelConfig, leaves: Leaves, *, seed: int, fuser_start: str = "gates"
 ) -> Leaves:
-    """All parameters of `model`: those of `leaves` where name and shape agree, else fresh ones.
+    """All parameters of `model`: those of `leaves` where name and shape match, new ones otherwise.
 
-    A network that would keep only a part of its own is created from scratch, unless what is
-    missing is just GLIGEN's addition.
+    A network with parameters missing from `leaves` is initialized from scratch, unless only
+    GLIGEN's additions are missing.
     """
     result: Leaves = {}
     for name in NETWORKS:
@@ -81,7 +81,7 @@ def completed(
 
 
 def _lost(shapes: dict[str, tuple[int, ...]], leaves: Leaves) -> list[str]:
-    """What of a network `leaves` do not have, GLIGEN's addition aside."""
+    """Names of a network's parameters that `leaves` lacks, apart from GLIGEN's additions."""
     return [
         name
         for name, shape in shapes.items()
@@ -90,10 +90,11 @@ def _lost(shapes: dict[str, tuple[int, ...]], leaves: Leaves) -> list[str]:
 
 
 def opened(name: str, leaf: Any) -> Any:
-    """A fuser's leaf with open gates and zero outputs, as ControlNet starts its branches.
+    """Sets gates to one and output layers to zero, as ControlNet initializes its branches.
 
-    Behind a zero gate a fuser's weights get gradients of the gate's sign, which wanders about zero
-    for a long time; behind a zero output they get none of it, and the model is the same.
+    The gradient of a fuser's weights scales with its gate, which starts at zero and drifts around
+    it, changing sign, for a long time. Zero outputs avoid that and leave the model's output
+    unchanged as well.
     """
     if name.endswith(GATES):
         return jnp.ones_like(leaf)
@@ -102,7 +103,7 @@ def opened(name: str, leaf: Any) -> Any:
 
 
 def initialized(model: ModelConfig, name: str, seed: int) -> dict[Any, Any]:
-    """Fresh float32 parameters of one network; residual branches of the U-Net start at zero."""
+    """New float32 parameters of one network; residual branches of the U-Net start at zero."""
     params = nnx.to_pure_dict(nnx.state(build(model, name, nnx.Rngs(seed))))
     if name != "unet":
         return params

@@ -1,11 +1,11 @@
-"""The losses of the three stages, each a function of (params, batch) alone.
+"""The losses of the stages, each a function of (params, batch) alone.
 
-They run inside a step over devices, see one device's share of the batch, and are averaged over the
-devices; what is no mean of the examples goes through `means.py`. A batch carries the position of
-every example in the whole run; all randomness is drawn from the seed and that position. So an
-example meets the same noise on one device and on eight, and after a resume. Latent diffusion:
-Rombach et al., arXiv 2112.10752; v: Salimans & Ho, arXiv 2202.00512; min-SNR weights: Hang et al.,
-arXiv 2303.09556; GLIGEN: arXiv 2301.07093.
+They run inside a step over devices, on one device's share of the batch, and are averaged over the
+devices; anything that is not a mean over examples goes through `means.py`. A batch carries the
+position of each example within the whole run, and all randomness derives from the seed and that
+position, so an example gets the same noise on one device or eight, and after a resume. Latent
+diffusion: Rombach et al., arXiv 2112.10752; v-prediction: Salimans & Ho, arXiv 2202.00512; min-SNR
+weights: Hang et al., arXiv 2303.09556; GLIGEN: arXiv 2301.07093.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ from reground_jax.training.means import average, ratio
 
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
 
-# What the randomness of an example is for: folded into the seed's key, before its position.
+# Uses of an example's randomness: folded into the seed's key before the example's position.
 TIMESTEP, NOISE, CAPTION_DROP, GROUNDING_DROP, POSTERIOR = range(5)
 
 
 class ImageBatch(NamedTuple):
     images: UInt8[Array | np.ndarray, "B H W 3"]
-    position: Int[Array | np.ndarray, "B"]  # of each example in the run
+    position: Int[Array | np.ndarray, "B"]  # of each example within the run
 
 
 class LatentBatch(NamedTuple):
@@ -48,12 +48,13 @@ class LatentBatch(NamedTuple):
     position: Int[Array | np.ndarray, "B"]
 
 
-@no_type_check  # the tests' type checker must not run before the checks and sentences below
+@no_type_check  # so that the tests' type checker does not preempt the errors below
 @dataclass(frozen=True)
 class AutoencoderTerms:
-    """The weights of an autoencoder's loss: "loss" in a config file.
+    """Weights of the autoencoder loss: "loss" in a config file.
 
-    kl_weight counts per latent value, averaged over them. scales: of the edges, each half as large.
+    kl_weight applies to the mean KL per latent value. scales: how many scales the edge loss uses,
+    each half the size of the one before.
     """
 
     kl_weight: float = 1e-4
@@ -69,13 +70,13 @@ class AutoencoderTerms:
 @no_type_check  # as above
 @dataclass(frozen=True)
 class DiffusionTerms:
-    """What a diffusion loss is made of: "loss" in a config file.
+    """Terms of the diffusion loss: "loss" in a config file.
 
-    Captions become empty with probability `caption_drop`, and all grounding slots null with
-    `grounding_drop`, as GLIGEN does, so that classifier-free guidance has its other half.
-    box_attention: weight of the loss on where fusers look (box_attention.py); 0 in GLIGEN's recipe.
-    min_snr_gamma: weight min(SNR, gamma) / SNR of Hang et al. in terms of x0; None weighs all
-    time steps alike.
+    As in GLIGEN, a caption is replaced by the empty one with probability `caption_drop`, and all
+    grounding slots become null with `grounding_drop`; this trains the unconditional branch of
+    classifier-free guidance. box_attention: weight of the loss on fuser attention
+    (box_attention.py); 0 in GLIGEN's recipe. min_snr_gamma: weight the x0 error by min(SNR, gamma)
+    (Hang et al.); None weights all timesteps equally.
     """
 
     caption_drop: float = 0.1
@@ -95,7 +96,7 @@ class DiffusionTerms:
 class AutoencoderLoss:
     """L1 + `edge_weight` * multi-scale L1 of differences between neighbors + `kl_weight` * KL.
 
-    The differences are what a blurred picture has too little of. There is no adversary.
+    Blur shows up in these differences. There is no adversarial loss.
     """
 
     config: ModelConfig
@@ -124,7 +125,7 @@ class AutoencoderLoss:
 
 @dataclass(frozen=True)
 class DiffusionLoss:
-    """MSE of the U-Net's epsilon or v, by the model's own `NoiseSchedule`."""
+    """MSE of the U-Net's predicted epsilon or v, under the model's own `NoiseSchedule`."""
 
     config: ModelConfig
     attend: Attend
@@ -149,7 +150,7 @@ class DiffusionLoss:
         output, lack = self._unet(params["unet"], noisy, text, batch, timesteps)
         errors = jnp.square(output.astype(jnp.float32) - target).mean((1, 2, 3))
         weights = loss_weights(schedule, snr, self.terms.min_snr_gamma)
-        early = timesteps >= schedule.num_train_steps // 2  # mostly noise: layout is decided there
+        early = timesteps >= schedule.num_train_steps // 2  # mostly noise: layout is decided here
         metrics = {
             "mse": errors.mean(),
             "mse_early": ratio((errors * early).sum(), early.sum()),
@@ -163,7 +164,7 @@ class DiffusionLoss:
     def _unet(
         self, params, noisy, text, batch: LatentBatch, timesteps
     ) -> tuple[Array, Array | None]:
-        """The U-Net's output, and the loss of its fusers' attention if that is asked for."""
+        """The U-Net's output, and the box-attention loss if its weight is not zero."""
         unet = nnx.merge(network(self.config, "unet")[0], params)
         grounding, gate, watch = batch.grounding, None, None
         if grounding is not None:
@@ -172,7 +173,7 @@ class DiffusionLoss:
             gate = jnp.float32(1)
             if self.terms.box_attention:
                 watch = Watch(self.attend, grounding, *noisy.shape[1:3])
-        # Not packed: folding the weights pays over the steps of a run, not within one.
+        # Not packed: folding the weights pays off over many denoising steps, not for a single one.
         prepared = unet.prepare(
             text, grounding, timesteps.astype(jnp.float32), wiring=self.wiring, pack=False
         )
@@ -181,7 +182,7 @@ class DiffusionLoss:
 
 
 def edge_loss(error: Float[Array, "B H W C"], scales: int) -> Float[Array, ""]:
-    """Mean |difference of neighbors| of an error image, at full size, a half, a quarter ..."""
+    """Mean |difference of neighbors| of an error image, averaged over full, half, ... size."""
     total = jnp.zeros(())
     for scale in range(scales):
         if scale:
@@ -197,7 +198,7 @@ def forward_process(
     noise: Float[Array, "B h w C"],
     timesteps: Int[Array, "B"],
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"], Float[Array, "B"]]:
-    """x_t, what the U-Net is to say of it (epsilon or v), and the signal-to-noise ratio."""
+    """x_t, the U-Net's target (epsilon or v), and the signal-to-noise ratio."""
     kept = jnp.asarray(alphas_cumprod(schedule), jnp.float32)[timesteps]
     alpha, sigma = (jnp.sqrt(s)[:, None, None, None] for s in (kept, 1 - kept))
     latents = jnp.asarray(latents)
@@ -209,7 +210,7 @@ def forward_process(
 def loss_weights(
     schedule: NoiseSchedule, snr: Float[Array, "B"], gamma: float | None
 ) -> Float[Array, "B"]:
-    """min(SNR, gamma) on the error of x0, in terms of the error of epsilon or of v."""
+    """The weight min(SNR, gamma) of the x0 error, converted to an error in epsilon or v."""
     if gamma is None:
         return jnp.ones_like(snr)
     clipped = jnp.minimum(snr, gamma)
@@ -217,7 +218,7 @@ def loss_weights(
 
 
 def keys(seed: int, position: Int[ArrayLike, "B"], use: int) -> Array:
-    """A random key per example: a function of the run's seed, its position and the use."""
+    """A random key per example: a function of the seed, the example's position and the use."""
     base = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), use)
     return jax.vmap(lambda place: jax.random.fold_in(base, place))(jnp.asarray(position))
 
@@ -231,5 +232,5 @@ def normal(
 def chance(
     seed: int, position: Int[ArrayLike, "B"], use: int, probability: float
 ) -> Bool[Array, "B"]:
-    """bool [B], each true with `probability`."""
+    """Booleans, each true with `probability`."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys(seed, position, use))

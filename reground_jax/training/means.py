@@ -1,8 +1,8 @@
-"""Sums over the whole batch, from inside a step in which a device sees its share alone.
+"""Sums over the whole batch, inside a step where each device sees only its share.
 
-Shares are of equal size, so the mean of the devices' means is the mean of the batch, and the
-trainer averages losses, gradients and metrics so. Of a ratio of sums, or a logarithm of a mean,
-that is not true: those ask here.
+All shares have the same size, so the mean over devices of per-device means is the mean over the
+batch; the trainer averages losses, gradients and metrics that way. This does not hold for a ratio
+of sums or the logarithm of a mean: those use the functions here.
 """
 
 import jax
@@ -11,15 +11,15 @@ from jaxtyping import Array, Float, Int
 
 from reground_jax.devices import SPLIT
 
-AXIS = SPLIT[0]  # the name of the devices' axis
+AXIS = SPLIT[0]  # name of the device axis
 
 
 @jax.custom_jvp
 def total(share: Float[Array, ""]) -> Float[Array, ""]:
     """The sum over all devices.
 
-    Differentiated, it counts this device's share as many times as there are devices: the average
-    of their gradients, which the trainer takes, is then the gradient of the sum.
+    Its derivative is multiplied by the number of devices: the trainer averages gradients over
+    devices, which then gives the gradient of the sum.
     """
     return jax.lax.psum(share, AXIS)
 
@@ -30,10 +30,10 @@ def _(primals, tangents):
 
 
 def ratio(numerator: Float[Array, ""], count: Int[Array, ""]) -> Float[Array, ""]:
-    """The batch's sum of `numerator` by its sum of `count`; 0 where nothing is counted."""
+    """The batch's sum of `numerator` divided by its sum of `count`; 0 if the count is zero."""
     return total(numerator) / jnp.maximum(jax.lax.psum(count, AXIS), 1)
 
 
 def average(share: Float[Array, ""]) -> Float[Array, ""]:
-    """The batch's mean, of the mean over this device's share."""
+    """The mean over the batch, given the mean over this device's share."""
     return jax.lax.pmean(share, AXIS)

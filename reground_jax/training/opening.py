@@ -1,4 +1,4 @@
-"""Opening a stage: its data, the model that it starts from, and every check before any work."""
+"""Opens a stage: its data, the model it starts from, and every check, before any work."""
 
 import dataclasses
 import hashlib
@@ -30,14 +30,14 @@ from reground_jax.training.sources import Data, open_data
 from reground_jax.training.state import Leaves
 
 Terms = AutoencoderTerms | DiffusionTerms
-# Which parameters a stage trains, by flat name; the others stay as they are.
+# Which parameters a stage trains, by flat name; the rest are frozen.
 TRAINED: dict[str, Callable[[str], bool]] = {
     "autoencoder": lambda name: name.startswith("vae/"),
     "text_to_image": lambda name: not name.startswith("vae/"),
     "grounding": is_grounding,
     "decoder": is_decoder,
 }
-# What "loss" may say: without grounding, some of DiffusionTerms would be of no effect.
+# Valid fields of "loss": without grounding, some DiffusionTerms would have no effect.
 TERMS: dict[str, tuple[type[Terms], tuple[str, ...]]] = {
     "autoencoder": (AutoencoderTerms, ("kl_weight", "edge_weight", "scales")),
     "text_to_image": (DiffusionTerms, ("caption_drop", "min_snr_gamma")),
@@ -50,23 +50,23 @@ TERMS: dict[str, tuple[type[Terms], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """What one command works with."""
+    """Everything that one `train` command works with."""
 
     kind: str  # a key of TRAINED
     config: StageConfig
     terms: Terms
     data: Data
     model: ModelConfig
-    leaves: Leaves  # of all networks, by flat name
+    leaves: Leaves  # parameters of all networks, by flat name
     tokenizer_json: str
     out: Path
     devices: tuple[Device, ...]
     info: dict[str, Any]
-    experiment: dict[str, Any]  # what its numbers depend on, besides the recipe
-    accept_changes: bool = False  # go on in `out`, though its experiment was another
+    experiment: dict[str, Any]  # what the results depend on besides the recipe
+    accept_changes: bool = False  # resume in `out` even if its experiment differs
 
     def attend(self) -> Callable[..., Any]:
-        # The plain form has a gradient everywhere, and is the fastest at the sizes of training.
+        # "plain" is differentiable on every platform, and the fastest at training sizes.
         return attention_for(self.devices[0].platform, "plain")
 
     def layouts(self) -> list[Any]:
@@ -83,11 +83,11 @@ def open_stage(
     devices: Sequence[Device] | None = None,
     accept_changes: bool = False,
 ) -> Stage:
-    """Everything that a stage starts with. Raises ValueError for whatever does not fit.
+    """Everything a stage starts with. Raises ValueError for anything that does not fit.
 
-    base: the model directory of the stage before; None starts from nothing (autoencoder). fusers: a
-    grounded model directory whose fusers and position net the stage "grounding" starts from.
-    Raises FileExistsError if `out` has its model already.
+    base: model directory of the previous stage; None starts from scratch (autoencoder only).
+    fusers: a grounded model directory whose fusers and position net initialize the "grounding"
+    stage. Raises FileExistsError if `out` already has a model.
     """
     terms = _check_request(kind, config, out, base, fusers)
     data = open_data(config.source, config.folder)
@@ -122,20 +122,20 @@ def is_diffusion(kind: str) -> bool:
 def _check_request(
     kind: str, config: StageConfig, out: Path, base: Path | None, fusers: Path | None
 ) -> Terms:
-    """What can be said without any data: the terms of the loss, or an error."""
+    """Checks that need no data. Returns the loss terms."""
     check_name("stage", kind, TRAINED)
     terms, known = TERMS[kind]
     parsed = parse(terms, config.loss, "loss", known=known)
     if config.cache_examples and not is_diffusion(kind):
-        raise ValueError(f"cache_examples keeps latents, which {kind} has none of: leave it out")
+        raise ValueError(f"cache_examples caches latents, and {kind} has none: remove it")
     if base is None and kind != "autoencoder":
-        raise ValueError(f"the stage {kind} starts from a trained model: give --from DIR")
+        raise ValueError(f"stage {kind} starts from a trained model: give --from DIR")
     if fusers is not None and kind != "grounding":
-        raise ValueError(f"--fusers is for the stage grounding, not for {kind}")
+        raise ValueError(f"--fusers is only for stage grounding, not for {kind}")
     if (out / "model").exists():
         raise FileExistsError(
-            f"{out}/model exists already: that run is finished; choose another --out, or remove "
-            "the model to go on from its last checkpoint"
+            f"{out}/model already exists: that run is finished; choose another --out, or remove "
+            "the model to continue from its last checkpoint"
         )
     return parsed
 
@@ -143,7 +143,7 @@ def _check_request(
 def _start(
     data: Data, base: Path | None
 ) -> tuple[ModelConfig, Leaves, str, dict[str, Any], dict[str, Any]]:
-    """(model, its leaves, tokenizer.json, info of the model to be, identity of what it is of)."""
+    """(model, its leaves, tokenizer.json, info for the new model, identity of its origin)."""
     if base is not None:
         given = read_model(base)
         info = {"source": given.info.get("source"), "training": given.info.get("training", [])}
@@ -151,8 +151,8 @@ def _start(
         return given.config, dict(flatten(given.params)), given.tokenizer_json, info, origins
     if data.tokenizer is None:
         raise ValueError(
-            "this source has no tokenizer of its own: give --from DIR, a model to start from "
-            "(`reground-jax convert` makes one of any Stable Diffusion checkpoint)"
+            "this source has no tokenizer: give --from DIR, a model to start from "
+            "(`reground-jax convert` makes one from any Stable Diffusion checkpoint)"
         )
     tokenizer_json, tokenizer = data.tokenizer
     info = {"source": "trained by reground_jax.training", "training": []}
@@ -161,15 +161,15 @@ def _start(
 
 
 def check_size(kind: str, model: ModelConfig, terms: Terms, side: int) -> None:
-    """Raises ValueError unless the networks and the loss can take images of `side` pixels."""
-    multiple, why = model.vae.downsampling, "the autoencoder's latents"
+    """Raises ValueError unless the networks and the loss accept images of `side` pixels."""
+    multiple, why = model.vae.downsampling, "the autoencoder"
     if isinstance(terms, AutoencoderTerms):
         smallest = 2 ** (terms.scales - 1)
         if side // smallest < 2 or side % smallest:
-            multiple, why = smallest, f"the loss on edges at {terms.scales} scales"
+            multiple, why = smallest, f"the edge loss at {terms.scales} scales"
     if side % multiple or side < 2 * multiple:
         raise ValueError(
-            f"images are {side} pixels wide: {why} asks for a multiple of {multiple}, "
+            f"images are {side} pixels wide: {why} needs a multiple of {multiple}, "
             f"at least {2 * multiple}"
         )
     if not is_diffusion(kind):
@@ -178,13 +178,13 @@ def check_size(kind: str, model: ModelConfig, terms: Terms, side: int) -> None:
     if side != own:
         raise ValueError(
             f"images are {side} pixels wide, but the model's are {own}: set the source's size to "
-            f'{own}, or make the model one of {side} pixels by "model": {{"unet": '
+            f'{own}, or change the model to {side} pixels with "model": {{"unet": '
             f'{{"sample_size": {side // model.vae.downsampling}}}}}'
         )
     if model.unet.inpainting or model.unet.in_channels != model.vae.latent_channels:
         raise ValueError(
-            f"the U-Net takes {model.unet.in_channels} channels and latents have "
-            f"{model.vae.latent_channels}: models for inpainting cannot be trained"
+            f"the U-Net takes {model.unet.in_channels} channels, but latents have "
+            f"{model.vae.latent_channels}: inpainting models cannot be trained"
         )
 
 
@@ -196,7 +196,7 @@ def experiment(
     model: ModelConfig,
     origins: dict[str, Any],
 ) -> dict[str, Any]:
-    """What the numbers of a run depend on besides its recipe, as JSON."""
+    """What a run's results depend on besides its recipe, as JSON."""
     loss = dataclasses.asdict(terms)
     value = {
         "stage": kind, "start": origins, "data": dict(data.identity), "model": model.to_json(),

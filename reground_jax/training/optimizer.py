@@ -1,4 +1,4 @@
-"""The optimizer that a recipe stands for, over flat parameters."""
+"""Builds the optimizer that a recipe describes, over flat parameters."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from reground_jax.training.state import Leaves
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """Clips, then applies AdamW or Muon, then the gates' own rate. Parameters by flat name."""
+    """Clips, applies AdamW or Muon, then scales the gates' updates. Parameters by flat name."""
     rates = learning_rates(recipe)
     if recipe.optimizer == "muon":
         step = muon(
@@ -25,7 +25,7 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
         step = optax.adamw(rates, b2=recipe.beta2, weight_decay=recipe.weight_decay, mask=_kernels)
 
     def hurry_gates(updates: Leaves, _: Any) -> Leaves:
-        """A gate is one number that moves by a learning rate per step: short runs need more."""
+        """A gate is a scalar that moves by one learning rate per step: too slow for short runs."""
         return {
             name: update * (recipe.gate_rate if name.endswith(GATES) else 1)
             for name, update in updates.items()
@@ -39,7 +39,7 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
 
 
 def learning_rates(recipe: Recipe) -> optax.Schedule:
-    """Warm-up from 0, and then as `recipe.decay` says."""
+    """Linear warm-up from 0, followed by the decay in `recipe.decay`."""
     warm = optax.linear_schedule(0.0, recipe.learning_rate, max(recipe.warmup_steps, 1))
     after = optax.constant_schedule(recipe.learning_rate)
     if recipe.decay == "cosine":
@@ -53,7 +53,7 @@ def _kernels(params: Leaves) -> dict[str, bool]:
 
 
 def _matrices(params: Leaves) -> dict[str, MuonDimensionNumbers | None]:
-    """Kernels as matrices: the last axis is the output, a convolution's rest the input."""
+    """Treats kernels as matrices: the last axis is the output, all others are the input."""
     return {
         name: MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
         if name.endswith("kernel")

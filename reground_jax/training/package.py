@@ -1,6 +1,6 @@
-"""`python -m reground_jax.training.package`: finished models to where the package carries them.
+"""`python -m reground_jax.training.package`: copies a finished model into the package.
 
-The first is written whole, the others as what they differ by: fusers and position net.
+With --base, only what differs from the base model is stored: fusers and position net.
 """
 
 import argparse
@@ -23,8 +23,8 @@ def package(
 ) -> int:
     """Rewrites the model directory in bfloat16 and returns its size on disk in bytes.
 
-    recommended: fields of Settings that suit the model, by default those of `source`. A model card
-    in `target` is kept. Raises ValueError if the two do not fit.
+    recommended: recommended fields of Settings, by default those of `source`. A model card in
+    `target` is kept. Raises ValueError if the model does not match `base`.
     """
     model = read_model(source)
     card = target / "README.md"
@@ -44,10 +44,10 @@ def package(
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="model directory of the last stage")
-    parser.add_argument("target", type=Path, help="such as reground_jax/models/emoji")
-    parser.add_argument("--base", type=Path, help="packaged model that this one stands on")
+    parser.add_argument("target", type=Path, help="for example reground_jax/models/emoji")
+    parser.add_argument("--base", type=Path, help="packaged model that this one builds on")
     parser.add_argument(
-        "--recommended", type=json.loads, metavar="JSON", help="such as '{\"num_steps\": 20}'"
+        "--recommended", type=json.loads, metavar="JSON", help="for example '{\"num_steps\": 20}'"
     )
     given = parser.parse_args(arguments)
     size = package(given.source, given.target, given.base, given.recommended)

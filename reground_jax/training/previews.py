@@ -1,4 +1,4 @@
-"""Sample images during training, in OUT/samples/STEP.png: the model's beside the originals."""
+"""Sample images during training, next to the originals, in OUT/samples/STEP.png."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ Preview = Callable[[int, Leaves], None]  # (step, averaged parameters by flat na
 
 
 def reconstructions(stage: Stage, frozen: Leaves) -> Preview:
-    """Held-out images after the autoencoder."""
+    """Previews the autoencoder's reconstructions of held-out images."""
     examples = stage.layouts()
     layouts = [example.layout for example in examples]
     images = np.stack([example.image for example in examples])
@@ -44,7 +44,7 @@ def reconstructions(stage: Stage, frozen: Leaves) -> Preview:
 
 
 def generations(stage: Stage, wiring: Wiring, frozen: Leaves) -> Preview:
-    """Images of held-out layouts under `wiring`."""
+    """Previews images generated from held-out layouts under `wiring`."""
     examples = stage.layouts()
     layouts = [example.layout for example in examples]
     truth = np.stack([example.image for example in examples])
@@ -76,7 +76,7 @@ def _reconstruction(stage: Stage) -> Callable[..., jax.Array]:
 def _generation(
     stage: Stage, layouts: Sequence[Layout], wiring: Wiring
 ) -> Callable[[Params], UInt8[np.ndarray, "B S S 3"]]:
-    """Parameters of all networks -> an image per layout."""
+    """A function: parameters of all networks -> one image per layout."""
     programs = Programs(stage.model, Hardware.choose(stage.devices))
     texts = Texts(stage.tokenizer_json, stage.model.text_encoder.tokenizer)
     settings = dataclasses.replace(LOOK, wiring=wiring)

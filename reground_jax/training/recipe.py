@@ -1,7 +1,7 @@
-"""The recipe: how a stage is optimized, as its config file says it.
+"""The recipe: how a stage is optimized, as specified in its config file.
 
-Nothing here imports JAX, so a config is checked before anything is loaded; `optimizer.py` is what
-it stands for.
+Nothing here imports JAX, so that configs are checked before anything is loaded; `optimizer.py`
+builds the optimizer from it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from reground_jax.basics.fields import (
 )
 from reground_jax.settings import MAX_SEED
 
-RULES = (  # (field, what it may be, whether it is a whole number)
+RULES = (  # (field, allowed range, whether it is a whole number)
     ("num_steps", at_least(1), True),
     ("batch_size", at_least(1), True),
     ("learning_rate", POSITIVE, False),
@@ -32,32 +32,32 @@ RULES = (  # (field, what it may be, whether it is a whole number)
     ("sample_every", at_least(1), True),
     ("save_every", at_least(1), True),
 )
-# What changes no number of a step: a run may resume with other values.
+# Fields that do not affect any step's results: a run may resume with other values.
 FREE = ("last_step", "log_every", "sample_every", "save_every")
 
 
-@no_type_check  # the tests' type checker must not run before the checks and sentences below
+@no_type_check  # so that the tests' type checker does not preempt the errors below
 @dataclass(frozen=True)
 class Recipe:
-    """How to optimize: warm-up, clipped gradients, and an average of the weights.
+    """How to optimize: warm-up, gradient clipping, and an average of the weights.
 
-    optimizer: "adamw", or "muon": kernels by Muon (Jordan et al. 2024), as large as AdamW's
-    updates (arXiv 2502.16982), and the rest by AdamW. On the small autoencoder of `configs/emoji64`
-    it needs fewer steps; it costs a few matrix products of every kernel per step.
+    optimizer: "adamw", or "muon", which uses Muon for kernels (Jordan et al. 2024), with updates
+    scaled to match AdamW's (arXiv 2502.16982), and AdamW for the rest. On the small autoencoder of
+    `configs/emoji64` Muon needs fewer steps; it costs a few matrix products per kernel and step.
     """
 
-    num_steps: int  # of the learning rate's decay
-    batch_size: int  # over all devices
-    last_step: int | None = None  # where the run ends; None: at `num_steps`
+    num_steps: int  # length of the learning rate schedule
+    batch_size: int  # total over all devices
+    last_step: int | None = None  # where the run ends; None means `num_steps`
     optimizer: str = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 100
     decay: str = "cosine"  # to zero at `num_steps`; or "constant"
-    weight_decay: float = 0.01  # on kernels alone
+    weight_decay: float = 0.01  # applied to kernels only
     beta2: float = 0.99
     clip_norm: float = 1.0
     average_decay: float = 0.999
-    gate_rate: float = 1.0  # learning rate of the fusers' gates, in learning rates of the rest
+    gate_rate: float = 1.0  # multiplies the learning rate of the fusers' gates
     seed: int = 0
     log_every: int = 20
     sample_every: int = 500
@@ -72,8 +72,8 @@ class Recipe:
             check_number("last_step", self.last_step, *at_least(1), whole=True)
         if not 1 <= self.end <= self.num_steps:
             raise ValueError(
-                f"last_step is {self.last_step}: it must be 1..{self.num_steps}, the steps that "
-                "there are learning rates for"
+                f"last_step is {self.last_step}: it must be 1..{self.num_steps}, since the "
+                "learning rate schedule ends there"
             )
 
     @property

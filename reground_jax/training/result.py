@@ -13,7 +13,7 @@ from reground_jax.training.trainer import Trainer
 
 
 def write_result(stage: Stage, model: ModelConfig, trainer: Trainer) -> None:
-    """The averaged weights, and everything else as it was, as OUT/model."""
+    """Writes OUT/model: the averaged weights, and all frozen parameters unchanged."""
     leaves = stage.leaves | trainer.state.average
     kind = jnp.dtype(stage.config.save_dtype)
     record = {
@@ -21,7 +21,7 @@ def write_result(stage: Stage, model: ModelConfig, trainer: Trainer) -> None:
         "steps": int(trainer.state.step),
         "recipe": dataclasses.asdict(stage.config.recipe),
         "wiring": stage.config.wiring if stage.kind == "grounding" else None,
-        # Not the paths: they mean nothing elsewhere.
+        # No paths: they mean nothing on other machines.
         "source": {k: v for k, v in stage.config.source.items() if k in ("kind", "world", "seed")},
         "finished": time.strftime("%Y-%m-%d"),
     }

@@ -1,4 +1,4 @@
-"""Pictures of how training goes: what was to come beside what came, a caption under each."""
+"""Sample grids that show training progress: targets and results, with captions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from reground_jax.draw import phrase_colors
 from reground_jax.layout import Layout
 
-PANEL = 160  # pixels of a picture's side in the grid, at least
-CAPTION = 42  # pixels of height for three lines of text
+PANEL = 160  # minimum side of an image in the grid, pixels
+CAPTION = 42  # height of three lines of text, pixels
 
 
 def sample_grid(
@@ -21,9 +21,9 @@ def sample_grid(
     columns: int = 6,
     boxes: bool = True,
 ) -> Image.Image:
-    """A cell per layout: its pictures one below the other, one of each of `rows`.
+    """One cell per layout, stacking that layout's image from each of `rows`.
 
-    boxes: draw the layout's boxes over the last of them.
+    boxes: draw the layout's boxes over the last one.
     """
     side = max(PANEL, rows[0].shape[1])
     tall = side * len(rows) + CAPTION

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and Ctrl-C are noted, so that a step and its checkpoint can end."""
+"""Graceful stopping: SIGTERM and Ctrl-C let the current step finish and be checkpointed."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Asked:
-    """True once a signal has come; a second Ctrl-C raises KeyboardInterrupt at once."""
+    """True once a signal has arrived; a second Ctrl-C raises KeyboardInterrupt immediately."""
 
     def __init__(self) -> None:
         self.by_keyboard = self.by_others = False
@@ -23,16 +23,16 @@ class Asked:
             raise KeyboardInterrupt
         else:
             self.by_keyboard = True
-            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+            print("\nstopping after this step; Ctrl-C again stops immediately", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Asked]:
-    """Notes SIGTERM and Ctrl-C within; on other threads than the main one, where none come, not."""
+    """Records SIGTERM and Ctrl-C inside the block; does nothing outside the main thread."""
     asked, before = Asked(), {}
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup or `&`
+            if signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup or `&`
                 before[number] = signal.signal(number, asked.note)
     except ValueError:  # not the main thread
         pass

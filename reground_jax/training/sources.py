@@ -1,4 +1,4 @@
-"""The "source" of a config file, opened: the emoji world, COCO, or JSONL with images."""
+"""Opens the "source" of a config file: the emoji world, COCO, or JSONL with images."""
 
 import hashlib
 import json
@@ -25,17 +25,17 @@ PLACES = {"artwork", "instances", "images", "captions", "path"}
 
 @dataclass(frozen=True)
 class Data:
-    """A source, some examples that it never gives, and its own tokenizer if it has one."""
+    """A source, held-out examples that it never yields, and its own tokenizer if it has one."""
 
     source: Source
     heldout: Callable[[int], Any]  # n -> the first n held-out examples
     tokenizer: tuple[str, Any] | None  # (tokenizer.json, TokenizerConfig)
-    identity: Mapping[str, Any] = field(default_factory=dict)  # what tells it from other data
+    identity: Mapping[str, Any] = field(default_factory=dict)  # distinguishes it from other data
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One numbered stream of a world's examples, as a Source."""
+    """A Source: one numbered stream of a world's examples."""
 
     world: World
     seed: int
@@ -45,17 +45,17 @@ class Stream:
 
 
 def open_data(source: Mapping[str, Any], folder: Path) -> Data:
-    """The data that a config file in `folder` describes. Raises ValueError for what cannot be."""
+    """The data that a config in `folder` describes. Raises ValueError if it cannot be used."""
     options = dict(source)
     kind = options.pop("kind", None)
     check_name("source kind", kind, SOURCES)
     for name in PLACES & options.keys():
         if not isinstance(options[name], str | None):
-            raise ValueError(f"{name} of the source is {options[name]!r}: it must be a path")
+            raise ValueError(f"source field {name!r} is {options[name]!r}: it must be a path")
     return parse(SOURCES[kind], options, f"source {kind!r}").open(folder)
 
 
-@no_type_check  # the tests' type checker must not run before the checks and sentences below
+@no_type_check  # so that the tests' type checker does not preempt the errors below
 @dataclass(frozen=True)
 class EmojiSource:
     """Scenes of pictograms. world: "small", "large", or fields of `WorldConfig`."""
@@ -67,8 +67,8 @@ class EmojiSource:
     def open(self, folder: Path) -> Data:
         if self.artwork is None:
             raise ValueError(
-                "the emoji world needs its artwork: give --artwork DIR/artwork.npz, which "
-                "`python -m reground_jax.emoji.artwork --out DIR` makes"
+                "the emoji world needs its artwork: run `python -m reground_jax.emoji.artwork "
+                "--out DIR`, then give --artwork DIR/artwork.npz"
             )
         check_number("seed", self.seed, *at_least(0), whole=True)
         if isinstance(self.world, dict):
@@ -88,7 +88,7 @@ class EmojiSource:
 @no_type_check
 @dataclass(frozen=True)
 class CocoSource:
-    """COCO's instances and captions, and the folder of the images."""
+    """COCO's instances and captions files, and the image folder."""
 
     instances: str
     images: str
@@ -105,7 +105,7 @@ class CocoSource:
 @no_type_check
 @dataclass(frozen=True)
 class JsonlSource:
-    """One annotated image a line."""
+    """A JSONL file with one annotated image per line."""
 
     path: str
     image_size: int
@@ -120,9 +120,9 @@ SOURCES = {"emoji": EmojiSource, "coco": CocoSource, "jsonl": JsonlSource}
 
 
 def _files(source: Any, found: Any) -> Data:
-    """The last `heldout` entries are never trained on; without any, samples show training data.
+    """Holds out the last `heldout` entries; if that is 0, samples show training data.
 
-    source: a CocoSource or a JsonlSource. found: its entries, an iterator of Annotated | Rejected.
+    source: a CocoSource or JsonlSource. found: its entries, an iterator of Annotated | Rejected.
     """
     check_number("image_size", source.image_size, *between(1, MAX_SIDE), whole=True)
     check_number("heldout", source.heldout, *at_least(0), whole=True)
@@ -132,7 +132,7 @@ def _files(source: Any, found: Any) -> Data:
     _warn_of([entry for entry in entries if isinstance(entry, Rejected)], len(entries))
     if good and source.heldout >= len(good):
         raise ValueError(
-            f"heldout is {source.heldout}, but there are {len(good)} examples in all: hold out "
+            f"heldout is {source.heldout}, but there are only {len(good)} examples: hold out "
             "fewer, so that some are left to train on"
         )
     train, rest = good[: len(good) - source.heldout], good[len(good) - source.heldout :]
@@ -147,16 +147,16 @@ def _files(source: Any, found: Any) -> Data:
 
 def _warn_of(rejected: Sequence[Rejected], count: int) -> None:
     for entry in rejected[:NAMED]:
-        warnings.warn(f"left out: {entry.source}: {entry.reason}", stacklevel=2)
+        warnings.warn(f"skipped {entry.source}: {entry.reason}", stacklevel=2)
     if rejected:
         warnings.warn(
-            f"{len(rejected)} of {count} entries are left out: correct or remove them",
+            f"skipped {len(rejected)} of {count} entries: fix or remove them",
             stacklevel=2,
         )
 
 
 def _annotations_checksum(entries: Sequence[Annotated]) -> str:
-    """Of file names, captions, phrases and boxes in their order; not of the pictures."""
+    """Covers file names, captions, phrases and boxes, in order, but not the images."""
     digest = hashlib.sha256()
     for e in entries:
         line = [e.path.name, *e.captions, *e.phrases, *map(list, e.boxes)]

@@ -1,8 +1,8 @@
-"""The stages: autoencoder, text-to-image, grounding. Each ends in a model directory.
+"""The training stages, each of which ends in a model directory.
 
-Every stage starts from the model of the one before and passes on all networks, so that
-`Pipeline.load` reads each. GLIGEN's recipe (arXiv 2301.07093, section 3): the trained model is
-frozen, fusers whose gates are zero and a position net are inserted, and only those are trained.
+Every stage starts from the previous stage's model and passes on all networks, so `Pipeline.load`
+can read each result. Grounding follows GLIGEN (arXiv 2301.07093, section 3): the trained model is
+frozen, fusers with zero gates and a position net are added, and only those are trained.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from reground_jax.training.trainer import Trainer
 
 
 def autoencoder(stage: Stage, *, minutes: float | None) -> bool:
-    """Stage 1: the VAE, on images alone; then measures the scale of its latents."""
+    """Stage 1: trains the VAE on images alone, then measures the scale of its latents."""
     trainer = _autoencoder_trainer(stage)
     done = trainer.run(minutes=minutes)
     if done:
@@ -39,7 +39,7 @@ def autoencoder(stage: Stage, *, minutes: float | None) -> bool:
 
 
 def decoder(stage: Stage, *, minutes: float | None) -> bool:
-    """The VAE's decoder alone: latents keep their meaning, so it may follow any stage."""
+    """Trains only the VAE's decoder: latents do not change, so it can follow any stage."""
     trainer = _autoencoder_trainer(stage)
     done = trainer.run(minutes=minutes)
     if done:
@@ -48,12 +48,12 @@ def decoder(stage: Stage, *, minutes: float | None) -> bool:
 
 
 def text_to_image(stage: Stage, *, minutes: float | None) -> bool:
-    """Stage 2: U-Net and text encoder together, on captions; the VAE is frozen."""
+    """Stage 2: trains the U-Net and text encoder together on captions; the VAE is frozen."""
     return _diffusion(stage, "no_grounding", minutes=minutes)
 
 
 def grounding(stage: Stage, *, minutes: float | None) -> bool:
-    """Stage 3: only fusers and position net, on captions and boxes, under either wiring."""
+    """Stage 3: trains only fusers and position net on captions and boxes, under either wiring."""
     return _diffusion(stage, wiring_name(stage.config.wiring), minutes=minutes)
 
 
@@ -93,9 +93,9 @@ def _diffusion(stage: Stage, wiring: Wiring, *, minutes: float | None) -> bool:
 
 
 def _split(stage: Stage, prefix: str = "") -> tuple[Leaves, Leaves]:
-    """(trained, frozen) leaves, of those whose name starts with `prefix`.
+    """(trained, frozen) leaves among those whose name starts with `prefix`.
 
-    The frozen ones are placed on the devices once, for batches, steps and previews alike.
+    Frozen leaves are placed on the devices once and shared by batches, steps and previews.
     """
     leaves = {name: leaf for name, leaf in stage.leaves.items() if name.startswith(prefix)}
     trained, frozen = split_leaves(leaves, TRAINED[stage.kind])

@@ -1,7 +1,7 @@
-"""What training changes: float32 master weights, their moving average, the optimizer's moments.
+"""Training state: float32 master weights, their moving average, and the optimizer's state.
 
-Parameters are flat here ("unet/conv_in/kernel"): which of them are trained is a predicate on names,
-not a second model. Frozen parameters are a separate dict, in any dtype, that no step can touch.
+Parameters are a flat dict here ("unet/conv_in/kernel"), so a predicate on names selects which ones
+are trained. Frozen parameters are a separate dict, of any dtype, that no step can modify.
 """
 
 import json
@@ -24,16 +24,16 @@ from reground_jax.storage.format1 import current_name
 
 Leaves = dict[str, Any]  # arrays by flat name
 FORMAT = "reground-jax-training/1"
-KEPT = 2  # checkpoints that stay: the last one, and the one before it
-WAY_OUT = "remove it to continue from the one before, or to start again if there is none"
+KEPT = 2  # number of checkpoints to keep
+WAY_OUT = "remove it to continue from the previous one, or to start over if there is none"
 
 
 class TrainState(NamedTuple):
-    """Everything that a step reads and replaces. Randomness is a function of the step alone."""
+    """Everything that a step reads and replaces. Randomness depends on the step alone."""
 
     step: Int[Array, ""]  # steps done
-    params: Leaves  # trainable ones, float32
-    average: Leaves  # exponential moving average of them, float32
+    params: Leaves  # trainable parameters, float32
+    average: Leaves  # their exponential moving average, float32
     moments: optax.OptState
 
 
@@ -49,28 +49,28 @@ def split_leaves(leaves: Leaves, trainable: Callable[[str], bool]) -> tuple[Leav
 
 
 def nested(*parts: Leaves) -> Params:
-    """Flat leaves as the nested dict that the networks take, keyed by network first."""
+    """Nests flat leaves into the dict that the networks take, keyed by network first."""
     return unflatten((name, leaf) for part in parts for name, leaf in part.items())
 
 
 def initial_state(trained: Leaves, optimizer: optax.GradientTransformation) -> TrainState:
-    # Copies, so that the first step may take over the memory of each.
+    # Separate copies, so that the first step can donate the buffers of both.
     params = {name: jnp.array(leaf, jnp.float32) for name, leaf in trained.items()}
     average = {name: jnp.array(leaf, jnp.float32) for name, leaf in trained.items()}
     return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
 
 
 def moving_average(average: Leaves, params: Leaves, step: Int[Array, ""], decay: float) -> Leaves:
-    """The average after `step` earlier steps; young averages forget faster: (1 + n) / (10 + n)."""
+    """The updated average; the decay warms up as (1 + step) / (10 + step), up to `decay`."""
     count = step.astype(jnp.float32)
     keep = jnp.minimum(decay, (1 + count) / (10 + count))
     return jax.tree.map(lambda a, p: a + (1 - keep) * (p - a), average, params)
 
 
 def save_state(directory: Path, state: TrainState, record: Mapping[str, Any]) -> Path:
-    """Writes `directory`/00001234 whole or not at all, and removes all but the newest `KEPT`.
+    """Writes `directory`/00001234 atomically, and removes all but the newest `KEPT`.
 
-    record: JSON values that go into its state.json: what the state is a state of.
+    record: JSON values for its state.json that identify the run.
     """
     step = int(state.step)
     final, partial = directory / f"{step:08}", directory / f".{step:08}.partial"
@@ -87,27 +87,27 @@ def save_state(directory: Path, state: TrainState, record: Mapping[str, Any]) ->
 
 
 def latest_state(directory: Path) -> Path | None:
-    """The newest complete checkpoint under `directory`, if there is any."""
+    """The newest complete checkpoint under `directory`, or None."""
     found = [path for path in directory.glob("[0-9]*") if (path / "state.json").exists()]
     return max((path for path in found if path.name.isdigit()), default=None)
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What state.json in `path` says. Raises CheckpointError unless this version can read it."""
+    """The content of state.json in `path`. Raises CheckpointError if it cannot be read."""
     try:
         content = parse_json((path / "state.json").read_bytes())
         kind, _ = content["format"], range(content["groups"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no training state: {WAY_OUT}") from error
+        raise CheckpointError(f"{path} is not a training checkpoint: {WAY_OUT}") from error
     if kind != FORMAT:
-        raise CheckpointError(f"{path} has format {kind!r}, this version reads {FORMAT!r}")
+        raise CheckpointError(f"{path} has format {kind!r}, but this version reads {FORMAT!r}")
     return content
 
 
 def load_state(path: Path, like: TrainState) -> TrainState:
-    """The state in `path`, bit for bit, in the structure of `like`.
+    """The state saved in `path`, bit for bit, with the structure of `like`.
 
-    Raises CheckpointError if it is damaged, or belongs to another network or optimizer.
+    Raises CheckpointError if it is damaged or belongs to another network or optimizer.
     """
     groups = read_record(path)["groups"]
     try:
@@ -118,15 +118,15 @@ def load_state(path: Path, like: TrainState) -> TrainState:
     found = {name: array.shape for name, array in arrays.items()}
     if different := sorted(set(expected.items()) ^ set(found.items())):
         raise CheckpointError(
-            f"{path} was written for another model or optimizer ({different[0][0]} differs): use "
-            "the config that it was trained with, or another --out folder"
+            f"{path} belongs to another model or optimizer ({different[0][0]} differs): use the "
+            "config that it was trained with, or another --out folder"
         )
     leaves = [jnp.asarray(arrays[name]).reshape(array.shape) for name, array in _named(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _named(state: TrainState) -> list[tuple[str, np.ndarray]]:
-    """Every array of a state with a name of its place, in the order of the tree."""
+    """(name, array) for every leaf of a state, in tree order."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))

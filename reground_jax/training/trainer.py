@@ -1,7 +1,7 @@
-"""The training loop: one compiled step over all devices, and what happens around it.
+"""The training loop: one compiled step over all devices, with logging, samples and checkpoints.
 
 Data parallel: each device takes its share of the batch, and gradients are averaged. A checkpoint
-holds all that a step reads, so a run that is killed resumes with the same numbers, bit for bit.
+holds everything a step reads, so a killed run resumes with identical results, bit for bit.
 """
 
 import json
@@ -38,7 +38,7 @@ from reground_jax.training.state import (
 
 
 class Diverged(ValueError):
-    """A loss or gradient that is no number any more; the message says what to do."""
+    """The loss or gradient norm is NaN or infinite; the message says what to do."""
 
 
 def train_step(
@@ -69,12 +69,12 @@ def averaged_gradients(
 class Trainer:
     """A run in a folder: OUT/state/ (checkpoints), OUT/log.jsonl, OUT/samples/.
 
-    make_batch(i) gives the batch of step i, with its rows along first axes. on_sample(step,
-    averaged parameters by flat name) is called every `sample_every` steps. experiment: what else
-    the numbers depend on, as JSON; checkpoints record it with the recipe, and a folder goes on
-    under another one only if `accept_changes` (see experiment.py).
+    make_batch(i) returns the batch of step i; examples are along each array's first axis.
+    on_sample(step, averaged parameters by flat name) is called every `sample_every` steps.
+    experiment: what results depend on besides the recipe, as JSON; checkpoints record both, and a
+    run resumes under a different one only with `accept_changes` (see experiment.py).
 
-    Raises ValueError if the batch does not divide over the devices, or for another experiment.
+    Raises ValueError if the batch does not divide evenly, or if the experiment differs.
     """
 
     loss: Loss
@@ -87,14 +87,14 @@ class Trainer:
     on_sample: Callable[[int, Leaves], None] | None = None
     experiment: Mapping[str, Any] = field(default_factory=dict)
     accept_changes: bool = False
-    changes: Changes = field(init=False, default_factory=list)  # of the experiment, on the way
+    changes: Changes = field(init=False, default_factory=list)  # to the experiment, so far
     state: TrainState = field(init=False)
 
     def __post_init__(self) -> None:
         if self.recipe.batch_size % len(self.devices):
             raise ValueError(
-                f"batch_size {self.recipe.batch_size} does not divide over {len(self.devices)} "
-                "devices: choose a multiple"
+                f"batch_size {self.recipe.batch_size} does not divide evenly over "
+                f"{len(self.devices)} devices: choose a multiple"
             )
         self.experiment = identity_of(self.recipe, self.experiment)
         path = latest_state(self.out / "state")
@@ -117,17 +117,17 @@ class Trainer:
         )
 
     def _place(self, leaf: Any) -> jax.Array:
-        # A copy of our own: the step takes over the memory of what it is given.
+        # Copied, because the step donates the buffers of its input state.
         return place_whole(jnp.array(leaf), self.devices)
 
     def run(self, *, minutes: float | None = None, progress: bool = True) -> bool:
-        """Trains to the recipe's end, or until `minutes` have passed or it is asked to stop.
+        """Trains to the recipe's end, until `minutes` have passed, or until asked to stop.
 
-        Ends in a checkpoint, also for SIGTERM, Ctrl-C (which is raised again after it), and an
-        error of the data or of `on_sample`. What no process survives, a second Ctrl-C and an error
-        within a step leave the checkpoint before. True if all steps are done.
+        Saves a final checkpoint, also on SIGTERM, on Ctrl-C (re-raised afterwards), and on an error
+        in the data or in `on_sample`. After SIGKILL, a second Ctrl-C or an error within a step, the
+        previous checkpoint remains. Returns True if all steps are done.
 
-        Raises Diverged, and keeps the last good checkpoint, once the loss is no number.
+        Raises Diverged, and keeps the last good checkpoint, once the loss is NaN or infinite.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
@@ -146,7 +146,7 @@ class Trainer:
         step, since, count = first, time.monotonic(), 0
         metrics: dict[str, jax.Array] = {}
         try:
-            # At least one step, so that however short the stretches are, the end comes.
+            # At least one step per run, so that even very short runs make progress.
             while step < recipe.end and (step == first or not stop()):
                 batch = next(batches)
                 self.state, metrics = self._step(self.state, self.frozen, batch)
@@ -168,12 +168,12 @@ class Trainer:
             raise
         except Exception:
             if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
-                self._save(step, metrics)  # a step that failed has given its state away
+                self._save(step, metrics)  # skipped if a failed step has already donated its state
             raise
         self._save(step, metrics)
 
     def _save(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """A checkpoint, unless there is one of this step. Raises Diverged instead of a bad one."""
+        """Saves a checkpoint unless this step has one. Raises Diverged if it would be bad."""
         if step == self._saved:
             return
         self._finite(step, metrics)
@@ -187,10 +187,10 @@ class Trainer:
             if not math.isfinite(values[name]):
                 kept = latest_state(self.out / "state")
                 raise Diverged(
-                    f"training has diverged: {name} is {values[name]} at step {step}. The last "
-                    f"checkpoint, {kept or 'none so far'}, is from before; choose a lower "
-                    "learning_rate or more warmup_steps (or dtype float32), and start again "
-                    "in another --out, or continue from there with --accept-changes"
+                    f"training diverged: {name} is {values[name]} at step {step}; the last good "
+                    f"checkpoint is {kept or 'none'}. Choose a lower learning_rate or more "
+                    "warmup_steps (or dtype float32), and start over in another --out, or continue "
+                    "from that checkpoint with --accept-changes"
                 )
         return values
 

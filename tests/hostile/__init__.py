@@ -1,7 +1,7 @@
-"""Files made to harm their reader, and a process with limits to read them in.
+"""Malicious files, and a process with limits to read them in.
 
-Each case is a file and the sentence that it must end with. `run` has a child process read them
-one after the other, under limits on CPU time and memory; `problems` lists what went wrong.
+Each case is a file and the error message that it must cause. `run` has a child process read them
+one by one, under limits on CPU time and memory; `problems` lists what went wrong.
 """
 
 import json
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
-LONGEST = 600  # characters of a sentence, beside the paths in it
+LONGEST = 600  # characters of a message, not counting paths
 CANARY = "canary"  # a file that hostile code would make in its working directory
-READS = "reads"  # instead of a sentence: the file looks odd and is harmless
+READS = "reads"  # instead of a message: the file looks odd but is harmless
 
 
 class Case(NamedTuple):
@@ -36,7 +36,7 @@ class Limits(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a child process says of one file."""
+    """What a child process reports on one file."""
 
     name: str
     outcome: str  # READS, or the name of the error's class and of those it derives from
@@ -47,8 +47,9 @@ class Result(NamedTuple):
 def run(
     cases: list[Case], folder: Path, module: str, limits: Limits | None = None
 ) -> dict[str, Result]:
-    """What became of each case, by name. The last one that a child began may be missing: it ended
-    the child. The functions that `opener` names are in `module`.
+    """The result of each case, by name. A case that ended the child is missing, as are later ones.
+
+    The functions that `opener` names are in `module`.
     """
     limits = limits or Limits()
     folder.mkdir()
@@ -86,13 +87,13 @@ def run(
 
 
 def problems(cases: list[Case], results: dict[str, Result]) -> list[str]:
-    """One line per case that did not end as it must."""
+    """One line per case that did not end as it should."""
     found = []
     for case in cases:
         result = results.get(case.name)
         if result is None:
             found.append(f"{case.name}: it ended the process, or waited forever")
-            break  # the child did not come to those after it
+            break  # the child did not reach the later ones
         wrong = _wrong(case, result)
         if wrong:
             found.append(f"{case.name}: {wrong} ({result.outcome[:200]}: {result.message[:300]})")

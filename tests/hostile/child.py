@@ -1,4 +1,4 @@
-"""Reads the files of a list, one after the other, under limits on CPU time and memory.
+"""Reads the files of a list, one by one, under limits on CPU time and memory.
 
 python -m tests.hostile.child WORK.json     (see `tests.hostile.run`)
 """
@@ -22,7 +22,7 @@ def main(work: dict) -> None:
     for path, opener in work["files"]:
         spent = resource.getrusage(resource.RUSAGE_SELF)
         seconds = math.ceil(spent.ru_utime + spent.ru_stime) + limits["seconds"]
-        # Past the soft limit comes SIGXCPU, which ends the process also within one call of C.
+        # Past the soft limit, SIGXCPU ends the process, even within a C call.
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
         outcome, message = read(getattr(module, opener), path)
         print(json.dumps([path, outcome, message, canary.exists()]), flush=True)

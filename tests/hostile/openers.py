@@ -1,4 +1,4 @@
-"""How a test's child process opens a file: as the package does, and as nobody should."""
+"""Ways to open a file in a test's child process: the package's, and careless ones."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Files that are no checkpoint at all, and things that are no files."""
+"""Files that are not checkpoints, and paths that are not files."""
 
 import bz2
 import gzip
@@ -55,14 +55,14 @@ FILES = {
     "page-lower.bin": (b"<html>not found</html>", WEB),
     "page-blanks.bin": (b"\n" * 100 + HTML, WEB),
     "denied.bin": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', WEB),
-    "text.ckpt": (b"Entry not found", "not a checkpoint that is read here"),
-    "escape.ckpt": (b"\x1b[2J\x1b]0;", "not a checkpoint that is read here"),
-    "random.ckpt": (b"\xde\xad\xbe\xef" * 100, "not a checkpoint that is read here"),
+    "text.ckpt": (b"Entry not found", "not a supported checkpoint"),
+    "escape.ckpt": (b"\x1b[2J\x1b]0;", "not a supported checkpoint"),
+    "random.ckpt": (b"\xde\xad\xbe\xef" * 100, "not a supported checkpoint"),
     "gguf.ckpt": (b"GGUF\x03\0\0\0" + bytes(100), "is GGUF"),
     "keras.ckpt": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is HDF5"),
     "onnx.ckpt": (b"\x08\x07\x12\x07pytorch" + bytes(100), "is ONNX"),
     "flax.ckpt": (b"\x82\xa7conv_in\x82" + bytes(100), "is msgpack"),
-    "numpy.ckpt": (b"\x93NUMPY\x01\0" + bytes(100), "is one array of NumPy"),
+    "numpy.ckpt": (b"\x93NUMPY\x01\0" + bytes(100), "is a single NumPy array"),
     "gzip.ckpt": (gzip.compress(torch_zip()), "compressed with gzip"),
     "gzip-bomb.ckpt": (gzip.compress(bytes(2**24)), "compressed with gzip"),
     "bzip2.ckpt": (bz2.compress(FLOATS), "compressed with bzip2"),
@@ -71,12 +71,12 @@ FILES = {
     "7z.ckpt": (b"7z\xbc\xaf\x27\x1c" + bytes(100), "is a 7z archive"),
     "rar.ckpt": (b"Rar!\x1a\x07\x01\0", "is a RAR archive"),
     "tar.ckpt": (_tar(), "is a tar archive"),
-    "picture.ckpt": (b"\x89PNG\r\n\x1a\n", "is a PNG picture"),
-    "photo.ckpt": (b"\xff\xd8\xff\xe0", "is a JPEG picture"),
+    "picture.ckpt": (b"\x89PNG\r\n\x1a\n", "is a PNG image"),
+    "photo.ckpt": (b"\xff\xd8\xff\xe0", "is a JPEG image"),
     "pickle.ckpt": (pickle.dumps({"a": 1}, 2), "is a bare pickle"),
     "pickle-4.ckpt": (pickle.dumps({"a": 1}, 4), "is a bare pickle"),
     "config.json": (b'{"_class_name": "UNet2DConditionModel"}', SHARDS),
-    "list.json": (b"[1, 2]", "not a checkpoint that is read here"),
+    "list.json": (b"[1, 2]", "not a supported checkpoint"),
     "cut.json": (b'{"weight_map": {', "is not JSON"),
     "deep.json": (b'{"weight_map": ' + b"[" * 100_000, "not JSON: its brackets are nested"),
     "twice.json": (b'{"weight_map": {"a": "x", "a": "y"}}', "the name 'a' appears twice"),
@@ -85,7 +85,7 @@ FILES = {
     "map-numbers.json": (index({"a": 1}), SHARDS),
     "map-nested.json": (index({"a": ["x"]}), SHARDS),
     "map-missing.json": (index({"a": "no.safetensors"}), "there is no file .*no.safetensors"),
-    "map-itself.json": (index({"a": "map-itself.json"}), "is JSON, where a file of arrays"),
+    "map-itself.json": (index({"a": "map-itself.json"}), "is JSON, but a file of arrays"),
     "map-up.json": (index({"a": "../../../etc/passwd"}), "there is no file .*/passwd"),
     "map-dots.json": (index({"a": ".."}), "is a folder, not a file"),
     "map-nothing.json": (index({"a": ""}), "is a folder, not a file"),
@@ -117,7 +117,7 @@ def _large(path: Path, start: bytes, size: int) -> None:
 def cases() -> list[Case]:
     array = Case("array.bin", ARRAY, "reads")  # for the indices that name it
     found = [Case(name, *case) for name, case in FILES.items()]
-    # The same things met on the way to finding out what a path is.
+    # Some of the same cases, for detecting what a path is.
     found += [case._replace(name=f"detect-{case.name}", opener="detect") for case in found
               if case.name.startswith(("pipe", "zero", "page", "pointer", "empty"))]  # fmt: skip
     return [array, *found]

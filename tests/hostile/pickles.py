@@ -100,7 +100,7 @@ CALLS = (
     ("pytorch_lightning.callbacks.lambda_function", "LambdaCallback"),
     ("lightning.pytorch.cli", "LightningCLI"),
 )
-# Allowed names, used for more than the honest use of each.
+# Allowed names, beyond their legitimate use.
 CHECKPOINT = name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
 MISUSES = {
     "reduce-inert-class": (CHECKPOINT, value((1,)), b"R"),
@@ -123,7 +123,7 @@ MISUSES = {
     "reduce-namespace": (name("argparse", "Namespace"), value(()), b"R"),
     "new-of-a-dict": (value({}), value(()), b"\x81"),
 }
-# Names that begin as an allowed one does, or lead through it.
+# Names that begin like an allowed one, or reach through it.
 NEAR = (
     ("collections", "abc.sys.modules"),
     ("collections", "OrderedDict.fromkeys"),
@@ -153,7 +153,7 @@ def stack_name(module: str, attribute: str) -> bytes:
 
 
 def doubled(start: bytes, times: int, opening: bytes, closing: bytes) -> bytes:
-    """A value that holds twice what holds twice ... `start`: a few bytes for each doubling."""
+    """A value that holds `start` 2**times times: a few bytes for each doubling."""
     turn = b"0" + opening + b"h\x00h\x00" + closing + b"q\x00"
     return start + b"q\x00" + turn * times
 
@@ -181,7 +181,7 @@ NESTED = b")" + b"\x85" * 5000
 NODE = name("omegaconf.nodes", "AnyNode") + b")\x81"  # without its state
 
 
-# Work without end, by what it would be for Python's own unpickler.
+# Endless work, by what it would be for Python's own unpickler.
 ENDLESS = {
     "tuples-as-key": (program(TUPLES + b"0}h\x00Ns"), "a dict with the key"),
     "tuples-in-set": (program(b"\x8f(" + TUPLES + b"\x90"), "holds a list"),
@@ -219,7 +219,7 @@ ENDLESS = {
     "bytearray-of-2-to-62": (program(b"\x96" + struct.pack("<Q", 2**62)), "damaged .*ends early"),
     "long-of-2-to-31": (program(b"\x8b" + struct.pack("<L", 2**31 - 1)), "damaged .*a number of"),
     "frame-of-2-to-63": (program(b"\x95" + struct.pack("<Q", 2**63), {"a": tensor()}), READS),
-    "name-without-end": (program(b"c" + b"x" * 100_000), "damaged .*a name without end"),
+    "name-without-end": (program(b"c" + b"x" * 100_000), "damaged .*an unterminated name"),
     "name-of-many-letters": (program(stack_name("x" * 10_000, "y")), "damaged .*a name of"),
 }  # fmt: skip
 DAMAGED = {
@@ -311,13 +311,13 @@ KEYED = {
 CONFIGS = {
     "config-list": (b"]", "its config is a list, not a dict"),
     "config-none": (b"N", "its config is a NoneType, not a dict"),
-    "config-lists": (LISTS, "its config is more than a configuration"),
-    "config-tuples": (TUPLES, "its config is more than a configuration"),
-    "config-dicts": (DICTS, "its config is more than a configuration"),
-    "config-in-itself": (value({"a": ITSELF}), "its config is more than a configuration"),
-    "config-nested": (value({"a": b"]" * 5000 + b"a" * 4999}), "more than a configuration"),
-    "config-lists-inside": (value({"a": LISTS}), "its config is more than a configuration"),
-    "config-wide": (value({"a": [0] * 100_001}), "its config is more than a configuration"),
+    "config-lists": (LISTS, "its config is too large"),
+    "config-tuples": (TUPLES, "its config is too large"),
+    "config-dicts": (DICTS, "its config is too large"),
+    "config-in-itself": (value({"a": ITSELF}), "its config is too large"),
+    "config-nested": (value({"a": b"]" * 5000 + b"a" * 4999}), "its config is too large"),
+    "config-lists-inside": (value({"a": LISTS}), "its config is too large"),
+    "config-wide": (value({"a": [0] * 100_001}), "its config is too large"),
     "config-tuple-key": (b"})Ns", "a dict with the key"),
     "config-int-key": (value({3: 4}), "config has the field 3"),
     "config-long-key": (value({"k" * 1000: 4}), "config has the field 'kkk"),
@@ -331,10 +331,10 @@ CONFIGS = {
     ),
     "config-node-in-itself": (
         value({"a": NODE + b"q\x05}" + text("_val") + b"h\x05sb"}),
-        "its config is more than a configuration",
+        "its config is too large",
     ),
     "config-array": (value({"a": tensor()}), "config holds StoredArray"),
-    "config-long-text": (value({"a": "x" * 10_000}), "config has a text of 10000 characters"),
+    "config-long-text": (value({"a": "x" * 10_000}), "config has a string of 10000 characters"),
 }  # fmt: skip
 
 
@@ -342,20 +342,20 @@ def cases() -> list[Case]:
     found = []
     for module, attribute, *arguments in CALLS:
         pickle = program({"a": call(module, attribute, *arguments)})
-        says = rf"asks for {module}\.{attribute}, which could run code"
+        says = rf"refers to {module}\.{attribute}, which could run code"
         found.append(Case(f"{module}.{attribute}.pt", torch_zip(pickle), says, "RefusedPickle"))
     for module, attribute in NEAR:
         content = torch_zip(program({"a": stack_name(module, attribute) + b")R"}))
         label = f"near-{len(found)}.pt"
-        found.append(Case(label, content, "asks for .*which could run code", "RefusedPickle"))
+        found.append(Case(label, content, "refers to .*which could run code", "RefusedPickle"))
     for label, instructions in MISUSES.items():
         content = torch_zip(program({"a": b"".join(instructions)}))
-        says = "(calls|makes an object of|gives a state to) .*, which could run code"
+        says = "(calls|creates an instance of|sets the state of) .*, which could run code"
         found.append(Case(f"{label}.pt", content, says, "RefusedPickle"))
     for label, (pickle, says) in ENDLESS.items():
         found.append(Case(f"{label}.pt", torch_zip(pickle), says))
     for label, pickle in DAMAGED.items():
-        says = "the pickle in it is damaged"
+        says = "its pickle is damaged"
         found.append(Case(f"{label}.pt", torch_zip(pickle), says, "BadPickle"))
     for label, (array, says) in ARRAYS.items():
         found.append(Case(f"{label}.pt", torch_zip(program({"a": array})), says))

@@ -14,7 +14,7 @@ def entry(**changes: Any) -> bytes:
 
 
 def raw(old: bytes, new: bytes) -> bytes:
-    """A good header with other text in it, which need not be what JSON would be written as."""
+    """A good header with some text replaced, possibly in ways that json.dumps never writes."""
     return safetensors(TEXT.replace(old, new))
 
 
@@ -38,7 +38,7 @@ FILES = {
     "length-2-to-63": (safetensors(TEXT, length=2**63), NO_FILE),
     "length-2-to-64": (safetensors(TEXT, length=2**64 - 1), NO_FILE),
     "length-0": (safetensors(TEXT, length=0), "not JSON"),
-    "length-alone": (safetensors(b"", b""), "is zeros at its start"),
+    "length-alone": (safetensors(b"", b""), "is all zeros at its start"),
     # JSON
     "deep": (safetensors(b'{"x":' + b"[" * 100_000), "not JSON: its brackets are nested"),
     "deep-dicts": (safetensors(b'{"x":' * 100_000), "not JSON: its brackets are nested"),
@@ -77,8 +77,8 @@ FILES = {
         "its __metadata__ is",
     ),
     "dtype-number": (entry(dtype=3), DESCRIBED),
-    "dtype-lower": (entry(dtype="f32"), "has dtype f32, which is not read"),
-    "dtype-f8": (entry(dtype="F8_E4M3"), "has dtype F8_E4M3, which is not read"),
+    "dtype-lower": (entry(dtype="f32"), "has dtype f32, which is not supported"),
+    "dtype-f8": (entry(dtype="F8_E4M3"), "has dtype F8_E4M3, which is not supported"),
     "dtype-long": (entry(dtype="F" * 10**6), "has dtype 'FFF"),
     "dtype-lines": (entry(dtype="F\n32"), r"has dtype 'F\\n32'"),
     "dtype-smaller": (entry(dtype="F16"), "x of 4 bytes, which should begin at 0"),

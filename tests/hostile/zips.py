@@ -33,7 +33,7 @@ def patched(*changes: tuple[int, bytes], content: bytes = GOOD) -> bytes:
 
 
 def in_record(entry: str, at: int, new: bytes) -> bytes:
-    """GOOD with other bytes in an entry's record; that in the entry's own header as it was."""
+    """GOOD with other bytes in an entry's directory record; its local header stays as it was."""
     return patched((record_of(entry) + at, new))
 
 
@@ -115,8 +115,8 @@ FILES = {
     # bombs
     "bomb": (bomb(), COMPRESSED),
     "bomb-order": (torch_zip(more={"byteorder": b"little" + bytes(2**20)}), "at most 16 are read"),
-    "bomb-deflated-as-stored": (torch_zip(DEFLATED), "the pickle in it is damaged"),
-    "bomb-sparse": (sparse_pickle, "x/data.pkl has 536870912 bytes, and at most 268435456"),
+    "bomb-deflated-as-stored": (torch_zip(DEFLATED), "its pickle is damaged"),
+    "bomb-sparse": (sparse_pickle, "x/data.pkl has 536870912 bytes, but at most 268435456"),
     "bomb-says-4-gb": (in_record(PICKLE, 24, long(2**32 - 2)), "at most 268435456 are read"),
     "bomb-bzip2": (torch_zip(bytes(2**22), compression=zipfile.ZIP_BZIP2), COMPRESSED),
     "bomb-lzma": (torch_zip(bytes(2**22), compression=zipfile.ZIP_LZMA), COMPRESSED),
@@ -138,9 +138,9 @@ FILES = {
     "packed-larger": (in_record(PICKLE, 20, long(10**6)), DAMAGED),
     "both-larger": (in_record(PICKLE, 20, long(10**6) + long(10**6)), DAMAGED),
     "storage-larger": (in_record(ZERO, 20, long(10**6) + long(10**6)), DAMAGED),
-    "size-smaller": (in_record(PICKLE, 20, long(9) + long(9)), "does not have its checksum"),
-    "checksum": (in_record(PICKLE, 16, long(1)), "x/data.pkl does not have its checksum"),
-    "checksum-order": (in_record(ORDER, 16, long(1)), "x/byteorder does not have its checksum"),
+    "size-smaller": (in_record(PICKLE, 20, long(9) + long(9)), "does not match its checksum"),
+    "checksum": (in_record(PICKLE, 16, long(1)), "x/data.pkl does not match its checksum"),
+    "checksum-order": (in_record(ORDER, 16, long(1)), "x/byteorder does not match its checksum"),
     "overlap-pickle": (in_record(PICKLE, 42, long(header_of(ORDER))), DAMAGED),
     "overlap-storage": (in_record(ZERO, 42, long(header_of(PICKLE))), DAMAGED),
     "overlap-a-little": (in_record(ZERO, 42, long(header_of(ZERO) - 1)), DAMAGED),
@@ -150,7 +150,7 @@ FILES = {
     "wide-beyond": (wide_entry(1, 2**63), DAMAGED),
     "wide-size": (wide_entry(2**63, DIRECTORY - 40), DAMAGED),
     "wide-2-to-64": (wide_entry(2**64 - 1, 2**64 - 1), DAMAGED),
-    "no-header": (patched((header_of(PICKLE), b"XXXX")), "not a checkpoint that is read here"),
+    "no-header": (patched((header_of(PICKLE), b"XXXX")), "not a supported checkpoint"),
     "no-header-order": (patched((header_of(ORDER), b"XXXX")), "zip header of x/byteorder"),
     "no-header-storage": (patched((header_of(ZERO), b"XXXX")), "zip header of x/data/0"),
     "long-header-name": (patched((header_of(PICKLE) + 26, short(65535))), "zip header of x/data.p"),
@@ -159,7 +159,7 @@ FILES = {
     # the directory
     "end-alone": (b"PK\x05\x06" + bytes(18), "is an empty zip"),
     "end-at-once": (b"PK\x03\x04" + b"PK\x05\x06" + bytes(18), "a zip with 0 data.pkl in it"),
-    "more-counted": (patched((END + 8, short(9) * 2)), "fewer entries than the 9 it counts"),
+    "more-counted": (patched((END + 8, short(9) * 2)), "fewer entries than the 9 it declares"),
     "most-counted": (patched((END + 8, short(65535) * 2)), "fewer entries than the 65535"),
     "none-counted": (patched((END + 8, short(0) * 2)), "a zip with 0 data.pkl in it"),
     "one-counted": (patched((END + 8, short(1) * 2)), DAMAGED + "|has no storage"),
@@ -188,7 +188,7 @@ FILES = {
     "no-pickle": (twice("y/info.txt", "x/info.txt"), "a zip with 0 data.pkl in it"),
     "escape-in-name": (twice("y/\x1b[2J.txt", "x/info.txt"), "a zip with 0 data.pkl in it"),
     "script": (torch_zip(more={"constants.pkl": b"."}), "is a TorchScript program"),
-    "in-itself": (torch_zip(torch_zip()), "the pickle in it is damaged"),
+    "in-itself": (torch_zip(torch_zip()), "its pickle is damaged"),
 }
 
 

@@ -17,24 +17,24 @@ HIDDEN = 512
 
 
 class Grounding(NamedTuple):
-    """What is where: G slots per sample; a slot of mask 0 becomes the learned null token."""
+    """Phrases in boxes: G slots per sample; a slot with mask 0 becomes the learned null token."""
 
     boxes: Float[Array, "B G 4"]  # xyxy, 0..1, float32
     phrases: Float[Array, "B G E"]  # pooled CLIP embedding of each phrase
-    mask: Float[Array, "B G"]  # 1 box, 0 empty
+    mask: Float[Array, "B G"]  # 1: box, 0: empty
 
     __repr__ = short_repr
 
     def null(self) -> "Grounding":
-        """As many null tokens: what the unconditional branch of guidance is grounded by."""
+        """The same number of null tokens, for the unconditional branch of guidance."""
         return self._replace(mask=jnp.zeros_like(self.mask))
 
 
 def fourier_features(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 64"]:
-    """[..., 4] xyxy in 0..1 to [..., 64] float32: by frequency, then sin and cos, then x0 y0 x1 y1.
+    """Features [..., 64] of boxes [..., 4] (xyxy, 0..1), in float32.
 
-    Frequencies are 100 ** (k / 8), without pi. Always float32: bfloat16 boxes would be off by 0.1
-    radian at the highest one.
+    Ordered by frequency, then sin and cos, then x0 y0 x1 y1. Frequencies are 100 ** (k / 8), not
+    times pi. Always float32: bfloat16 boxes would be off by 0.1 radian at the highest frequency.
     """
     frequencies = 100.0 ** (jnp.arange(NUM_FREQUENCIES, dtype=jnp.float32) / NUM_FREQUENCIES)
     edges = boxes.astype(jnp.float32)[..., None, :]
@@ -59,7 +59,7 @@ class PositionNet(nnx.Module):
 
     @jax.named_scope("grounding_tokens")
     def __call__(self, grounding: Grounding, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
-        """Grounding tokens, computed in `dtype` but for the boxes' features."""
+        """Grounding tokens, computed in `dtype` except for the Fourier features (float32)."""
         slots = grounding.mask[..., None] > 0
         null_phrase, null_box = self.null_positive_feature[...], self.null_position_feature[...]
         phrases = jnp.where(slots, grounding.phrases.astype(dtype), null_phrase.astype(dtype))

@@ -1,6 +1,6 @@
-"""Solvers by name: those of `settings.SOLVER_NAMES`, each the `SOLVER` of the file of its name.
+"""Solvers by name: each of `settings.SOLVER_NAMES` is the `SOLVER` of the module of that name.
 
-`plan.py` says what a solver is.
+`plan.py` defines what a solver is.
 """
 
 import importlib

@@ -1,8 +1,8 @@
 """The linear multistep update behind PLMS and PNDM (Liu et al. 2022, arXiv 2202.09778).
 
 x' = a * x + b * (weighted mean of this evaluation's epsilon and of up to three earlier ones), with
-the weights of Adams-Bashforth. The first step has no past, so it evaluates twice and takes the mean
-(improved Euler).
+the weights of Adams-Bashforth. The first step has no history, so it evaluates twice and takes the
+mean (improved Euler).
 """
 
 from typing import Any
@@ -31,11 +31,11 @@ def evaluation_steps(num_steps: int) -> np.ndarray:
 def multistep_coefficients(
     step: np.ndarray, a: Float64[np.ndarray, "M"], b: Float64[np.ndarray, "M"]
 ) -> dict[str, np.ndarray]:
-    """Rows of `update` from each evaluation's own one-step transfer x' = a * x + b * output.
+    """Coefficients of `update` from each evaluation's one-step transfer x' = a * x + b * output.
 
     The second evaluation of the first step starts over from x_T with the mean of both outputs:
-    x = a1 * x_T + b1 * (e0 + e1) / 2. As x_T = (x - b0 * e0) / a0, it is written as a correction of
-    the present x, and the state need not carry x_T.
+    x = a1 * x_T + b1 * (e0 + e1) / 2. Since x_T = (x - b0 * e0) / a0, this is a correction of the
+    current x, and the state need not carry x_T.
     """
     weights = b[:, None] * ADAMS_BASHFORTH[np.minimum(step, 3)]
     of_x = a.copy()
@@ -43,7 +43,7 @@ def multistep_coefficients(
     if len(step) > 1 and step[1] == 0:
         of_x[1] = a[1] / a[0]
         weights[1] = [b[1] / 2, b[1] / 2 - of_x[1] * b[0], 0, 0]
-        push[1] = 0  # the history keeps each step's first evaluation only
+        push[1] = 0  # the history keeps only each step's first evaluation
     return {"of_x": of_x, "weights": weights, "push": push}
 
 

@@ -1,4 +1,4 @@
-"""DDIM (Song et al. 2020, arXiv 2010.02502, formulas 12 and 16), as in diffusers' DDIMScheduler."""
+"""DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12 and 16), as in diffusers' DDIMScheduler."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ from reground_jax.sampling.solvers.plan import (
 def rows(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
     """num_steps rows. eta from 0 (deterministic) to 1 (as random as DDPM), else ValueError.
 
-    Where the schedule is silent: leading, offset 0, final alpha 1, x_0 clipped to -1..1.
+    Defaults for fields not in the schedule: leading, offset 0, final alpha 1, x_0 clipped to -1..1.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}: it must be from 0 (no noise) to 1 (as much as DDPM)")
@@ -52,7 +52,7 @@ def rows(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
             "epsilon_of_output": epsilon_of_output,
             "clip": np.full(num_steps, clip),
             "of_x0": np.sqrt(after),
-            # eta = 1 leaves exactly 0 at the last step, where rounding may fall below it.
+            # With eta = 1, this is 0 at the last step, where rounding may make it negative.
             "of_epsilon": np.sqrt(np.maximum(1 - after - deviation**2, 0)),
             "of_noise": deviation,
         },
@@ -65,7 +65,7 @@ def update(
     row: Plan,
     noise: Float32[Array, "B H W C"] | None = None,
 ) -> State:
-    """The state one step on. `noise`, unit normal, is needed if the plan's eta is above 0."""
+    """The state after one step. Unit normal `noise` is required if the plan's eta is above 0."""
     c = row.coefficients
     x0 = c["x0_of_x"] * state.x + c["x0_of_output"] * output
     epsilon = c["epsilon_of_x"] * state.x + c["epsilon_of_output"] * output

@@ -1,8 +1,8 @@
 """DPM-Solver++ (2M): Lu et al. 2022 (arXiv 2211.01095), second-order multistep, midpoint form.
 
-As in diffusers' DPMSolverMultistepScheduler at its defaults: first order in the first step (no
-past) and in the last (which ends at noise 0). `dpmpp_2m_karras` spaces the noise levels by Karras
-et al. 2022 (arXiv 2206.00364, formula 5) and tells the U-Net the nearest time steps.
+As in diffusers' DPMSolverMultistepScheduler with its defaults: first order in the first step (no
+history) and in the last (which ends at noise 0). `dpmpp_2m_karras` spaces the noise levels as in
+Karras et al. 2022 (arXiv 2206.00364, eq. 5) and gives the U-Net the nearest time steps.
 """
 
 from typing import Any
@@ -19,9 +19,10 @@ RHO = 7.0  # Karras et al.'s choice
 
 
 def rows(schedule: NoiseSchedule, num_steps: int, *, karras: bool = False) -> Plan:
-    """num_steps rows. ValueError for num_steps = num_train_steps, except with trailing spacing.
+    """num_steps rows. ValueError if num_steps = num_train_steps, except with trailing spacing.
 
-    Where the schedule is silent: linspace, offset 0. clip_sample and final alpha are not used.
+    Defaults for fields not in the schedule: linspace, offset 0. clip_sample and final alpha are
+    not used.
     """
     left = alphas_cumprod(schedule)
     all_ratios = np.sqrt((1 - left) / left)  # noise over image, increasing with time
@@ -56,10 +57,10 @@ def rows(schedule: NoiseSchedule, num_steps: int, *, karras: bool = False) -> Pl
 def second_order_coefficients(
     alpha: Float64[np.ndarray, "M"], sigma: Float64[np.ndarray, "M"]
 ) -> dict[str, np.ndarray]:
-    """x' = of_x * x + of_x0 * x_0 + of_past * (x_0 of the step before), for each step.
+    """x' = of_x * x + of_x0 * x_0 + of_past * (x_0 of the previous step), for each step.
 
     With l = log(alpha / sigma) and h = l' - l: x' = sigma'/sigma x + alpha' (1 - exp(-h)) D, where
-    D = x_0 + h / (2 h_before) (x_0 - past x_0).
+    D = x_0 + h / (2 h_previous) (x_0 - previous x_0).
     """
     alpha_next, sigma_next = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
     gain = alpha_next - alpha * sigma_next / sigma  # alpha' (1 - exp(-h)), finite at sigma' = 0
@@ -80,7 +81,7 @@ def init(x_T: Float[Array, "B H W C"], plan: Plan) -> State:
 
 
 def update(state: State, output: Float[Array, "B H W C"], row: Plan, noise: Any = None) -> State:
-    """The state one step on. `noise` is ignored."""
+    """The state after one step. `noise` is ignored."""
     c = row.coefficients
     (past,) = state.history
     x0 = c["x0_of_x"] * state.x + c["x0_of_output"] * output

@@ -1,4 +1,4 @@
-"""DPM-Solver++ (2M) on the noise levels of Karras et al. 2022 (arXiv 2206.00364, formula 5)."""
+"""DPM-Solver++ (2M) on the noise levels of Karras et al. 2022 (arXiv 2206.00364, eq. 5)."""
 
 from functools import partial
 

@@ -1,7 +1,7 @@
-"""Euler's method on dx/dsigma = epsilon (Karras et al. 2022, arXiv 2206.00364), as in diffusers'
-EulerDiscreteScheduler at its defaults.
+"""Euler's method on dx/dsigma = epsilon (Karras et al. 2022, arXiv 2206.00364).
 
-The state is x_0 + sigma * noise, so it starts large, and the U-Net sees it scaled to variance 1.
+As in diffusers' EulerDiscreteScheduler with its defaults. The state is x_0 + sigma * noise, so it
+starts large, and the U-Net sees it scaled to variance 1.
 """
 
 from typing import Any
@@ -15,9 +15,10 @@ from reground_jax.sampling.solvers.plan import Plan, Solver, State, epsilon_weig
 
 
 def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
-    """num_steps rows; time steps may be fractions.
+    """num_steps rows; time steps may be fractional.
 
-    Where the schedule is silent: linspace, offset 0. clip_sample and final alpha are not used.
+    Defaults for fields not in the schedule: linspace, offset 0. clip_sample and final alpha are
+    not used.
     """
     spacing = given(schedule.timestep_spacing, "linspace")
     timesteps = spaced_timesteps(
@@ -29,7 +30,7 @@ def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
     left = alphas_cumprod(schedule)
     sigma = np.interp(timesteps, np.arange(len(left)), np.sqrt((1 - left) / left))
     scale = 1 / np.sqrt(sigma**2 + 1)
-    # v is defined on the scaled state, of which scale and sigma * scale are alpha and sigma.
+    # v is defined on the scaled state, whose alpha and sigma are scale and sigma * scale.
     of_scaled_x, of_output = epsilon_weights(schedule, scale, sigma * scale)
     return make_plan(
         timesteps=timesteps,
@@ -46,7 +47,7 @@ def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
 
 
 def update(state: State, output: Float[Array, "B H W C"], row: Plan, noise: Any = None) -> State:
-    """The state one step on. `noise` is ignored."""
+    """The state after one step. `noise` is ignored."""
     c = row.coefficients
     epsilon = c["epsilon_of_x"] * state.x + c["epsilon_of_output"] * output
     return State(x=state.x + c["of_epsilon"] * epsilon)

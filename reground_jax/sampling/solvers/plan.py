@@ -1,8 +1,8 @@
-"""What all solvers share: a plan with one row per U-Net evaluation, a state, and their maths.
+"""What all solvers share: a plan with one row per U-Net evaluation, a state, and their math.
 
-A solver's numbers are worked out on the host in float64, once per (schedule, number of steps), and
-handed to the device as float32 rows, so the update is a few multiply-adds without branches.
-Every state is float32 and lives on the forward process x = alpha * x_0 + sigma * noise.
+Coefficients are computed on the host in float64, once per (schedule, number of steps), and passed
+to the device as float32 rows, so the update is a few multiply-adds without branches.
+Every state is float32 and lies on the forward process x = alpha * x_0 + sigma * noise.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from reground_jax.settings import NOISY_SOLVERS
 class Plan(NamedTuple):
     """One row per evaluation of the U-Net (M rows), or one such row (`Plan.row`: scalars).
 
-    A step has one row, or several that stand together, as the first step of PLMS has two.
+    A step has one row or several consecutive ones: the first step of PLMS has two.
     """
 
-    timesteps: Float32[Array | np.ndarray, "*M"]  # what the U-Net is told; Euler's may be fractions
+    timesteps: Float32[Array | np.ndarray, "*M"]  # input of the U-Net; Euler's may be fractional
     step: Int32[Array | np.ndarray, "*M"]  # the step that the evaluation belongs to, from 0
-    first: Bool[Array | np.ndarray, "*M"]  # it is the first evaluation of its step
+    first: Bool[Array | np.ndarray, "*M"]  # whether it is the first evaluation of its step
     input_scale: Float32[Array | np.ndarray, "*M"]  # the U-Net sees state.x * input_scale
     alpha: Float32[Array | np.ndarray, "*M"]  # the state here is alpha * x_0 + sigma * noise
     sigma: Float32[Array | np.ndarray, "*M"]
@@ -37,13 +37,13 @@ class Plan(NamedTuple):
     __repr__ = short_repr
 
     def row(self, evaluation: int | Int32[Array, ""]) -> "Plan":
-        """The row of one evaluation, whose index may be traced. `initial_scale` stays."""
+        """The row of one evaluation, whose index may be traced. Keeps `initial_scale`."""
         return jax.tree.map(
             lambda leaf: jnp.asarray(leaf)[evaluation] if np.ndim(leaf) else leaf, self
         )
 
     def evaluations_before(self, step: int | Int32[Array, ""]) -> Int32[Array, ""]:
-        """How many evaluations come before `step`: turns bounds in steps into bounds in rows."""
+        """How many evaluations come before `step`: converts a bound in steps to one in rows."""
         return jnp.sum(jnp.asarray(self.step) < step, dtype=jnp.int32)
 
 
@@ -60,7 +60,7 @@ class State(NamedTuple):
 class Solver:
     """Three functions. Hashable, so a solver can be a static argument of a jitted function.
 
-    rows(schedule, num_steps) -> Plan               on the host; ValueError for what it cannot do
+    rows(schedule, num_steps) -> Plan               on the host; ValueError if not supported
     init(x_T, plan) -> State                        x_T: [B,H,W,C] float32, unit normal
     update(state, output, row, noise=None) -> State output: [B,H,W,C] guided epsilon or v
     adds_noise    `rows` takes a keyword `eta`, and `update` unit normal `noise` if eta is above 0
@@ -72,7 +72,7 @@ class Solver:
     adds_noise: bool = False
 
     def plan(self, schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
-        """One row per evaluation. Raises ValueError for what the solver cannot do."""
+        """One row per evaluation. Raises ValueError for what the solver does not support."""
         if self.adds_noise:
             return self.rows(schedule, num_steps, eta=eta)
         if eta != 0:

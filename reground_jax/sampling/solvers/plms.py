@@ -26,7 +26,8 @@ from reground_jax.sampling.solvers.plan import (
 def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
     """num_steps + 1 rows.
 
-    Where the schedule is silent: leading, offset 1, final alpha alphas_cumprod[0], as the original.
+    Defaults for fields not in the schedule, as in the original: leading, offset 1, final alpha
+    alphas_cumprod[0].
     """
     left = alphas_cumprod(schedule)
     timesteps = spaced_timesteps(

@@ -1,8 +1,8 @@
 """PNDM as in diffusers' PNDMScheduler with skip_prk_steps, quirks included.
 
 Nearly PLMS. The differences: a step goes from t to t - num_train_steps // num_steps, whatever the
-spacing; the history holds the U-Net's output as it is, and v becomes epsilon after the weighted
-mean; a run of one step evaluates once.
+spacing; the history holds the raw U-Net output, and v is converted to epsilon after the weighted
+mean; a one-step run evaluates once.
 """
 
 import numpy as np
@@ -25,14 +25,14 @@ from reground_jax.sampling.solvers.plan import (
 
 
 def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
-    """num_steps + 1 rows (1 for 1). ValueError unless the schedule says skip_prk_steps=True.
+    """num_steps + 1 rows (1 for one step). ValueError unless skip_prk_steps is True.
 
-    Where the schedule is silent: leading, offset 0, final alpha alphas_cumprod[0].
+    Defaults for fields not in the schedule: leading, offset 0, final alpha alphas_cumprod[0].
     """
     if not given(schedule.skip_prk_steps, False):
         raise ValueError(
-            "the checkpoint's scheduler asks for Runge-Kutta warm-up steps (skip_prk_steps is not "
-            "true), which pndm does not have: use solver='plms' or another one"
+            "the checkpoint's scheduler needs Runge-Kutta warm-up steps (skip_prk_steps is not "
+            "true), which pndm does not support: use solver='plms' or another one"
         )
     timesteps = spaced_timesteps(
         num_steps,
@@ -48,7 +48,7 @@ def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
 
     stride = schedule.num_train_steps // num_steps
     start = evaluated_at.copy()
-    start[1:2] += stride  # the second evaluation goes the way of the first, from t1 + stride to t1
+    start[1:2] += stride  # the second evaluation repeats the first step, from t1 + stride to t1
     end = start - stride
     left = alphas_cumprod(schedule)
     final = 1.0 if given(schedule.set_alpha_to_one, False) else left[0]

@@ -1,8 +1,8 @@
 #!/bin/sh
-# The model that comes with the package, from nothing: sh train.sh OUT
-# Stopped or killed, the same command goes on where it was. Needs `pip install '.[train]'` and npm's
-# registry for the artwork. On 2 cores it takes about five hours
-# (an estimate from the rates of the shipped model's stretches).
+# Trains the built-in model from scratch: sh train.sh OUT
+# If stopped or killed, run the same command again to resume. Needs `pip install '.[train]'` and the
+# npm registry for the artwork. Takes about five hours on 2 cores
+# (an estimate from the training rates of the shipped model).
 set -eu
 out=$1
 here=$(dirname "$0")
