@@ -28,6 +28,10 @@ def parser() -> Parser:
         "--parallel", action="store_true", help="peer: also measure our parallel wiring"
     )
     parser.add_argument("--compile", action="store_true", help="peer: torch.compile, on a GPU")
+    parser.add_argument(
+        "--full", action="store_true",
+        help="tpu-aot: compile the denoising steps and the training step too, for several minutes",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="write JSON to this file")
     parser.add_argument(
         "--record", action="store_true",
@@ -124,6 +128,15 @@ def peer(arguments: argparse.Namespace) -> dict[str, Any]:
     return record | {"agrees": peer.agrees(record)}
 
 
+def tpu_aot(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import tpu_aot
+
+    images = setup_of(arguments).batch_size or 1
+    record = tpu_aot.measure(arguments.preset, settings_of(arguments), images, full=arguments.full)
+    print(tpu_aot.show(record))
+    return record
+
+
 OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "profile": profile,
     "flags": flags,
@@ -133,6 +146,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "approximate": approximate,
     "operations": operations,
     "peer": peer,
+    "tpu-aot": tpu_aot,
 }
 
 

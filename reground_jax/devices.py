@@ -6,7 +6,8 @@ device, as prefixes of the argument's pytree; both mappers use the same specs.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,6 +22,16 @@ SPLIT = PartitionSpec("data")
 WHOLE = PartitionSpec()
 
 
+@runtime_checkable
+class Mapped(Protocol):
+    """A function over devices, compiled for each set of shapes when it is first called."""
+
+    def __call__(self, *args: Any) -> Any: ...
+
+    def lower(self, *args: Any) -> Any:
+        """As of a jitted function: `lower(*args).compile()` compiles ahead for later calls."""
+
+
 def over_devices(
     function: Callable[..., Any],
     in_specs: tuple[Any, ...],
@@ -29,7 +40,7 @@ def over_devices(
     devices: Sequence[Device],
     mapper: Mapper = "shard_map",
     donate: tuple[int, ...] = (),
-) -> Callable[..., Any]:
+) -> Mapped:
     """A compiled `function` that runs on each device over its shard of the SPLIT arguments.
 
     First axes of SPLIT arguments must be multiples of the number of devices. Matrix products use
@@ -126,14 +137,24 @@ def _pmapped(function, in_specs, out_specs, devices, donate):
     mapped = jax.pmap(function, axis_name="data", in_axes=axes(in_specs), devices=devices)
     compiled: dict[Any, Callable] = {}
 
-    def call(*args: Any) -> Any:
-        args = over_specs(to_devices, in_specs, args)
+    def split(args: Any) -> Any:
+        return over_specs(to_devices, in_specs, args)
+
+    def compile(args: Any) -> Callable:
         leaves, structure = jax.tree.flatten(args)
         key = structure, tuple(jax.typeof(leaf) for leaf in leaves)  # shape and dtype
         if key not in compiled:
             compiled[key] = mapped.lower(*args).compile(compiler_options=compiler_options(devices))
-        return over_specs(from_devices, out_specs, compiled[key](*args))
+        return compiled[key]
 
+    def call(*args: Any) -> Any:
+        args = split(args)
+        return over_specs(from_devices, out_specs, compile(args)(*args))
+
+    def lower(*args: Any) -> SimpleNamespace:
+        return SimpleNamespace(compile=lambda: compile(jax.eval_shape(split, args)))
+
+    call.lower = lower  # type: ignore[attr-defined]
     return call
 
 

@@ -11,6 +11,7 @@ from reground_jax.basics.fields import check_name
 from reground_jax.devices import (
     MAPPERS,
     Device,
+    Mapped,
     Mapper,
     choose_devices,
     over_devices,
@@ -59,7 +60,7 @@ class Hardware:
 
     def compiled(
         self, function: Callable[..., Any], in_specs: tuple[Any, ...], out_specs: Any, *, donate=()
-    ) -> Callable[..., Any]:
+    ) -> Mapped:
         """`function` over the devices; see `devices.over_devices`."""
         return over_devices(
             function, in_specs, out_specs, devices=self.devices, mapper=self.mapper, donate=donate

@@ -10,10 +10,12 @@ a trainer's running average.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -21,12 +23,12 @@ from jaxtyping import Array, ArrayLike, Float, Float32, Int, UInt32
 
 from reground_jax.conditioning import Conditioning, Texts, encode
 from reground_jax.config import ModelConfig
-from reground_jax.devices import SPLIT, WHOLE
+from reground_jax.devices import SPLIT, WHOLE, Mapped
 from reground_jax.hardware import Hardware
 from reground_jax.layout import Layout
 from reground_jax.model import Params, network
 from reground_jax.networks.clip import TextEncoding
-from reground_jax.networks.transformer import reads_grounding
+from reground_jax.networks.transformer import reads_grounding, reads_text
 from reground_jax.networks.unet import Prepared, UNet
 from reground_jax.sampling.loop import (
     INPUT_SPECS,
@@ -55,7 +57,8 @@ class Programs:
     config: ModelConfig
     hardware: Hardware
     # By name and static arguments. None refers to this object, so they are freed with it.
-    _compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict, init=False, repr=False)
+    _compiled: dict[Any, Mapped] = field(default_factory=dict, init=False, repr=False)
+    _ahead: set[Any] = field(default_factory=set, init=False, repr=False)  # of `compile_ahead`
 
     def latent_shape(self, settings: Settings = Settings()) -> tuple[int, int, int]:  # noqa: B008
         """(h, w, C) for the settings' size, or for the checkpoint's own. Raises ValueError."""
@@ -92,7 +95,7 @@ class Programs:
         """Any number of texts, in fixed-size chunks: float32 on the host, [n, S, E] and [n, E]."""
         chunk = TEXT_CHUNK * len(self.hardware.devices)
         padded = np.resize(ids, (-(-len(ids) // chunk) * chunk, ids.shape[1]))
-        run, encoder = self._text_program(), params["text_encoder"]
+        run, encoder = self.text_program(), params["text_encoder"]
         parts = [run(encoder, padded[at : at + chunk]) for at in range(0, len(padded), chunk)]
         host = [[np.asarray(array, np.float32) for array in part] for part in parts]
         hidden, pooled = (np.concatenate(arrays)[: len(ids)] for arrays in zip(*host, strict=True))
@@ -142,20 +145,51 @@ class Programs:
     ) -> State:
         """`state` after steps start..stop-1; donates the memory of `state`.
 
+        The steps before `grounded_steps` run with fusers, the others without, whatever their gates.
         Reads only the wiring, the solver and whether it adds noise from `settings`.
         """
-        run = self.advance_program(settings)
-        bounds = (np.int32(value) for value in (grounded_steps, start, stop))
-        return run(params["unet"], state, prepared, inputs, *bounds)
+        switch = np.clip(grounded_steps, start, stop) if reads_grounding(settings.wiring) else start
+        for grounded, begin, end in ((True, start, switch), (False, switch, stop)):
+            if begin < end:
+                run = self.advance_program(settings, grounded)
+                own = prepared if grounded else prepared.without_fusers()
+                state = run(params["unet"], state, own, inputs, np.int32(begin), np.int32(end))
+        return state
+
+    def compile_ahead(
+        self,
+        params: Params,
+        state: State,
+        needs: Iterable[tuple[Prepared, bool]],
+        inputs: Inputs,
+        *,
+        settings: Settings,
+    ) -> None:
+        """Compiles what `advance` will run, side by side: for each (prepared, with fusers)."""
+        calls = {}
+        for prepared, grounded in needs:
+            grounded = grounded and reads_grounding(settings.wiring)
+            own = prepared if grounded else prepared.without_fusers()
+            args = params["unet"], state, own, inputs, np.int32(0), np.int32(0)
+            shapes = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves((own, state, inputs)))
+            calls[_advance_key(settings, grounded), shapes] = (grounded, args)
+        calls = {key: call for key, call in calls.items() if key not in self._ahead}
+        if calls:
+            with ThreadPoolExecutor(len(calls)) as pool:
+                list(pool.map(
+                    lambda call: self.advance_program(settings, call[0]).lower(*call[1]).compile(),
+                    calls.values(),
+                ))  # fmt: skip
+        self._ahead.update(calls)
 
     def decode(self, params: Params, latents: Float[Array, "B h w C"]) -> Float32[Array, "B H W 3"]:
         """Images in 0..1, clipped."""
         self.hardware.check_batch("latents", len(latents))
-        return self._decode_program()(params["vae"], latents)
+        return self.decode_program()(params["vae"], latents)
 
     # The jitted functions themselves, to lower, inspect or time.
 
-    def prepare_program(self, wiring: Wiring, guided: bool) -> Callable[..., Prepared]:
+    def prepare_program(self, wiring: Wiring, guided: bool) -> Mapped:
         """(U-Net's params, conditioning, timesteps) -> Prepared"""
         run = functools.partial(
             prepare, network(self.config, "unet")[0], wiring=wiring, guided=guided,
@@ -167,18 +201,24 @@ class Programs:
             ("prepare", wiring, guided), run, (WHOLE, SPLIT, WHOLE), PREPARED_SPECS
         )
 
-    def advance_program(self, settings: Settings) -> Callable[..., State]:
-        """(U-Net's params, state, prepared, inputs, grounded_steps, start, stop) -> State"""
-        wiring, solver, stochastic = settings.wiring, settings.solver, settings.eta > 0
+    def advance_program(self, settings: Settings, grounded: bool = True) -> Mapped:
+        """(U-Net's params, state, prepared, inputs, start, stop) -> State
+
+        grounded: with fusers. Without them, `prepared.without_fusers()` is the argument, and all
+        wirings that read the text share one program.
+        """
+        key = _advance_key(settings, grounded)
+        _, wiring, solver, grounded, stochastic = key
         graph, _ = network(self.config, "unet")
-        program = Program(graph, wiring, SOLVERS[solver], self.hardware.attend, stochastic)
-        specs = (WHOLE, SPLIT, PREPARED_SPECS, INPUT_SPECS, WHOLE, WHOLE, WHOLE)
-        key = ("advance", wiring, solver, stochastic)
+        program = Program(
+            graph, wiring, SOLVERS[solver], self.hardware.attend, grounded, stochastic
+        )
+        specs = (WHOLE, SPLIT, PREPARED_SPECS, INPUT_SPECS, WHOLE, WHOLE)
         return self._program(key, functools.partial(advance, program), specs, SPLIT, donate=(1,))
 
     # The functions compiled here must not refer to `self`.
 
-    def _text_program(self) -> Callable[..., TextEncoding]:
+    def text_program(self) -> Mapped:
         graph, dtype = network(self.config, "text_encoder")[0], jnp.dtype(self.hardware.dtype)
 
         def encode(params, ids):
@@ -186,9 +226,7 @@ class Programs:
 
         return self._program(("text",), encode, (WHOLE, SPLIT), SPLIT)
 
-    def _start_program(
-        self, solver: str, shape: tuple[int, int, int] | None
-    ) -> Callable[..., State]:
+    def _start_program(self, solver: str, shape: tuple[int, int, int] | None) -> Mapped:
         """From seeds or, without a `shape`, from unit normal latents."""
         init = SOLVERS[solver].init
 
@@ -197,7 +235,7 @@ class Programs:
 
         return self._program(("start", solver, shape), start, (SPLIT, WHOLE), SPLIT)
 
-    def _decode_program(self) -> Callable[..., Array]:
+    def decode_program(self) -> Mapped:
         graph, dtype, attend = (
             network(self.config, "vae")[0],
             self.hardware.dtype,
@@ -211,13 +249,21 @@ class Programs:
 
         return self._program(("decode",), decode, (WHOLE, SPLIT), SPLIT)
 
-    def _program(self, key, function, in_specs, out_specs, donate=()) -> Callable[..., Any]:
+    def _program(self, key, function, in_specs, out_specs, donate=()) -> Mapped:
         """`function` over the devices, compiled once per `key`."""
         if key not in self._compiled:
             self._compiled[key] = self.hardware.compiled(
                 function, in_specs, out_specs, donate=donate
             )
         return self._compiled[key]
+
+
+def _advance_key(settings: Settings, grounded: bool) -> tuple[str, Wiring, str, bool, bool]:
+    """What a program of `advance` is compiled for."""
+    wiring: Wiring = settings.wiring
+    if not grounded and reads_text(wiring):
+        wiring = "no_grounding"
+    return "advance", wiring, settings.solver, grounded, settings.eta > 0
 
 
 def check_grounded(config: ModelConfig, wiring: Wiring) -> None:

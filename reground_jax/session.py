@@ -92,6 +92,7 @@ class Session:
                 f"stop is {stop}, but this session is at step {self.step} of {self.num_steps}: "
                 "steps only go forward"
             )
+        self._compile(self._gates[None], range(self.step, stop))
         # A stretch of one step at the end, so `preview` has two adjacent points.
         looked_at = {stop - 1} if stop < self.num_steps else set()
         for start, end in self._stretches(self.step, stop, looked_at, each=progress is not None):
@@ -151,6 +152,7 @@ class Session:
         if self.step:
             raise ValueError(f"this session is at step {self.step}: start a new one to sweep")
         tables = np.stack([gate_table(gamma, self.num_steps) for gamma in gammas])
+        self._compile(tables, range(self.num_steps))
         counted = itertools.count(1)
 
         def advance(state: State, gates: np.ndarray, start: int, stop: int) -> State:
@@ -173,19 +175,31 @@ class Session:
         inner = [cut for cut in sorted(cuts) if start < cut < stop]
         return itertools.pairwise([start, *inner, stop] if start < stop else [])
 
-    def _advance(self, state: State, gates: np.ndarray, start: int, stop: int) -> State:
-        """`state` after one stretch with `gates`; donates the memory of `state`."""
-        inputs = Inputs(
-            self._plan, gates, np.float32(self.settings.guidance_scale), self._seeds,  # type: ignore[arg-type]
-        )  # fmt: skip
-        return self._programs.advance(
-            self._params, state, self._context(start), inputs, grounded_steps(gates),
-            start, stop, settings=self.settings,
+    def _compile(self, tables: np.ndarray, steps: range) -> None:
+        """Compiles what these steps need under any of the gate tables, side by side."""
+        grounded = {grounded_steps(gates) for gates in tables}
+        needs = {(self._is_guided(step), step < count) for step in steps for count in grounded}
+        self._programs.compile_ahead(
+            self._params, self._live(), [(self._context(guided), on) for guided, on in needs],
+            self._inputs(tables[0]), settings=self.settings,
         )  # fmt: skip
 
-    def _context(self, step: int) -> Prepared:
+    def _inputs(self, gates: np.ndarray) -> Inputs:
+        scale = np.float32(self.settings.guidance_scale)
+        return Inputs(self._plan, gates, scale, self._seeds)  # type: ignore[arg-type]
+
+    def _is_guided(self, step: int) -> bool:
+        return self.settings.guidance_scale != 1 and step in self._guided
+
+    def _advance(self, state: State, gates: np.ndarray, start: int, stop: int) -> State:
+        """`state` after one stretch with `gates`; donates the memory of `state`."""
+        return self._programs.advance(
+            self._params, state, self._context(self._is_guided(start)), self._inputs(gates),
+            grounded_steps(gates), start, stop, settings=self.settings,
+        )  # fmt: skip
+
+    def _context(self, guided: bool) -> Prepared:
         """What is the same at every step, with or without the unconditional branch."""
-        guided = self.settings.guidance_scale != 1 and step in self._guided
         if guided not in self._prepared:
             self._prepared[guided] = self._programs.prepare(
                 self._params, self._conditioning, self._plan.timesteps,

@@ -14,6 +14,7 @@ from reground_jax.devices import compiler_options
 from reground_jax.model import network, read_model
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.grounding.text import Grounding
+from reground_jax.networks.transformer import reads_grounding
 from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.sampling.loop import Inpaint, Inputs, Program, advance, prepare
 from reground_jax.sampling.solvers import SOLVERS
@@ -116,13 +117,15 @@ def sample(name: str, wiring: str, *, lost_steps: int = 0) -> np.ndarray:
     gates = gate_table(tuple(float(part) for part in arrays["gamma"]), 10)
     seeds = np.zeros(2, np.uint32)  # PLMS draws no noise
     inputs = Inputs(plan, jnp.asarray(gates), jnp.float32(5), jnp.asarray(seeds), inpaint)
-    run = jax.jit(
-        functools.partial(advance, Program(graph, wiring, solver, ATTEND)),
-        compiler_options=compiler_options(jax.devices()),
-    )
     state = solver.init(jnp.asarray(arrays["x"]), plan)
-    bounds = (jnp.int32(value) for value in (grounded_steps(gates) - lost_steps, 0, 10))
-    return run(model.params["unet"], state, prepared, inputs, *bounds).x
+    switch = grounded_steps(gates) - lost_steps if reads_grounding(wiring) else 0
+    for grounded, start, stop in ((True, 0, switch), (False, switch, 10)):
+        run = jax.jit(
+            functools.partial(advance, Program(graph, wiring, solver, ATTEND, grounded)),
+            compiler_options=compiler_options(jax.devices()),
+        )
+        state = run(model.params["unet"], state, prepared, inputs, np.int32(start), np.int32(stop))
+    return state.x
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)

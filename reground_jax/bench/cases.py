@@ -57,16 +57,22 @@ class Denoising:
         start = functools.partial(pipe.programs.start, plan, settings, seeds)
         return cls(pipe, settings, start, prepared, inputs)
 
-    def program(self) -> tuple[Any, tuple[Any, ...]]:
+    def program(self, grounded: bool = True) -> tuple[Any, tuple[Any, ...]]:
         """The jitted function behind `run`, and its arguments for the first step."""
-        program = self.pipe.programs.advance_program(self.settings)
-        bounds = (np.int32(bound) for bound in (self.settings.num_steps, 0, 1))
-        return program, (
-            self.pipe.params["unet"], self.start(), self.prepared, self.inputs, *bounds
+        prepared = self.prepared if grounded else self.prepared.without_fusers()
+        return self.pipe.programs.advance_program(self.settings, grounded), (
+            self.pipe.params["unet"], self.start(), prepared, self.inputs, np.int32(0), np.int32(1)
         )  # fmt: skip
 
+    def compile(self) -> None:
+        """Compiles the steps, with and without fusers."""
+        needs = [(self.prepared, True), (self.prepared, False)]
+        self.pipe.programs.compile_ahead(
+            self.pipe.params, self.start(), needs, self.inputs, settings=self.settings
+        )
+
     def run(self, state: State, start: int, stop: int) -> State:
-        """`state` after steps start..stop-1; an empty range still compiles the program."""
+        """`state` after steps start..stop-1."""
         grounded = grounded_steps(np.asarray(self.inputs.gates))
         return self.pipe.programs.advance(
             self.pipe.params, state, self.prepared, self.inputs, grounded, start, stop,

@@ -88,7 +88,7 @@ class Program:
             elif line == "}":
                 current = ""
             elif current and (found := _OPERATION.match(line)):
-                computations[current].append(Operation(*found.groups(), line))
+                computations[current].append(Operation(found[1], found[2], found[3], line))
         return cls(computations, entry, operation_parts(text))
 
     def executed(

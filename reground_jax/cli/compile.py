@@ -52,10 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         ready = Denoising.of(pipe, work)
         if settings.guidance_interval != (0.0, 1.0):  # for the steps outside of it
             unguided = dataclasses.replace(settings, guidance_scale=1.0)
-            other = Denoising.of(pipe, dataclasses.replace(work, settings=unguided))
-            other.run(other.start(), 0, 0)
-        state = ready.run(ready.start(), 0, 0)
-        pipe.decode(state.x).block_until_ready()
+            Denoising.of(pipe, dataclasses.replace(work, settings=unguided)).compile()
+        ready.compile()
+        pipe.decode(ready.start().x).block_until_ready()
     took = time.perf_counter() - begin
     say(
         f"ready for {plural(size, 'image')} per device, after {took:.1f} s "

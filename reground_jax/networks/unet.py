@@ -50,6 +50,11 @@ class Prepared(NamedTuple):
         rows = tuple(jax.lax.dynamic_slice_in_dim(t, row, 1) for t in self.time)
         return self._replace(time=rows)
 
+    def without_fusers(self) -> "Prepared":
+        """Without what only fusers read."""
+        blocks = tuple(block._replace(grounding=None) for block in self.blocks)
+        return self._replace(blocks=blocks, packed=(None,) * len(self.packed))
+
 
 class TimeEmbedding(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):

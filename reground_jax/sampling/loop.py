@@ -1,7 +1,7 @@
-"""The sampling loop: one compiled program of two loops, with fusers and without.
+"""The sampling loop, compiled twice: with fusers and without.
 
-`advance` runs a whole generation or any segment of its steps. All bounds are traced, so progress
-bars, previews and sweeps over gamma use the same program.
+`advance` runs any segment of a generation's steps. Its bounds are traced, so progress bars,
+previews and sweeps over gamma use the same two programs.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from reground_jax.conditioning import Conditioning
 from reground_jax.devices import SPLIT, WHOLE
 from reground_jax.model import Params
 from reground_jax.networks.attention import Attend
-from reground_jax.networks.transformer import reads_grounding
 from reground_jax.networks.unet import Prepared
 from reground_jax.sampling.guidance import branch_grounding, branch_text, guide
 from reground_jax.sampling.noise import ETA, step_noise
@@ -61,6 +60,7 @@ class Program:
     wiring: Wiring
     solver: Solver
     attend: Attend
+    grounded: bool = True  # with fusers
     stochastic: bool = False  # the solver draws noise at every step
 
 
@@ -90,28 +90,24 @@ def advance(
     state: State,
     prepared: Prepared,
     inputs: Inputs,
-    grounded_steps: Int[Array, ""],
     start: Int[Array, ""],
     stop: Int[Array, ""],
 ) -> State:
-    """`state` after steps start..stop-1, with the fusers on in the steps before `grounded_steps`.
+    """`state` after steps start..stop-1. Every argument after `program` may be traced.
 
-    Every argument after `program` may be traced. Steps from `grounded_steps` on run without fusers
-    even if their gates are not 0.
+    A program without fusers ignores the gates.
     """
     unet = nnx.merge(program.unet, params)
     plan = inputs.plan
-    first, last = plan.evaluations_before(start), plan.evaluations_before(stop)
-    switch = jnp.clip(plan.evaluations_before(grounded_steps), first, last)
 
-    def evaluate(evaluation: Array, state: State, *, grounded: bool) -> State:
+    def evaluate(evaluation: Array, state: State) -> State:
         row = plan.row(evaluation)
         if inputs.inpaint is not None:
             state = state._replace(x=restore_known(state.x, inputs.inpaint, row))
         output = unet(
             network_input(state.x, inputs.inpaint, row),
             prepared.at(evaluation),
-            gate=inputs.gates[row.step] if grounded else None,
+            gate=inputs.gates[row.step] if program.grounded else None,
             wiring=program.wiring,
             attend=program.attend,
         )
@@ -121,10 +117,8 @@ def advance(
             noise = step_noise(inputs.seeds, state.x.shape[1:], ETA, row.step)
         return program.solver.update(state, output, row, noise)
 
-    if reads_grounding(program.wiring):
-        state = jax.lax.fori_loop(first, switch, lambda e, s: evaluate(e, s, grounded=True), state)
-        first = switch
-    return jax.lax.fori_loop(first, last, lambda e, s: evaluate(e, s, grounded=False), state)
+    first, last = plan.evaluations_before(start), plan.evaluations_before(stop)
+    return jax.lax.fori_loop(first, last, evaluate, state)
 
 
 def restore_known(

@@ -1,0 +1,129 @@
+"""The sampling and training programs compiled for devices that are not here, from shapes alone."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from reground_jax.bench.hlo import Program
+from reground_jax.conditioning import Conditioning
+from reground_jax.config import ModelConfig
+from reground_jax.devices import SPLIT, WHOLE, Device
+from reground_jax.hardware import Hardware
+from reground_jax.model import Params, leaf_shapes
+from reground_jax.networks.grounding import Grounding
+from reground_jax.programs import Programs
+from reground_jax.sampling.gate import gate_table
+from reground_jax.sampling.loop import INPUT_SPECS, PREPARED_SPECS, Inputs
+from reground_jax.sampling.solvers import SOLVERS
+from reground_jax.settings import Settings
+from reground_jax.storage.checkpoint import unflatten
+
+Call = tuple[Any, tuple[Any, ...]]  # a jitted function, and the shapes of its arguments
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler laid out for one device; bytes, and the optimized program."""
+
+    seconds: float
+    arguments: int
+    output: int
+    aliased: int  # output that takes the place of arguments
+    temporaries: int
+    code: int
+    program: Program
+
+    @property
+    def bytes(self) -> int:
+        """Of the device's memory while it runs."""
+        return self.arguments + self.output - self.aliased + self.temporaries + self.code
+
+
+def compiled(call: Call) -> Compiled:
+    """Raises jax.errors.JaxRuntimeError for what does not compile, or does not fit the memory."""
+    function, arguments = call
+    begin = time.perf_counter()
+    executable = function.lower(*arguments).compile()
+    seconds = time.perf_counter() - begin
+    memory = executable.memory_analysis()
+    return Compiled(
+        seconds,
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes,
+        memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
+        Program.of(executable.as_text()),
+    )
+
+
+def placed(values: Any, specs: Any, devices: Sequence[Device]) -> Any:
+    """Shapes of `values` (arrays or shapes), laid over devices as `over_devices` wants them."""
+    mesh = Mesh(np.array(devices), ("data",))
+
+    def place(spec: PartitionSpec, part: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a), sharding=sharding), part
+        )
+
+    return jax.tree.map(place, specs, values, is_leaf=lambda spec: isinstance(spec, PartitionSpec))
+
+
+def abstract_params(config: ModelConfig, hardware: Hardware) -> Params:
+    """The parameters of all networks as shapes, on every device."""
+    shapes = leaf_shapes(config)
+    leaves = {n: jax.ShapeDtypeStruct(s, jnp.dtype(hardware.dtype)) for n, s in shapes.items()}
+    return unflatten(placed(leaves, WHOLE, hardware.devices).items())
+
+
+def sampling_calls(
+    config: ModelConfig, hardware: Hardware, settings: Settings, images: int
+) -> dict[str, Call]:
+    """Every program behind a call of the pipeline with `images` per device, by name."""
+    programs, devices = Programs(config, hardware), hardware.devices
+    params, batch = abstract_params(config, hardware), images * len(devices)
+    encoder, unet = config.text_encoder.network, config.unet
+
+    def shape(*dims: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(dims, dtype)
+
+    ids = shape(8 * len(devices), encoder.max_length, dtype=jnp.int32)
+    text = shape(batch, encoder.max_length, encoder.width)
+    slots, width = settings.max_boxes, unet.text_width
+    grounding = Grounding(shape(batch, slots, 4), shape(batch, slots, width), shape(batch, slots))
+    conditioning = Conditioning(text, text, grounding)
+    plan = programs.plan(settings)
+    prepare = programs.prepare_program(settings.wiring, settings.guidance_scale != 1)
+    preparing = (params["unet"], conditioning, shape(*np.shape(plan.timesteps)))
+    preparing = placed(preparing, (WHOLE, SPLIT, WHOLE), devices)
+    prepared = jax.eval_shape(prepare, *preparing)
+    x = shape(batch, *programs.latent_shape(settings))
+    state = jax.eval_shape(SOLVERS[settings.solver].init, x, plan)
+    gates = gate_table(settings.gamma, settings.num_steps)
+    inputs = Inputs(plan, gates, np.float32(1), shape(batch, dtype=jnp.uint32))  # type: ignore[arg-type]
+    step = shape(dtype=jnp.int32)
+    specs = (WHOLE, SPLIT, PREPARED_SPECS, INPUT_SPECS, WHOLE, WHOLE)
+
+    def advance(grounded: bool) -> Call:
+        own = prepared if grounded else prepared.without_fusers()
+        arguments = (params["unet"], state, own, inputs, step, step)
+        return programs.advance_program(settings, grounded), placed(arguments, specs, devices)
+
+    return {
+        "encode": (
+            programs.text_program(), placed((params["text_encoder"], ids), (WHOLE, SPLIT), devices)
+        ),
+        "prepare": (prepare, preparing),
+        "steps with fusers": advance(True),
+        "steps without": advance(False),
+        "decode": (
+            programs.decode_program(), placed((params["vae"], x), (WHOLE, SPLIT), devices)
+        ),
+    }  # fmt: skip
