@@ -32,7 +32,7 @@ $(VENV)/.run: $(VENV)/.venv pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.venv pyproject.toml
-	$(PIP) --editable ".[test,dev]"
+	$(PIP) --editable ".[test,dev,aot]"
 	touch $@
 
 clean:

@@ -85,6 +85,14 @@ def place_whole(array: Any, devices: Sequence[Device]) -> jax.Array:
     return jax.device_put(array, NamedSharding(_mesh(devices), WHOLE))
 
 
+def compute_capability(device: Device) -> float | None:
+    """Of an NVIDIA GPU, such as 9.0; None for any other device."""
+    try:
+        return float(getattr(device, "compute_capability", ""))
+    except ValueError:  # AMD's are names, such as "gfx90a"
+        return None
+
+
 def compiler_options(devices: Sequence[Device]) -> dict[str, str]:
     """Per-program options: on CPU, no YNNPACK fusions, which jaxlib 0.10-0.11 miscompiles.
 

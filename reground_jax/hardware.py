@@ -14,6 +14,7 @@ from reground_jax.devices import (
     Mapped,
     Mapper,
     choose_devices,
+    compute_capability,
     over_devices,
     place_whole,
 )
@@ -56,7 +57,8 @@ class Hardware:
     @property
     def attend(self) -> Callable[..., Array]:
         """The attention function of this platform."""
-        return attention_for(self.devices[0].platform, self.attention)
+        device = self.devices[0]
+        return attention_for(device.platform, self.attention, compute_capability(device))
 
     def compiled(
         self, function: Callable[..., Any], in_specs: tuple[Any, ...], out_specs: Any, *, donate=()

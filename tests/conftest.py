@@ -2,9 +2,15 @@
 
 import contextlib
 import gc
+import importlib.util
 import os
 import shutil
 from pathlib import Path
+
+# An installed libtpu makes JAX look for a TPU, here and in every process that a test starts. To run
+# the tests on an accelerator all the same, name it in this variable.
+if importlib.util.find_spec("libtpu") is not None:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest

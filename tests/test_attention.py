@@ -26,11 +26,29 @@ def test_plain_attention_equals_jax():
 
 @pytest.mark.parametrize("queries", [1, 24, 61])
 @pytest.mark.parametrize("logits", [10, 300, 10**6])
-def test_lean_attention_equals_plain_whatever_the_block(monkeypatch, queries, logits):
+def test_attention_in_blocks_equals_plain_whatever_the_block(monkeypatch, queries, logits):
     """10 logits: blocks of one query; 300: several blocks, the last one padded; 10**6: one."""
     monkeypatch.setattr(attention, "LOGITS", logits)
+    monkeypatch.setattr(attention, "BLOCKED_LOGITS", 6 * logits)  # of two samples' three heads
     q, k, v = tensors(2, queries, 29, 3, 8)
-    assert relative_error(attention.lean(q, k, v), attention.plain(q, k, v)) < 1e-6
+    expected = attention.plain(q, k, v)
+    assert relative_error(attention.lean(q, k, v), expected) < 1e-6
+    assert relative_error(attention.blocked(q, k, v), expected) < 1e-6
+
+
+def test_blocks_are_padded_only_where_no_near_number_of_them_divides():
+    blocks = attention._blocks
+    assert blocks(4096, 512) == (8, 512) and blocks(4096, 500) == (16, 256)
+    assert blocks(61 * 63, 512) == (9, 427)
+    assert blocks(61, 10) == (7, 9)  # a prime number: 2 of 63 are padding
+    assert blocks(256, 512) == (1, 256) and blocks(5, 0) == (5, 1)
+
+
+def test_blocked_attention_never_holds_all_logits(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCKED_LOGITS", 2 * 64 * 30)
+    text = jax.jit(attention.blocked).lower(*tensors(1, 256, 30, 2, 8)).as_text()
+    assert "tensor<1x2x64x30xf32>" in text  # one block of all heads
+    assert "256x30xf32" not in text
 
 
 def test_lean_attention_never_holds_all_logits(monkeypatch):
@@ -68,9 +86,13 @@ def test_the_default_backend_follows_platform_dtype_and_shape():
     large, small = (2, 4096, 8, 40), (1, 64, 8, 160)
     assert choose_backend("cpu", jnp.float32, large, 4126) == "lean"
     assert choose_backend("cpu", jnp.float32, small, 94) == "plain"
-    assert choose_backend("gpu", jnp.bfloat16, large, 4126) == "cudnn"
-    assert choose_backend("gpu", jnp.float32, large, 4126) == "lean"  # cuDNN takes half precision
-    assert choose_backend("gpu", jnp.bfloat16, (1, 64, 1, 512), 64) == "plain"  # the VAE's width
+    assert choose_backend("gpu", jnp.bfloat16, large, 4126, 8.0) == "cudnn"
+    assert choose_backend("gpu", jnp.bfloat16, large, 4126) == "blocked"  # not NVIDIA's
+    assert choose_backend("gpu", jnp.float32, large, 4126, 9.0) == "blocked"  # cuDNN takes halves
+    wide = (2, 256, 8, 160)  # heads that cuDNN supports from Hopper on
+    assert choose_backend("gpu", jnp.bfloat16, wide, 286, 9.0) == "cudnn"
+    assert choose_backend("gpu", jnp.bfloat16, wide, 286, 8.0) == "plain"
+    assert choose_backend("gpu", jnp.bfloat16, (1, 64, 1, 512), 64, 9.0) == "plain"  # the VAE's
     assert choose_backend("tpu", jnp.bfloat16, large, 4126) == "lean"  # Pallas is opt-in
 
 
@@ -80,7 +102,7 @@ def test_a_named_backend_is_used_everywhere_and_a_wrong_name_is_refused():
     assert "while" in forced
     assert "while" not in jax.jit(attention_for("cpu")).lower(q, k, v).as_text()
     assert attention_for("cpu", "lean") is attention_for("cpu", "lean")  # one jit cache entry
-    with pytest.raises(ValueError, match="flash.*plain, lean, cudnn, pallas"):
+    with pytest.raises(ValueError, match="flash.*plain, lean, blocked, cudnn, pallas"):
         attention_for("cpu", "flash")  # type: ignore[arg-type]
 
 

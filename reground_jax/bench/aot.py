@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -100,10 +100,13 @@ def sampling_calls(
     grounding = Grounding(shape(batch, slots, 4), shape(batch, slots, width), shape(batch, slots))
     conditioning = Conditioning(text, text, grounding)
     plan = programs.plan(settings)
-    prepare = programs.prepare_program(settings.wiring, settings.guidance_scale != 1)
+    kind = settings.wiring, settings.guidance_scale != 1
+    prepare = programs.prepare_program(*kind)
     preparing = (params["unet"], conditioning, shape(*np.shape(plan.timesteps)))
     preparing = placed(preparing, (WHOLE, SPLIT, WHOLE), devices)
-    prepared = jax.eval_shape(prepare, *preparing)
+    # What pmap returns has no shape before it runs.
+    mapped = Programs(config, replace(hardware, mapper="shard_map"))
+    prepared = jax.eval_shape(mapped.prepare_program(*kind), *preparing)
     x = shape(batch, *programs.latent_shape(settings))
     state = jax.eval_shape(SOLVERS[settings.solver].init, x, plan)
     gates = gate_table(settings.gamma, settings.num_steps)
