@@ -187,6 +187,23 @@ class CompileCounter:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
+def test_steps_with_and_without_fusers_compile_when_they_are_first_needed():
+    pipe = Pipeline.from_model(tiny_model())
+    counter = CompileCounter()
+
+    def compiled(**settings) -> int:
+        before = counter.count
+        pipe([CAT], num_steps=4, solver="ddim", output="latents", **settings)
+        return counter.count - before
+
+    compiled(gamma=1.0)
+    assert compiled(gamma=0.5) == 1  # the steps without fusers
+    assert compiled(gamma=0.0, guidance_scale=2.0) == 0
+    # What is prepared differs by wiring; steps without fusers are Stable Diffusion's in all three.
+    assert compiled(gamma=0.0, wiring="sequential") == compiled(wiring="no_grounding") == 1
+    assert compiled(gamma=1.0, wiring="sequential") == 1
+
+
 def test_new_arguments_compile_nothing(pipe):
     settings: dict[str, Any] = dict(num_steps=4, solver="ddim", batch_size=2)
     pipe([CAT, DOG], guidance_scale=2.0, gamma=0.5, seeds=[1, 2], **settings)
