@@ -30,7 +30,7 @@ def parser() -> Parser:
     parser.add_argument("--compile", action="store_true", help="peer: torch.compile, on a GPU")
     parser.add_argument(
         "--full", action="store_true",
-        help="tpu-aot: compile the denoising steps and the training step too, for several minutes",
+        help="tpu-aot: compile the denoising steps too, for many minutes",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="write JSON to this file")
     parser.add_argument(

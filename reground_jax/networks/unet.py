@@ -51,8 +51,10 @@ class Prepared(NamedTuple):
         return self._replace(time=rows)
 
     def without_fusers(self) -> "Prepared":
-        """Without what only fusers read."""
-        blocks = tuple(block._replace(grounding=None) for block in self.blocks)
+        """Without what only fusers read; blocks that read nothing else keep it, for its dtype."""
+        blocks = tuple(
+            block if block.text is None else block._replace(grounding=None) for block in self.blocks
+        )
         return self._replace(blocks=blocks, packed=(None,) * len(self.packed))
 
 
