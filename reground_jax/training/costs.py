@@ -2,8 +2,8 @@
 
 A matrix product or convolution costs one forward pass, one more for the gradient of its input, and
 one more for that of its weights if they are trained. The scores of attention have two inputs, so
-always three. What is recomputed costs a second forward pass. What comes before the first trained
-parameter has no backward pass; it is counted with one, except for networks that are frozen whole.
+always three. `remat` adds what it computes again. What comes before the first trained parameter has
+no backward pass; it is counted with one, except for networks that are frozen whole.
 """
 
 from reground_jax.config import ModelConfig
@@ -18,8 +18,15 @@ from reground_jax.counter import (
 from reground_jax.training.opening import is_diffusion
 
 ABSENT = ("dead_queries",)  # this package computes no queries of grounding tokens
-# Parts of a U-Net outside of its blocks and resnets, which `remat` does not compute again.
-STORED = ("conv_in_out", "time", "text_kv", "grounding", "proj_in_out", "resampling")
+# The share of each part that `remat` computes again: nothing outside of blocks and resnets, and
+# no product whose result only leaves them or the attention, such as the last one of each.
+AGAIN = {
+    "resnets": 1 / 2,
+    "feed_forward": 2 / 3,
+    **dict.fromkeys(SCORES, 1 / 2),
+    **dict.fromkeys(("self_projections", "cross_projections", "fuser_projections"), 1),
+    "fuser_feed_forward": 1,
+}
 
 
 def step_flops(kind: str, model: ModelConfig, side: int, *, remat: bool) -> int:
@@ -28,18 +35,19 @@ def step_flops(kind: str, model: ModelConfig, side: int, *, remat: bool) -> int:
     encoder = vae_encoder_macs(model.vae, latent, latent)
     if not is_diffusion(kind):
         decoder = vae_decoder_macs(model.vae, latent, latent)
-        again = encoder + decoder if remat else 0
-        return 2 * (3 * decoder + again + (1 if kind == "decoder" else 3) * encoder)
+        again = AGAIN["resnets"] if remat else 0  # nearly all of it is resnets
+        encodings = 1 if kind == "decoder" else 3 + again
+        return round(2 * ((3 + again) * decoder + encodings * encoder))
     text = text_encoder_macs(model.text_encoder.network)
     passes = 3 if kind == "text_to_image" else 1
-    return 2 * (encoder + passes * text + _unet_macs(kind, model, latent, remat))
+    return round(2 * (encoder + passes * text + _unet_macs(kind, model, latent, remat)))
 
 
-def _unet_macs(kind: str, model: ModelConfig, latent: int, remat: bool) -> int:
-    grounded, total = kind == "grounding", 0
+def _unet_macs(kind: str, model: ModelConfig, latent: int, remat: bool) -> float:
+    grounded, total = kind == "grounding", 0.0
     for part, macs in unet_macs(model.unet, latent, latent, fusers=grounded).items():
         if part in ABSENT:
             continue
         trained = not grounded or part in FUSER or part in SCORES
-        total += macs * (2 + trained + (remat and part not in STORED))
+        total += macs * (2 + trained + (AGAIN.get(part, 0) if remat else 0))
     return total
