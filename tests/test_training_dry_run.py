@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import jax
 import pytest
@@ -14,7 +15,7 @@ from reground_jax.training.costs import step_flops
 from reground_jax.training.dry_run import SHARE, days_on, dry_run, step_call
 from reground_jax.training.opening import stage_model
 from reground_jax.training.recipe import Recipe
-from tests.training import tiny_recipe
+from tests.training import SIZE, tiny_recipe
 
 
 def config_of(batch: int = 2, **fields) -> StageConfig:
@@ -26,7 +27,7 @@ def config_of(batch: int = 2, **fields) -> StageConfig:
 def config(tmp_path):
     """A config file whose data does not exist."""
     content = {
-        "source": {"kind": "jsonl", "path": "gone.jsonl", "image_size": 64},
+        "source": {"kind": "jsonl", "path": "gone.jsonl", "image_size": SIZE},
         "recipe": {"num_steps": 500_000, "batch_size": 2}, "dtype": "bfloat16", "remat": "blocks",
     }  # fmt: skip
     path = tmp_path / "stage.json"
@@ -34,17 +35,21 @@ def config(tmp_path):
     return path
 
 
-def test_the_command_reads_no_data_and_writes_nothing(config, tmp_path, capsys):
-    command = ["train", "grounding", "--config", str(config), "--dry-run", "--preset", "tiny"]
+def test_the_command_reads_no_data_and_no_arrays_and_writes_nothing(config, base, tmp_path, capsys):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(base / name, model)
+    command = ["train", "grounding", "--config", str(config), "--dry-run", "--from", str(model)]
     assert main(command) == 0
     told = capsys.readouterr().out
     count = f"batch 2 on {len(jax.local_devices())} device"
     assert f"stage grounding, bfloat16, remat blocks: {count}" in told
     assert "memory per device, as laid out: " in told and "temporaries" in told
-    assert "collectives per step: " in told
+    assert "collectives per step: none, on a single device" in told
     assert "500000 steps at 30% of the datasheet's peak, which is an assumption" in told
     assert all(f"  {name}: " in told for name in CHIPS)
-    assert list(tmp_path.iterdir()) == [config]
+    assert set(tmp_path.iterdir()) == {config, model}
 
 
 @pytest.mark.parametrize(
@@ -56,7 +61,7 @@ def test_the_command_reads_no_data_and_writes_nothing(config, tmp_path, capsys):
         (["--dry-run", "--preset", "huge"], "preset 'huge' is unknown"),
         (["--dry-run", "--preset", "tiny", "--from", "."], "--preset is the shape of a model, and"),
         (["--dry-run", "--topology", "v9:2x2"], "TPU 'v9' is unknown"),
-        (["--dry-run", "--preset", "sd14"], "images are 64 pixels wide, but the model's are 512"),
+        (["--dry-run", "--preset", "sd14"], "images are 16 pixels wide, but the model's are 512"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(options, told, config, capsys):

@@ -1,6 +1,7 @@
 """What training stores: recomputed blocks and narrow frozen weights change memory, not results."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +9,19 @@ import numpy as np
 import pytest
 
 from reground_jax.devices import SPLIT, WHOLE, over_devices
-from reground_jax.model import random_params
+from reground_jax.model import random_params, read_model
 from reground_jax.networks import recompute
 from reground_jax.networks.attention import plain
 from reground_jax.networks.recompute import blockwise_attention, query_block
+from reground_jax.storage.checkpoint import flatten
 from reground_jax.training.config import StageConfig
 from reground_jax.training.dry_run import batch_shapes
-from reground_jax.training.opening import stage_terms
-from reground_jax.training.stages import parts_of, stage_loss
+from reground_jax.training.opening import open_stage, stage_terms
+from reground_jax.training.sources import Data
+from reground_jax.training.stages import STAGES, parts_of, stage_loss
 from reground_jax.training.state import narrowed
 from reground_jax.training.trainer import averaged_gradients
-from tests.training import SIZE, TINY, tiny_recipe
+from tests.training import SIZE, TINY, Squares, tiny_recipe
 
 CONFIG = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, grounding="text"))
 
@@ -113,3 +116,26 @@ def test_blocks_divide_the_queries():
     assert query_block(4096, 4126) == 512  # Stable Diffusion's largest maps, with 30 boxes
     assert query_block(4096, 77) == 4096
     assert query_block(7, 10**8) == 1
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_another_remat(base, tmp_path, monkeypatch):
+    """It is not part of the experiment: like the number of devices, it changes rounding only."""
+    squares = Squares()
+    data = Data(squares, lambda count: squares.batch(0, count), None)
+    monkeypatch.setattr("reground_jax.training.opening.open_data", lambda source, folder: data)
+    for end, remat in ((2, "none"), (3, "blocks")):
+        recipe = tiny_recipe(last_step=end)
+        config = StageConfig(
+            source={}, recipe=recipe, dtype="bfloat16", remat=remat, num_samples=1,
+            save_dtype="float32",
+        )  # fmt: skip
+        assert STAGES["grounding"](
+            open_stage("grounding", config, tmp_path, base=base), minutes=None
+        )
+        given, made = read_model(base), read_model(tmp_path / "model")
+        shutil.rmtree(tmp_path / "model")
+    assert "changes" not in made.info["training"][-1]
+    after = dict(flatten(made.params))
+    for name, leaf in flatten(given.params):  # the frozen ones, narrow in the step, are as before
+        np.testing.assert_array_equal(after[name], leaf, err_msg=name)

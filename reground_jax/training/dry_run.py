@@ -119,7 +119,7 @@ def report(run: DryRun) -> str:
     """What was found, in lines for people."""
     recipe, found = run.config.recipe, run.compiled
     share = recipe.batch_size // run.devices
-    limit = f" of {_gib(run.chip.memory)}" if run.chip else ""
+    limit = f" of {_size(run.chip.memory)}" if run.chip else ""
     parts = {
         "arguments": found.arguments, "results in new memory": found.output - found.aliased,
         "temporaries": found.temporaries, "code": found.code,
@@ -127,16 +127,16 @@ def report(run: DryRun) -> str:
     lines = [
         f"stage {run.kind}, {run.config.dtype}, remat {run.config.remat}: batch {recipe.batch_size}"
         f" on {plural(run.devices, 'device')}, {share} each; compiled in {found.seconds:.0f} s",
-        f"memory per device, as laid out: {_gib(found.bytes)}{limit} ("
-        + ", ".join(f"{name} {_gib(size)}" for name, size in parts.items()) + ")",
+        f"memory per device, as laid out: {_size(found.bytes)}{limit} ("
+        + ", ".join(f"{name} {_size(size)}" for name, size in parts.items()) + ")",
     ]  # fmt: skip
     if run.beside:
         lines.append(
-            f"  besides, {_gib(run.beside)} of the autoencoder, which makes the latents; not "
+            f"  besides, {_size(run.beside)} of the autoencoder, which makes the latents; not "
             "counted: what it needs while it runs, and previews"
         )
-    lines.append(f"collectives per step: {_collectives(found)}")
-    lines.append(f"FLOP per step: {run.flops / 1e12:.4g} T on all devices, counted from the shapes")
+    lines.append(f"collectives per step: {_collectives(run)}")
+    lines.append(f"FLOP per step: {run.flops:.3g} on all devices, counted from the shapes")
     return "\n".join([*lines, *_days(run)])
 
 
@@ -160,8 +160,10 @@ def days_on(chip: Chip, recipe: Recipe, flops: int, share: float = SHARE) -> flo
     return recipe.end * flops / (share * chip.flops) / DAY
 
 
-def _collectives(found: Compiled) -> str:
-    kinds = found.program.collectives()
+def _collectives(run: DryRun) -> str:
+    if run.devices == 1:
+        return "none, on a single device"
+    kinds = run.compiled.program.collectives()
     told = [f"{n['count']} {kind} of {n['bytes']:,} bytes" for kind, n in kinds.items()]
     return ", ".join(told) or "none"
 
@@ -174,8 +176,8 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
 def _first_line(error: Exception) -> str:

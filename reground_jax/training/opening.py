@@ -66,7 +66,7 @@ class Stage:
     accept_changes: bool = False  # resume in `out` even if its experiment differs
 
     def attend(self) -> Callable[..., Any]:
-        # "plain" is differentiable on every platform, and the fastest at training sizes.
+        """For the autoencoder beside the step; the loss has its own (`stages.stage_loss`)."""
         return attention_for(self.devices[0].platform, "plain")
 
     def layouts(self) -> list[Any]:

@@ -115,7 +115,7 @@ def stage_loss(
     kind: str, config: StageConfig, terms: Terms, model: ModelConfig, platform: str
 ) -> Loss:
     """What the stage minimizes, as it computes it on `platform`."""
-    # "plain" is differentiable on every platform, and the fastest at training sizes.
+    # Without remat, "plain": differentiable on every platform, and the fastest at small sizes.
     remat = config.remat == "blocks"
     attend = blockwise_attention if remat else attention_for(platform, "plain")
     seed = config.recipe.seed
