@@ -7,7 +7,7 @@ name. Element-wise operations, norms and softmax are not counted.
 
 from collections import Counter
 
-from reground_jax.config import UNetConfig, VAEConfig
+from reground_jax.config import CLIPTextConfig, UNetConfig, VAEConfig
 from reground_jax.networks.grounding import KINDS
 
 # Parts of a U-Net that are the same at every step (`UNet.prepare`), or whose result is discarded.
@@ -108,6 +108,32 @@ def vae_decoder_macs(config: VAEConfig, height: int, width: int) -> int:
             area *= 4
             total += conv(c, c, area)
     return total + conv(channels[-1], config.image_channels, area)
+
+
+def vae_encoder_macs(config: VAEConfig, height: int, width: int) -> int:
+    """MACs of encoding an image to a latent of `height` x `width`."""
+    channels, latent = config.block_channels, config.latent_channels
+    area, deepest = height * width * config.downsampling**2, channels[-1]
+    total = conv(config.image_channels, channels[0], area)
+    below = channels[0]
+    for level, c in enumerate(channels):
+        for _ in range(config.layers_per_block):
+            total += conv(below, c, area) + conv(c, c, area)
+            total += conv(below, c, area, 1) if below != c else 0
+            below = c
+        if level < len(channels) - 1:
+            area //= 4
+            total += conv(c, c, area)
+    total += 4 * conv(deepest, deepest, area)  # two resnets of the middle
+    total += 4 * area * deepest * deepest + 2 * area * area * deepest  # and its attention
+    return total + conv(deepest, 2 * latent, area) + conv(2 * latent, 2 * latent, area, 1)
+
+
+def text_encoder_macs(config: CLIPTextConfig) -> int:
+    """MACs of one text of the maximum length."""
+    tokens, width = config.max_length, config.width
+    layer = 4 * width * width + 2 * width * config.mlp_width + 2 * tokens * width
+    return config.num_layers * tokens * layer
 
 
 def run_macs(

@@ -2,8 +2,17 @@
 
 import pytest
 
-from reground_jax.config import UNetConfig, VAEConfig
-from reground_jax.counter import FUSER, INVARIANT, SCORES, run_macs, unet_macs, vae_decoder_macs
+from reground_jax.config import CLIPTextConfig, UNetConfig, VAEConfig
+from reground_jax.counter import (
+    FUSER,
+    INVARIANT,
+    SCORES,
+    run_macs,
+    text_encoder_macs,
+    unet_macs,
+    vae_decoder_macs,
+    vae_encoder_macs,
+)
 
 GIGA = 1e9
 
@@ -61,3 +70,8 @@ def test_fusers_off_after_gamma_save_a_fifth():
 
 def test_the_vae_decoder_has_its_published_count():
     assert round(vae_decoder_macs(VAEConfig(), 64, 64) / GIGA) == 1257
+
+
+def test_the_encoders_have_the_products_of_the_traced_networks():
+    assert round(vae_encoder_macs(VAEConfig(), 64, 64) / GIGA, 2) == 558.33
+    assert round(text_encoder_macs(CLIPTextConfig()) / GIGA, 3) == 6.649

@@ -19,7 +19,13 @@ from reground_jax.storage.checkpoint import flatten
 from reground_jax.training.config import GROUNDED_WIRINGS, STAGE_NAMES, StageConfig
 from reground_jax.training.initial import changed, check_kept
 from reground_jax.training.losses import AutoencoderTerms, DiffusionTerms
-from reground_jax.training.opening import TERMS, TRAINED, experiment, open_stage
+from reground_jax.training.opening import (
+    TERMS,
+    TRAINED,
+    experiment,
+    open_stage,
+    stage_terms,
+)
 from reground_jax.training.recipe import Recipe
 from reground_jax.training.sources import Data, open_data
 from reground_jax.training.stages import STAGES
@@ -38,6 +44,7 @@ CONFIGS = Path(__file__).parents[1] / "reground_jax/training/configs"
         ({"dtype": "float16"}, "dtype 'float16' is unknown"),  # without loss scaling
         ({"save_dtype": "int8"}, "save_dtype 'int8' is unknown"),
         ({"fuser_start": "gate"}, "fuser_start 'gate' is unknown: did you mean 'gates'?"),
+        ({"remat": "block"}, "remat 'block' is unknown: did you mean 'blocks'?"),
         ({"num_samples": 0}, "num_samples is 0: give a whole number of at least 1"),
         ({"cache_examples": -1}, "cache_examples is -1: give a whole number of at least 0"),
         ({"cache_examples": 3}, "cache_examples is 3, less than a batch of 4"),
@@ -148,7 +155,7 @@ def test_the_stage_names_agree():
 
 def test_the_shipped_configs_and_their_losses_are_valid():
     paths = sorted(CONFIGS.glob("*/*.json"))
-    assert len(paths) == 10
+    assert len(paths) == 12
     for path in paths:
         loss = StageConfig.load(path).loss
         terms = AutoencoderTerms if "kl_weight" in loss else DiffusionTerms
@@ -180,6 +187,7 @@ def pictures(tmp_path) -> Path:
         ({"image_size": 8.5}, "image_size is 8.5, which is not a whole number"),
         ({"image_size": 10**9}, "image_size is 1000000000: give a whole number from 1 to 8192"),
         ({"seed": -1}, "seed is -1"),
+        ({"flip": "yes"}, "flip is 'yes': it must be true or false"),
     ],
 )
 def test_a_wrong_source_is_one_sentence(changes, told, pictures):
@@ -210,6 +218,8 @@ def test_the_identity_of_data_follows_what_is_trained_on(pictures):
     assert [e.layout.prompt for e in held.heldout(2)] == ["3", "3"]
     lines = (pictures / "train.jsonl").read_text()
     (pictures / "train.jsonl").write_text(lines.replace('"caption": "2"', '"caption": "a dog"'))
+    flipped = open_data(source | {"flip": True}, pictures).identity
+    assert "flip" not in whole and flipped["flip"] is True
     other = open_data(source, pictures).identity
     assert {k for k in whole if whole[k] != other[k]} == {"annotations"}
 
@@ -260,6 +270,14 @@ def test_a_stage_that_would_freeze_random_weights_is_refused(base, tmp_path, mon
             check_kept(vae, given, TRAINED[kind])
 
 
+def test_box_attention_reads_what_remat_does_not_store():
+    config = StageConfig(
+        source={}, recipe=tiny_recipe(), remat="blocks", loss={"box_attention": 0.1}
+    )
+    with pytest.raises(ValueError, match="loss.box_attention reads what it does not store: set"):
+        stage_terms("grounding", config)
+
+
 def test_settings_without_effect_and_finished_runs_are_refused(base, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cache_examples caches latents, and autoencoder has none"):
         opened("autoencoder", monkeypatch, tmp_path, base=base, cache_examples=8)
@@ -299,7 +317,8 @@ def test_the_experiment_has_what_changes_results_and_nothing_else():
     }
     for name, other in changes.items():
         assert [difference.name for difference in differences(of(), other)] == [name]
-    same = of(config=config(save_dtype="float32", num_samples=3, folder=Path("elsewhere")))
+    same = config(save_dtype="float32", num_samples=3, remat="blocks", folder=Path("elsewhere"))
+    same = of(config=same)
     assert differences(of(), same) == []
     # Text-to-image does not depend on the fusers' wiring.
     assert "wiring" not in of("text_to_image")

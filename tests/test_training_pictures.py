@@ -249,3 +249,24 @@ def test_an_epoch_is_shuffled_once_and_reproducibly(tmp_path, monkeypatch):
     assert made == [(5, 0), (5, 1)]  # 20 examples of two epochs
     expected = [generator((5, epoch)).permutation(10).tolist() for epoch in (0, 1)]
     assert shown == expected[0] + expected[1]
+
+
+# ---- flips
+
+
+def test_half_of_the_examples_are_mirrored_with_their_boxes(tmp_path):
+    image = Image.new("RGB", (8, 8), BLUE)
+    image.paste(RED, (0, 0, 4, 8))
+    image.save(tmp_path / "a.png")
+    entry = Annotated(tmp_path / "a.png", ("x",), ("red",), ((0.0, 0.25, 0.5, 1.0),))
+    plain, flipped = (Files([entry], image_size=8, flip=flip) for flip in (False, True))
+    (as_it_is,) = plain.batch(0, 1)
+    seen = flipped.batch(0, 64)
+    mirrored = [e for e in seen if tuple(e.image[0, 0]) == BLUE]
+    assert 20 < len(mirrored) < 44
+    for example in mirrored:
+        np.testing.assert_array_equal(example.image, as_it_is.image[:, ::-1])
+        assert example.layout.boxes == ((0.5, 0.25, 1.0, 1.0),)
+    assert {e.layout.boxes for e in seen} == {as_it_is.layout.boxes, ((0.5, 0.25, 1.0, 1.0),)}
+    again = flipped.batch(1, 32)  # the same positions, asked for in another way
+    assert [e.layout for e in again] == [e.layout for e in seen[32:]]

@@ -6,6 +6,7 @@ sample, one per guidance branch). What the branches share, up to the first self-
 computed once.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from reground_jax.networks.layers import (
     ResnetBlock,
     Upsample,
 )
+from reground_jax.networks.recompute import recomputed
 from reground_jax.networks.transformer import BlockContext, TransformerBlock, reads_grounding
 from reground_jax.settings import Wiring
 
@@ -102,13 +104,19 @@ class SpatialTransformer(nnx.Module):
         gate: Float[Array, ""] | None,
         wiring: Wiring,
         attend: Attend,
+        remat: bool = False,
     ) -> Float[Array, "B H W C"]:
         """`contexts`: each block's context and the result of its `pack`."""
+
+        def call(block: TransformerBlock, h: Array, own: tuple[BlockContext, Packed | None]):
+            fixed = functools.partial(block, gate=gate, wiring=wiring, attend=attend)
+            return recomputed(fixed, remat)(h, *own)
+
         _, height, width, channels = x.shape
         h = self.proj_in(self.norm(x)).reshape(x.shape[0], height * width, channels)
         for i, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
             with jax.named_scope(f"block_{i}"):
-                h = block(h, *context, gate=gate, wiring=wiring, attend=attend)
+                h = call(block, h, context)
         return add(x, self.proj_out(h).reshape(h.shape[0], height, width, channels))
 
 
@@ -227,12 +235,14 @@ class UNet(nnx.Module):
         gate: Float[Array, ""] | None,
         wiring: Wiring,
         attend: Attend,
+        remat: bool = False,
     ) -> Float[Array, "K H W O"]:
         """`prepared.time` has one row for all B samples (`Prepared.at`) or one for each.
 
         gate: the step's gate (float32 scalar), or None to leave out the fusers. Computes in the
         dtype of the context and returns K = k * B samples in that dtype, with the k branches of
         each sample adjacent; K = B if no block reads a context (`no_text` without fusers).
+        remat: for training, compute what is inside blocks and resnets again in the backward pass.
         """
         dtype = jax.tree.leaves(prepared.blocks)[0].dtype
         times = iter(prepared.time)
@@ -242,12 +252,12 @@ class UNet(nnx.Module):
             time = next(times)
             with jax.named_scope(f"resnet_{i}"):
                 time = time if time.shape[0] == 1 else repeat_to(time, h.shape[0])
-                h = level.resnets[i](h, time)
+                h = recomputed(level.resnets[i].__call__, remat)(h, time)
             if i < len(level.attentions):
                 transformer = level.attentions[i]
                 own = list(itertools.islice(contexts, len(transformer.blocks)))
                 with jax.named_scope(f"transformer_{i}"):
-                    h = transformer(h, own, gate=gate, wiring=wiring, attend=attend)
+                    h = transformer(h, own, gate=gate, wiring=wiring, attend=attend, remat=remat)
             return h
 
         h = self.conv_in(x.astype(dtype))

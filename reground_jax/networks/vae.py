@@ -17,6 +17,7 @@ from reground_jax.networks.layers import (
     ResnetBlock,
     Upsample,
 )
+from reground_jax.networks.recompute import recomputed
 
 EPS = 1e-6  # for every norm in the autoencoder
 
@@ -61,10 +62,12 @@ class Level(nnx.Module):
         self.downsampler = Downsample(channels, padding=(0, 1), rngs=rngs) if down else None
         self.upsampler = Upsample(channels, rngs=rngs) if up else None
 
-    def __call__(self, x: Float[Array, "B H W I"], *, attend: Attend) -> Float[Array, "B H2 W2 O"]:
+    def __call__(
+        self, x: Float[Array, "B H W I"], *, attend: Attend, remat: bool = False
+    ) -> Float[Array, "B H2 W2 O"]:
         for index, resnet in enumerate(self.resnets):
             with jax.named_scope(f"resnet_{index}"):
-                x = resnet(x)
+                x = recomputed(resnet.__call__, remat)(x)
             if index == 0 and self.attention is not None:
                 x = self.attention(x, attend=attend)
         for resample in (self.downsampler, self.upsampler):
@@ -94,13 +97,15 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(channels[-1], 2 * config.latent_channels, rngs=rngs)
 
     @jax.named_scope("vae_encoder")
-    def __call__(self, x: Float[Array, "B H W 3"], *, attend: Attend) -> Float[Array, "B h w M"]:
+    def __call__(
+        self, x: Float[Array, "B H W 3"], *, attend: Attend, remat: bool = False
+    ) -> Float[Array, "B h w M"]:
         h = self.conv_in(x)
         for i, level in enumerate(self.down_blocks):
             with jax.named_scope(f"down_{i}"):
-                h = level(h, attend=attend)
+                h = level(h, attend=attend, remat=remat)
         with jax.named_scope("mid_0"):
-            h = self.mid_block(h, attend=attend)
+            h = self.mid_block(h, attend=attend, remat=remat)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
 
 
@@ -126,13 +131,15 @@ class Decoder(nnx.Module):
         self.conv_out = Conv(channels[-1], config.image_channels, rngs=rngs)
 
     @jax.named_scope("vae_decoder")
-    def __call__(self, z: Float[Array, "B h w C"], *, attend: Attend) -> Float[Array, "B H W 3"]:
+    def __call__(
+        self, z: Float[Array, "B h w C"], *, attend: Attend, remat: bool = False
+    ) -> Float[Array, "B H W 3"]:
         h = self.conv_in(z)
         with jax.named_scope("mid_0"):
-            h = self.mid_block(h, attend=attend)
+            h = self.mid_block(h, attend=attend, remat=remat)
         for i, level in enumerate(self.up_blocks):
             with jax.named_scope(f"up_{i}"):
-                h = level(h, attend=attend)
+                h = level(h, attend=attend, remat=remat)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
 
 
@@ -148,10 +155,13 @@ class AutoencoderKL(nnx.Module):
         self.post_quant_conv = Linear(latent, latent, rngs=rngs)
 
     def moments(
-        self, images: Float[Array, "B H W 3"], *, attend: Attend
+        self, images: Float[Array, "B H W 3"], *, attend: Attend, remat: bool = False
     ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
-        """Mean and log-variance of the posterior, unscaled. `images` in -1..1."""
-        h = self.quant_conv(self.encoder(images, attend=attend))
+        """Mean and log-variance of the posterior, unscaled. `images` in -1..1.
+
+        remat: for training, compute what is inside resnets again in the backward pass.
+        """
+        h = self.quant_conv(self.encoder(images, attend=attend, remat=remat))
         mean, log_variance = jnp.split(h, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
@@ -160,11 +170,11 @@ class AutoencoderKL(nnx.Module):
         return self.moments(images, attend=attend)[0] * self.config.scaling_factor
 
     def decode(
-        self, latents: Float[Array, "B h w C"], *, attend: Attend
+        self, latents: Float[Array, "B h w C"], *, attend: Attend, remat: bool = False
     ) -> Float[Array, "B H W 3"]:
-        """Images in about -1..1, not clipped."""
+        """Images in about -1..1, not clipped. remat: as for `moments`."""
         z = self.post_quant_conv(latents / self.config.scaling_factor)
-        return self.decoder(z, attend=attend)
+        return self.decoder(z, attend=attend, remat=remat)
 
     def decode_in_chunks(
         self, latents: Float[Array, "B h w C"], *, attend: Attend, pixels: int = 2**19

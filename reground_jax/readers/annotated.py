@@ -2,7 +2,7 @@
 
 The rules for boxes are those of GLIGEN's COCO training: scale the shorter side to the image size,
 crop the center square, clip boxes to it, drop those under 1 % of its area, keep the 30 largest.
-Unlike in GLIGEN's training, there are no random flips, and images are resized with Lanczos.
+Unlike in GLIGEN's training, images are resized with Lanczos, and flipped only if a config says so.
 """
 
 from collections.abc import Sequence

@@ -19,9 +19,10 @@ STAGE_NAMES = ("autoencoder", "text_to_image", "grounding", "decoder")
 GROUNDED_WIRINGS = tuple(wiring for wiring in WIRINGS if wiring != "no_grounding")
 FUSER_STARTS = ("gates", "outputs")
 SAVE_DTYPES = (*DTYPES, "float16")
+REMAT = ("none", "blocks")
 FIELDS = (
     "source", "recipe", "model", "loss", "wiring", "fuser_start", "dtype", "save_dtype",
-    "cache_examples", "num_samples",
+    "cache_examples", "num_samples", "remat",
 )  # fmt: skip
 
 
@@ -43,6 +44,7 @@ class StageConfig:
     save_dtype: str = "bfloat16"  # for the finished model
     cache_examples: int = 0  # latents cached and reused in every epoch; 0 disables the cache
     num_samples: int = 12  # images in a sample grid
+    remat: str = "none"  # "blocks": recompute blocks in the backward pass, for less memory
     folder: Path = Path()
 
     def __post_init__(self) -> None:
@@ -51,6 +53,7 @@ class StageConfig:
         check_name("fuser_start", self.fuser_start, FUSER_STARTS)
         check_name("dtype", self.dtype, DTYPES)
         check_name("save_dtype", self.save_dtype, SAVE_DTYPES)
+        check_name("remat", self.remat, REMAT)
         check_number("num_samples", self.num_samples, *at_least(1), whole=True)
         check_number("cache_examples", self.cache_examples, *at_least(0), whole=True)
         check_cache(self.cache_examples, self.recipe.batch_size)

@@ -8,7 +8,7 @@ import queue
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -53,12 +53,16 @@ class Files:
         image_size: int,
         max_boxes: int = 30,
         seed: int = 0,
+        flip: bool = False,
     ):
-        """Raises ValueError if `entries` is empty."""
+        """flip: mirror half of the examples, with their boxes; captions stay, as in GLIGEN.
+
+        Raises ValueError if `entries` is empty.
+        """
         if not entries:
             raise ValueError("no examples to train on: every entry was rejected or missing")
         self.entries, self.image_size = entries, image_size
-        self.max_boxes, self.seed = max_boxes, seed
+        self.max_boxes, self.seed, self.flip = max_boxes, seed, flip
         self.unreadable: set[Path] = set()  # those encountered so far
         self._last_order: tuple[int, np.ndarray] | None = None  # (epoch, its order)
 
@@ -76,7 +80,7 @@ class Files:
             caption = entry.captions[epoch % len(entry.captions)] if entry.captions else ""
             try:
                 made = cropped(entry, caption, size=self.image_size, max_boxes=self.max_boxes)
-                return Example(*made)
+                return mirrored(*made) if self._flips(position) else Example(*made)
             except ValueError as error:
                 reason = str(error)
                 self._leave_out(entry.path, reason)
@@ -84,6 +88,9 @@ class Files:
             f"{tries} images in a row could not be used (the last one: {reason}); check that the "
             "image folder is correct"
         )
+
+    def _flips(self, position: int) -> bool:
+        return self.flip and bool(np.random.default_rng((self.seed, position, 1)).integers(2))
 
     def _order(self, epoch: int) -> np.ndarray:
         last = self._last_order
@@ -103,6 +110,12 @@ class Files:
                 "fix or remove its entry",
                 stacklevel=2,
             )
+
+
+def mirrored(image: UInt8[np.ndarray, "S S 3"], layout: Layout) -> Example:
+    """The example with left and right exchanged."""
+    boxes = [(1 - x1, y0, 1 - x0, y1) for x0, y0, x1, y1 in layout.boxes]
+    return Example(np.ascontiguousarray(image[:, ::-1]), replace(layout, boxes=boxes))
 
 
 def prefetch(make: Callable[[int], Any], start: int, *, ahead: int = 4) -> Iterator[Any]:

@@ -104,16 +104,18 @@ class AutoencoderLoss:
     dtype: str = "float32"
     seed: int = 0
     terms: AutoencoderTerms = AutoencoderTerms()
+    remat: bool = False  # recompute resnets in the backward pass
 
     def __call__(self, params: Params, batch: ImageBatch) -> tuple[Array, dict[str, Array]]:
         vae = nnx.merge(network(self.config, "vae")[0], params["vae"])
         images = from_uint8(batch.images)
-        mean, log_variance = vae.moments(images.astype(self.dtype), attend=self.attend)
+        how = {"attend": self.attend, "remat": self.remat}
+        mean, log_variance = vae.moments(images.astype(self.dtype), **how)
         mean, log_variance = mean.astype(jnp.float32), log_variance.astype(jnp.float32)
         noise = normal(self.seed, batch.position, POSTERIOR, mean.shape[1:])
         latents = mean + jnp.exp(0.5 * log_variance) * noise
         scale = vae.config.scaling_factor
-        decoded = vae.decode((latents * scale).astype(self.dtype), attend=self.attend)
+        decoded = vae.decode((latents * scale).astype(self.dtype), **how)
 
         error = decoded.astype(jnp.float32) - images
         kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).mean()
@@ -133,6 +135,7 @@ class DiffusionLoss:
     dtype: str = "float32"
     seed: int = 0
     terms: DiffusionTerms = DiffusionTerms()
+    remat: bool = False  # recompute blocks and resnets in the backward pass; not with box_attention
 
     def __call__(self, params: Params, batch: LatentBatch) -> tuple[Array, dict[str, Array]]:
         schedule, position = self.config.schedule, batch.position
@@ -177,7 +180,10 @@ class DiffusionLoss:
         prepared = unet.prepare(
             text, grounding, timesteps.astype(jnp.float32), wiring=self.wiring, pack=False
         )
-        output = unet(noisy, prepared, gate=gate, wiring=self.wiring, attend=watch or self.attend)
+        output = unet(
+            noisy, prepared, gate=gate, wiring=self.wiring, attend=watch or self.attend,
+            remat=self.remat,
+        )  # fmt: skip
         return output, None if watch is None else watch.mean_loss()
 
 

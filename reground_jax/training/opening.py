@@ -66,7 +66,7 @@ class Stage:
     accept_changes: bool = False  # resume in `out` even if its experiment differs
 
     def attend(self) -> Callable[..., Any]:
-        # "plain" is differentiable on every platform, and the fastest at training sizes.
+        """For the autoencoder beside the step; the loss has its own (`stages.stage_loss`)."""
         return attention_for(self.devices[0].platform, "plain")
 
     def layouts(self) -> list[Any]:
@@ -92,11 +92,7 @@ def open_stage(
     terms = _check_request(kind, config, out, base, fusers)
     data = open_data(config.source, config.folder)
     model, leaves, tokenizer_json, info, origins = _start(data, base)
-    model = changed(model, config.model)
-    if is_diffusion(kind):
-        grounding = "text" if kind == "grounding" else None
-        unet = dataclasses.replace(model.unet, grounding=grounding)
-        model = dataclasses.replace(model, unet=unet)
+    model = stage_model(kind, config, model)
     check_size(kind, model, terms, np.shape(data.heldout(1)[0].image)[0])
     if kind != "autoencoder":
         check_kept(model, leaves, TRAINED[kind])
@@ -119,13 +115,33 @@ def is_diffusion(kind: str) -> bool:
     return TERMS[kind][0] is DiffusionTerms
 
 
+def stage_model(kind: str, config: StageConfig, base: ModelConfig) -> ModelConfig:
+    """The model that a stage trains, given that of the stage before."""
+    model = changed(base, config.model)
+    if not is_diffusion(kind):
+        return model
+    grounding = "text" if kind == "grounding" else None
+    return dataclasses.replace(model, unet=dataclasses.replace(model.unet, grounding=grounding))
+
+
+def stage_terms(kind: str, config: StageConfig) -> Terms:
+    """The terms of the loss. Raises ValueError for those that the stage or `remat` excludes."""
+    check_name("stage", kind, TRAINED)
+    terms, known = TERMS[kind]
+    parsed = parse(terms, config.loss, "loss", known=known)
+    if config.remat != "none" and getattr(parsed, "box_attention", 0):
+        raise ValueError(
+            f"remat is {config.remat!r}, but loss.box_attention reads what it does not store: "
+            'set remat to "none", or box_attention to 0'
+        )
+    return parsed
+
+
 def _check_request(
     kind: str, config: StageConfig, out: Path, base: Path | None, fusers: Path | None
 ) -> Terms:
     """Checks that need no data. Returns the loss terms."""
-    check_name("stage", kind, TRAINED)
-    terms, known = TERMS[kind]
-    parsed = parse(terms, config.loss, "loss", known=known)
+    parsed = stage_terms(kind, config)
     if config.cache_examples and not is_diffusion(kind):
         raise ValueError(f"cache_examples caches latents, and {kind} has none: remove it")
     if base is None and kind != "autoencoder":

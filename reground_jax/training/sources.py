@@ -96,6 +96,7 @@ class CocoSource:
     captions: str | None = None
     heldout: int = 0
     seed: int = 0
+    flip: bool = False  # mirror half of the examples
 
     def open(self, folder: Path) -> Data:
         texts = None if self.captions is None else folder / self.captions
@@ -111,6 +112,7 @@ class JsonlSource:
     image_size: int
     heldout: int = 0
     seed: int = 0
+    flip: bool = False  # mirror half of the examples
 
     def open(self, folder: Path) -> Data:
         return _files(self, read_jsonl(folder / self.path))
@@ -127,6 +129,8 @@ def _files(source: Any, found: Any) -> Data:
     check_number("image_size", source.image_size, *between(1, MAX_SIDE), whole=True)
     check_number("heldout", source.heldout, *at_least(0), whole=True)
     check_number("seed", source.seed, *at_least(0), whole=True)
+    if not isinstance(source.flip, bool):
+        raise ValueError(f"flip is {source.flip!r}: it must be true or false")
     entries = list(found)
     good = [entry for entry in entries if isinstance(entry, Annotated)]
     _warn_of([entry for entry in entries if isinstance(entry, Rejected)], len(entries))
@@ -136,12 +140,15 @@ def _files(source: Any, found: Any) -> Data:
             "fewer, so that some are left to train on"
         )
     train, rest = good[: len(good) - source.heldout], good[len(good) - source.heldout :]
-    examples = Files(train, image_size=source.image_size, seed=source.seed)
-    shown = Files(rest or train, image_size=source.image_size)
+    size, seed, flip = source.image_size, source.seed, source.flip
+    examples = Files(train, image_size=size, seed=seed, flip=flip)
+    shown = Files(rest or train, image_size=size)
     identity = {
-        "seed": source.seed, "image_size": source.image_size, "heldout": source.heldout,
+        "seed": seed, "image_size": size, "heldout": source.heldout,
         "examples": len(train), "annotations": _annotations_checksum(train),
     }  # fmt: skip
+    if flip:  # absent otherwise, as in the records of runs from before there were flips
+        identity["flip"] = True
     return Data(examples, lambda count: shown.batch(0, count), None, identity)
 
 

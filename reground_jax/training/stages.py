@@ -7,23 +7,28 @@ frozen, fusers with zero gates and a position net are added, and only those are 
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 from reground_jax.conditioning import Texts
+from reground_jax.config import ModelConfig
 from reground_jax.devices import place_whole
+from reground_jax.networks.attention import attention_for
+from reground_jax.networks.recompute import blockwise_attention
 from reground_jax.networks.transformer import reads_grounding
 from reground_jax.settings import Wiring, wiring_name
 from reground_jax.training.batches import ImageBatches, LatentBatches
+from reground_jax.training.config import StageConfig
 from reground_jax.training.encoding import encoder, latent_deviation, phrase_encoder
 from reground_jax.training.losses import (
     AutoencoderLoss,
     AutoencoderTerms,
     DiffusionLoss,
-    DiffusionTerms,
+    Loss,
 )
-from reground_jax.training.opening import TRAINED, Stage
+from reground_jax.training.opening import TRAINED, Stage, Terms, is_diffusion
 from reground_jax.training.previews import generations, reconstructions
 from reground_jax.training.result import write_result
-from reground_jax.training.state import Leaves, nested, split_leaves
+from reground_jax.training.state import Leaves, narrowed, nested, split_leaves
 from reground_jax.training.trainer import Trainer
 
 
@@ -49,12 +54,12 @@ def decoder(stage: Stage, *, minutes: float | None) -> bool:
 
 def text_to_image(stage: Stage, *, minutes: float | None) -> bool:
     """Stage 2: trains the U-Net and text encoder together on captions; the VAE is frozen."""
-    return _diffusion(stage, "no_grounding", minutes=minutes)
+    return _diffusion(stage, minutes=minutes)
 
 
 def grounding(stage: Stage, *, minutes: float | None) -> bool:
     """Stage 3: trains only fusers and position net on captions and boxes, under either wiring."""
-    return _diffusion(stage, wiring_name(stage.config.wiring), minutes=minutes)
+    return _diffusion(stage, minutes=minutes)
 
 
 STAGES = {
@@ -66,40 +71,67 @@ STAGES = {
 
 
 def _autoencoder_trainer(stage: Stage) -> Trainer:
-    config = stage.config
-    assert isinstance(stage.terms, AutoencoderTerms)
-    loss = AutoencoderLoss(
-        stage.model, stage.attend(), config.dtype, config.recipe.seed, stage.terms
-    )
-    trained, frozen = _split(stage, "vae/")
-    batches = ImageBatches(stage.data.source, config.recipe.batch_size)
-    return _trainer(stage, loss, trained, frozen, batches, reconstructions(stage, frozen))
+    parts = _placed(stage)
+    batches = ImageBatches(stage.data.source, stage.config.recipe.batch_size)
+    return _trainer(stage, parts, batches, reconstructions(stage, parts.frozen))
 
 
-def _diffusion(stage: Stage, wiring: Wiring, *, minutes: float | None) -> bool:
-    config = stage.config
-    assert isinstance(stage.terms, DiffusionTerms)
-    loss = DiffusionLoss(
-        stage.model, stage.attend(), wiring, config.dtype, config.recipe.seed, stage.terms
-    )
-    trained, frozen = _split(stage)
-    batches = _latent_batches(stage, frozen, grounded=reads_grounding(wiring))
-    used = {name: leaf for name, leaf in frozen.items() if not name.startswith("vae/")}
-    trainer = _trainer(stage, loss, trained, used, batches, generations(stage, wiring, frozen))
+def _diffusion(stage: Stage, *, minutes: float | None) -> bool:
+    wiring = stage_wiring(stage.kind, stage.config)
+    parts = _placed(stage)
+    every = parts.frozen | parts.beside
+    batches = _latent_batches(stage, every, grounded=reads_grounding(wiring))
+    trainer = _trainer(stage, parts, batches, generations(stage, wiring, every))
     done = trainer.run(minutes=minutes)
     if done:
         write_result(stage, stage.model, trainer)
     return done
 
 
-def _split(stage: Stage, prefix: str = "") -> tuple[Leaves, Leaves]:
-    """(trained, frozen) leaves among those whose name starts with `prefix`.
+class Parts(NamedTuple):
+    """The parameters of a stage, by what its step does with them."""
 
-    Frozen leaves are placed on the devices once and shared by batches, steps and previews.
-    """
-    leaves = {name: leaf for name, leaf in stage.leaves.items() if name.startswith(prefix)}
-    trained, frozen = split_leaves(leaves, TRAINED[stage.kind])
-    return trained, {name: place_whole(leaf, stage.devices) for name, leaf in frozen.items()}
+    trained: Leaves
+    frozen: Leaves  # those that the step reads
+    beside: Leaves  # frozen ones for what happens beside it: the autoencoder that makes latents
+
+
+def parts_of(kind: str, config: StageConfig, leaves: Leaves) -> Parts:
+    """`leaves`, which may be shapes under `jax.eval_shape`, as the stage holds them."""
+    if not is_diffusion(kind):
+        leaves = {name: leaf for name, leaf in leaves.items() if name.startswith("vae/")}
+        return Parts(*split_leaves(leaves, TRAINED[kind]), {})
+    trained, frozen = split_leaves(leaves, TRAINED[kind])
+    beside = {name: leaf for name, leaf in frozen.items() if name.startswith("vae/")}
+    used = {name: leaf for name, leaf in frozen.items() if name not in beside}
+    return Parts(trained, narrowed(used, config.dtype), beside)
+
+
+def stage_wiring(kind: str, config: StageConfig) -> Wiring:
+    return wiring_name(config.wiring) if kind == "grounding" else "no_grounding"
+
+
+def stage_loss(
+    kind: str, config: StageConfig, terms: Terms, model: ModelConfig, platform: str
+) -> Loss:
+    """What the stage minimizes, as it computes it on `platform`."""
+    # Without remat, "plain": differentiable on every platform, and the fastest at small sizes.
+    remat = config.remat == "blocks"
+    attend = blockwise_attention if remat else attention_for(platform, "plain")
+    seed = config.recipe.seed
+    if isinstance(terms, AutoencoderTerms):
+        return AutoencoderLoss(model, attend, config.dtype, seed, terms, remat)
+    wiring = stage_wiring(kind, config)
+    return DiffusionLoss(model, attend, wiring, config.dtype, seed, terms, remat)
+
+
+def _placed(stage: Stage) -> Parts:
+    """Frozen leaves are placed on the devices once and shared by batches, steps and previews."""
+    parts = parts_of(stage.kind, stage.config, stage.leaves)
+    return parts._replace(
+        frozen={n: place_whole(leaf, stage.devices) for n, leaf in parts.frozen.items()},
+        beside={n: place_whole(leaf, stage.devices) for n, leaf in parts.beside.items()},
+    )
 
 
 def _latent_batches(stage: Stage, frozen: Leaves, *, grounded: bool) -> LatentBatches:
@@ -117,8 +149,10 @@ def _latent_batches(stage: Stage, frozen: Leaves, *, grounded: bool) -> LatentBa
     )
 
 
-def _trainer(stage, loss, trained, frozen, make, on_sample) -> Trainer:
+def _trainer(stage: Stage, parts: Parts, make, on_sample) -> Trainer:
+    platform = stage.devices[0].platform
+    loss = stage_loss(stage.kind, stage.config, stage.terms, stage.model, platform)
     return Trainer(
-        loss, stage.config.recipe, trained, frozen, make, stage.out, stage.devices, on_sample,
-        stage.experiment, stage.accept_changes,
+        loss, stage.config.recipe, parts.trained, parts.frozen, make, stage.out, stage.devices,
+        on_sample, stage.experiment, stage.accept_changes,
     )  # fmt: skip

@@ -48,6 +48,21 @@ def split_leaves(leaves: Leaves, trainable: Callable[[str], bool]) -> tuple[Leav
     return trained, {name: leaf for name, leaf in leaves.items() if name not in trained}
 
 
+def narrowed(frozen: Leaves, dtype: str) -> Leaves:
+    """Frozen leaves as a step holds them: the U-Net's kernels in `dtype`, its arithmetic's.
+
+    Layers cast them to it in any case, so only memory changes. Float32 stay: what layers use as it
+    is (norms, embeddings), what they compute in float32 (time steps), and the text encoder and
+    autoencoder, which also serve outside the step.
+    """
+    return {name: leaf.astype(dtype) if _is_cast(name) else leaf for name, leaf in frozen.items()}
+
+
+def _is_cast(name: str) -> bool:
+    timed = "time_embedding" in name or "time_emb_proj" in name
+    return name.startswith("unet/") and name.endswith("/kernel") and not timed
+
+
 def nested(*parts: Leaves) -> Params:
     """Nests flat leaves into the dict that the networks take, keyed by network first."""
     return unflatten((name, leaf) for part in parts for name, leaf in part.items())

@@ -7,7 +7,7 @@ holds everything a step reads, so a killed run resumes with identical results, b
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from reground_jax.devices import SPLIT, WHOLE, Device, over_devices, place_whole
+from reground_jax.devices import SPLIT, WHOLE, Device, Mapped, over_devices, place_whole
 from reground_jax.training.data import prefetch
 from reground_jax.training.experiment import Changes, changes_since, identity_of
 from reground_jax.training.losses import Loss
@@ -65,6 +65,25 @@ def averaged_gradients(
     return jax.lax.pmean((gradients, {"loss": total, **metrics}), "data")
 
 
+def compiled_step(loss: Loss, recipe: Recipe, devices: Sequence[Device]) -> Mapped:
+    """`train_step` over devices: (state, frozen, batch) -> (state, metrics). Donates the state.
+
+    Raises ValueError if the batch does not divide evenly.
+    """
+    if recipe.batch_size % len(devices):
+        raise ValueError(
+            f"batch_size {recipe.batch_size} does not divide evenly over "
+            f"{len(devices)} devices: choose a multiple"
+        )
+    return over_devices(
+        lambda state, frozen, batch: train_step(loss, recipe, state, frozen, batch),
+        (WHOLE, WHOLE, SPLIT),
+        WHOLE,
+        devices=devices,
+        donate=(0,),
+    )
+
+
 @dataclass(eq=False)
 class Trainer:
     """A run in a folder: OUT/state/ (checkpoints), OUT/log.jsonl, OUT/samples/.
@@ -91,11 +110,7 @@ class Trainer:
     state: TrainState = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.recipe.batch_size % len(self.devices):
-            raise ValueError(
-                f"batch_size {self.recipe.batch_size} does not divide evenly over "
-                f"{len(self.devices)} devices: choose a multiple"
-            )
+        self._step = compiled_step(self.loss, self.recipe, self.devices)
         self.experiment = identity_of(self.recipe, self.experiment)
         path = latest_state(self.out / "state")
         if path is not None:
@@ -108,13 +123,6 @@ class Trainer:
         self._saved = int(state.step)
         self.state = jax.tree.map(self._place, state)
         self.frozen = {n: place_whole(leaf, self.devices) for n, leaf in self.frozen.items()}
-        self._step = over_devices(
-            lambda state, frozen, batch: train_step(self.loss, self.recipe, state, frozen, batch),
-            (WHOLE, WHOLE, SPLIT),
-            WHOLE,
-            devices=self.devices,
-            donate=(0,),
-        )
 
     def _place(self, leaf: Any) -> jax.Array:
         # Copied, because the step donates the buffers of its input state.
