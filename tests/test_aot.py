@@ -1,6 +1,7 @@
 """Programs compiled for TPUs that are not here, and reading what the compiler wrote."""
 
 import importlib.util
+import os
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,14 @@ def test_mosaic_takes_the_pallas_form(chip, queries, keys, width):
     compiled = aot.compiled((jax.jit(attention_for("tpu", "pallas")), (q, k, v)))
     kernels = [o for o, *_ in compiled.program.executed() if "tpu_custom_call" in o.line]
     assert len(kernels) == 1
+
+
+@needs_libtpu
+@pytest.mark.aot
+def test_a_machine_does_not_look_like_a_tpu_host_afterwards():
+    before = dict(os.environ)
+    assert len(chips.tpu_devices("v5e:4x4")) == 16
+    assert dict(os.environ) == before
 
 
 @needs_libtpu

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from reground_jax.batch import lock
+from reground_jax.batch import hosts, lock
 from reground_jax.batch.hosts import Share, find_share
 from reground_jax.batch.lock import HEARTBEAT, LAPSE, Lease
 from reground_jax.batch.store import open_store
@@ -110,6 +110,18 @@ def test_single_hosts_with_a_tpu_are_numbered_by_their_job():
         "JOB_COMPLETIONS": "3",
     }
     assert find_share(None, None, environment) == Share(1, 3, "Kubernetes")
+
+
+@pytest.mark.parametrize("chips", [[], ["accel0"], ["vfio/0"], ["vfio/vfio"]])
+def test_a_host_has_a_tpu_only_if_there_are_chips_and_their_library(chips, tmp_path, monkeypatch):
+    """libtpu without a chip is there to compile; `jax.distributed` would wait for a cluster."""
+    for name in chips:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: name)
+    assert hosts.has_tpu(tmp_path) == (chips in (["accel0"], ["vfio/0"]))
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: None)
+    assert not hosts.has_tpu(tmp_path)
 
 
 def test_a_variable_that_is_no_number_is_named():

@@ -7,6 +7,7 @@ the hosts of a slice must start together, or if a coordinator is given.
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,19 @@ def _number(environment: Mapping[str, str], name: str) -> int:
         ) from None
 
 
+def has_tpu(dev: Path = Path("/dev")) -> bool:
+    """Whether this host has TPU chips: libtpu alone may be here only to compile for them."""
+    chips = (*dev.glob("accel[0-9]*"), *dev.glob("vfio/[0-9]*"))
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
 def start_distributed(share: Share, coordinator: str | None) -> Share:
     """Starts `jax.distributed` where the platform needs it, and returns the resulting share.
 
     That is on TPU, unless options or the environment gave a share, or with a coordinator's
     "host:port". If a host then dies, JAX ends all other processes.
     """
-    on_tpu = share.origin == "alone" and importlib.util.find_spec("libtpu") is not None
+    on_tpu = share.origin == "alone" and has_tpu()
     if coordinator is None and not on_tpu:
         return share
     import jax

@@ -3,9 +3,11 @@
 To add a chip, or another topology of one, add a row to `CHIPS`; libtpu knows the names.
 """
 
+import contextlib
 import importlib.util
 import os
 import platform
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -60,9 +62,20 @@ def tpu_devices(topology: str) -> tuple[Any, ...]:
         )
     from jax.experimental import topologies
 
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    with _environment():
+        try:
+            return tuple(topologies.get_topology_desc(topology, platform="tpu").devices)
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError(f"libtpu has no topology {topology!r}: {error}") from error
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """ENVIRONMENT while libtpu loads; left behind, it would make this machine look like a TPU's."""
+    missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(missing)
     try:
-        return tuple(topologies.get_topology_desc(topology, platform="tpu").devices)
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"libtpu has no topology {topology!r}: {error}") from error
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
