@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "emoji"
 # Copied from devices.py and networks/attention.py, because importing those imports JAX.
 MAPPERS = ("shard_map", "pmap")
-BACKENDS = ("plain", "lean", "cudnn", "pallas")
+BACKENDS = ("plain", "lean", "blocked", "cudnn", "pallas")
 
 
 @no_type_check  # the tests' type checker must not run before the checks below
@@ -61,7 +61,7 @@ class Setup:
     )
     attention: str | None = option(
         None,
-        "how attention is computed: plain, lean (little memory), cudnn (NVIDIA) or pallas (TPU) "
+        "how attention is computed: plain, lean or blocked (little memory), cudnn (NVIDIA), pallas (TPU) "
         "(default: what suits the device and the size)",
         "NAME",
         group="hardware",
