@@ -61,8 +61,8 @@ class Setup:
     )
     attention: str | None = option(
         None,
-        "how attention is computed: plain, lean or blocked (little memory), cudnn (NVIDIA) or pallas "
-        "(TPU) (default: what suits the device and the size)",
+        "how attention is computed: plain, lean or blocked (little memory), cudnn (NVIDIA) or "
+        "pallas (TPU) (default: what suits the device and the size)",
         "NAME",
         group="hardware",
     )
