@@ -7,7 +7,6 @@ such as a shortcut and its resnet's convolution, one of them is charged for both
 """
 
 import itertools
-import re
 import tempfile
 import time
 from collections import Counter
@@ -19,29 +18,11 @@ import jax
 
 from reground_jax.bench.cases import Denoising, Work
 from reground_jax.bench.harness import table
+from reground_jax.bench.hlo import OTHER, operation_parts
 from reground_jax.counter import INVARIANT, unet_macs
 from reground_jax.pipeline import Pipeline
 
-# The first row whose scopes all enclose an operation names its part, as in counter.py.
-PARTS = (
-    ("fuser_scores", ("fuser", "scores")),
-    ("fuser_feed_forward", ("fuser", "feed_forward")),
-    ("fuser_projections", ("fuser",)),
-    ("fuser_projections", ("packed_projection",)),
-    ("cross_scores", ("cross_attention", "scores")),
-    ("cross_projections", ("cross_attention",)),
-    ("self_scores", ("self_attention", "scores")),
-    ("feed_forward", ("feed_forward",)),
-    ("self_projections", ("block",)),
-    ("proj_in_out", ("transformer",)),
-    ("shortcuts", ("shortcut",)),
-    ("resnets", ("resnet",)),
-    ("resampling", ("upsample",)),
-    ("resampling", ("downsample",)),
-    ("conv_in_out", ("unet",)),
-)
 CALLS = 3
-OTHER = "other"  # the solver, guidance, and copies that the compiler added
 CONTROL = ("while", "conditional", "call", "tuple")  # their time is that of inner operations
 
 
@@ -112,27 +93,6 @@ def operation_times(profile: Any) -> Counter[str]:
     for (start, operation), (stop, _) in itertools.pairwise([*started, (last, "")]):
         times[operation] += (stop - start) / 1e9
     return times
-
-
-def operation_parts(program: str) -> dict[str, str]:
-    """The part of each operation in a compiled program's text, from its enclosing scopes."""
-    parts: dict[str, str] = {}
-    for name, rest in re.findall(r"^ *(?:ROOT )?%?([\w.-]+) = (.*)", program, re.M):
-        if path := re.search(r'op_name="([^"]*)"', rest):
-            parts[name] = part_of(scopes(path[1]))
-        else:  # added by the compiler, such as half of a reduction: it belongs to what it reads
-            reads = re.findall(r"%([\w.-]+)", rest.partition("(")[2].partition(")")[0])
-            parts[name] = next((parts[read] for read in reads if read in parts), OTHER)
-    return parts
-
-
-def scopes(path: str) -> set[str]:
-    """Names of the scopes in an operation's path, without numbers: "block_0" becomes "block"."""
-    return {re.sub(r"_\d+$", "", name) for name in path.split("/")}
-
-
-def part_of(scopes: set[str]) -> str:
-    return next((part for part, needed in PARTS if scopes.issuperset(needed)), OTHER)
 
 
 def show(record: dict[str, Any]) -> str:

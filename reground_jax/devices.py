@@ -82,7 +82,12 @@ def choose_devices(devices: Sequence[Device] | None) -> tuple[Device, ...]:
 
 def place_whole(array: Any, devices: Sequence[Device]) -> jax.Array:
     """`array` replicated on every device, as needed for WHOLE arguments."""
-    return jax.device_put(array, NamedSharding(_mesh(devices), WHOLE))
+    return jax.device_put(array, sharding(WHOLE, devices))
+
+
+def sharding(spec: PartitionSpec, devices: Sequence[Device]) -> NamedSharding:
+    """How `over_devices` lays out an argument with this spec (under `shard_map`)."""
+    return NamedSharding(_mesh(devices), spec)
 
 
 def compute_capability(device: Device) -> float | None:

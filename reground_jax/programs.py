@@ -31,7 +31,8 @@ from reground_jax.networks.clip import TextEncoding
 from reground_jax.networks.transformer import reads_grounding, reads_text
 from reground_jax.networks.unet import Prepared, UNet
 from reground_jax.sampling.loop import (
-    INPUT_SPECS,
+    ADVANCE_SPECS,
+    PREPARE_SPECS,
     PREPARED_SPECS,
     Inputs,
     Program,
@@ -198,9 +199,7 @@ class Programs:
             # C, and on TPU its result is cut inside a tile of 128 lanes, and copied.
             pack=self.hardware.devices[0].platform == "gpu",
         )  # fmt: skip
-        return self._program(
-            ("prepare", wiring, guided), run, (WHOLE, SPLIT, WHOLE), PREPARED_SPECS
-        )
+        return self._program(("prepare", wiring, guided), run, PREPARE_SPECS, PREPARED_SPECS)
 
     def advance_program(self, settings: Settings, grounded: bool = True) -> Mapped:
         """(U-Net's params, state, prepared, inputs, start, stop) -> State
@@ -214,8 +213,8 @@ class Programs:
         program = Program(
             graph, wiring, SOLVERS[solver], self.hardware.attend, grounded, stochastic
         )
-        specs = (WHOLE, SPLIT, PREPARED_SPECS, INPUT_SPECS, WHOLE, WHOLE)
-        return self._program(key, functools.partial(advance, program), specs, SPLIT, donate=(1,))
+        run = functools.partial(advance, program)
+        return self._program(key, run, ADVANCE_SPECS, SPLIT, donate=(1,))
 
     # The functions compiled here must not refer to `self`.
 

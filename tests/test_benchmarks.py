@@ -5,6 +5,7 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -223,6 +224,20 @@ def test_a_profile_charges_operations_to_the_parts_of_the_counter(pipe):
     assert min(spent.values()) > 0
     shown = profile.show(record)
     assert all(part in shown for part in spent)
+
+
+def test_an_operation_is_charged_until_the_next_one_starts():
+    """All of a step is charged: the thread pool's work, too, whose events end at once."""
+
+    def event(name: str | None, start: int, duration: int) -> SimpleNamespace:
+        stats = [] if name is None else [("hlo_op", name)]
+        return SimpleNamespace(stats=stats, start_ns=start, duration_ns=duration)
+
+    ends_at_once, waits = event("dot.1", 100, 1), event("add.2", 700, 200)
+    events = [event("while.3", 90, 900), waits, ends_at_once, event(None, 0, 5000)]
+    lines = [SimpleNamespace(events=events)]
+    times = profile.operation_times(SimpleNamespace(planes=[SimpleNamespace(lines=lines)]))
+    assert times == {"dot.1": pytest.approx(600e-9), "add.2": pytest.approx(290e-9)}
 
 
 def test_diffusers_and_we_agree_and_the_last_line_has_the_ratios(tmp_path, capfd):

@@ -87,7 +87,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_compiling():
 
 
 def test_days_are_a_division_by_an_assumed_share():
-    chip = Chip("none", flops=1e12, bandwidth=1.0, memory=1.0, clock=1.0)
+    chip = Chip("none", flops=1e12, memory=1.0, clock=1.0)
     day = 86_400 * 1e12 * SHARE  # FLOP
     assert days_on(chip, tiny_recipe(num_steps=3), round(day)) == pytest.approx(3)
 

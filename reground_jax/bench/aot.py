@@ -8,18 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from reground_jax.bench.hlo import Program
 from reground_jax.conditioning import Conditioning
 from reground_jax.config import ModelConfig
-from reground_jax.devices import SPLIT, WHOLE, Device
+from reground_jax.devices import SPLIT, WHOLE, Device, sharding
 from reground_jax.hardware import Hardware
 from reground_jax.model import Params, leaf_shapes
 from reground_jax.networks.grounding import Grounding
-from reground_jax.programs import Programs
+from reground_jax.programs import TEXT_CHUNK, Programs
 from reground_jax.sampling.gate import gate_table
-from reground_jax.sampling.loop import INPUT_SPECS, PREPARED_SPECS, Inputs
+from reground_jax.sampling.loop import ADVANCE_SPECS, PREPARE_SPECS, Inputs
 from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.settings import Settings
 from reground_jax.storage.checkpoint import unflatten
@@ -45,6 +45,10 @@ class Compiled:
         return self.arguments + self.output - self.aliased + self.temporaries + self.code
 
 
+def shape(*dims: int, dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
 def compiled(call: Call) -> Compiled:
     """Raises jax.errors.JaxRuntimeError for what does not compile, or does not fit the memory."""
     function, arguments = call
@@ -65,12 +69,11 @@ def compiled(call: Call) -> Compiled:
 
 def placed(values: Any, specs: Any, devices: Sequence[Device]) -> Any:
     """Shapes of `values` (arrays or shapes), laid over devices as `over_devices` wants them."""
-    mesh = Mesh(np.array(devices), ("data",))
 
     def place(spec: PartitionSpec, part: Any) -> Any:
-        sharding = NamedSharding(mesh, spec)
+        own = sharding(spec, devices)
         return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a), sharding=sharding), part
+            lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a), sharding=own), part
         )
 
     return jax.tree.map(place, specs, values, is_leaf=lambda spec: isinstance(spec, PartitionSpec))
@@ -91,10 +94,7 @@ def sampling_calls(
     params, batch = abstract_params(config, hardware), images * len(devices)
     encoder, unet = config.text_encoder.network, config.unet
 
-    def shape(*dims: int, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct(dims, dtype)
-
-    ids = shape(8 * len(devices), encoder.max_length, dtype=jnp.int32)
+    ids = shape(TEXT_CHUNK * len(devices), encoder.max_length, dtype=jnp.int32)
     text = shape(batch, encoder.max_length, encoder.width)
     slots, width = settings.max_boxes, unet.text_width
     grounding = Grounding(shape(batch, slots, 4), shape(batch, slots, width), shape(batch, slots))
@@ -103,7 +103,7 @@ def sampling_calls(
     kind = settings.wiring, settings.guidance_scale != 1
     prepare = programs.prepare_program(*kind)
     preparing = (params["unet"], conditioning, shape(*np.shape(plan.timesteps)))
-    preparing = placed(preparing, (WHOLE, SPLIT, WHOLE), devices)
+    preparing = placed(preparing, PREPARE_SPECS, devices)
     # What pmap returns has no shape before it runs.
     mapped = Programs(config, replace(hardware, mapper="shard_map"))
     prepared = jax.eval_shape(mapped.prepare_program(*kind), *preparing)
@@ -112,12 +112,13 @@ def sampling_calls(
     gates = gate_table(settings.gamma, settings.num_steps)
     inputs = Inputs(plan, gates, np.float32(1), shape(batch, dtype=jnp.uint32))  # type: ignore[arg-type]
     step = shape(dtype=jnp.int32)
-    specs = (WHOLE, SPLIT, PREPARED_SPECS, INPUT_SPECS, WHOLE, WHOLE)
 
     def advance(grounded: bool) -> Call:
         own = prepared if grounded else prepared.without_fusers()
         arguments = (params["unet"], state, own, inputs, step, step)
-        return programs.advance_program(settings, grounded), placed(arguments, specs, devices)
+        return programs.advance_program(settings, grounded), placed(
+            arguments, ADVANCE_SPECS, devices
+        )
 
     return {
         "encode": (

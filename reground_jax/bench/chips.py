@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from reground_jax.basics.fields import check_name
+from reground_jax.bench.harness import DATASHEET
 
 INSTALL = "pip install 'reground-jax[aot]'"
 # What libtpu would otherwise ask a cloud's metadata server for, and wait.
@@ -29,14 +30,14 @@ class Chip(NamedTuple):
 
     topology: str  # the smallest one that libtpu compiles for; one device of it is one chip
     flops: float  # bfloat16 FLOP/s
-    bandwidth: float  # of HBM, bytes/s
     memory: float  # HBM that programs may use, bytes
     clock: float  # Hz
 
 
+PEAKS = DATASHEET["bfloat16"]
 CHIPS = {
-    "v5e": Chip("v5e:2x2", 197e12, 819e9, 15.75 * 2**30, 1.5e9),
-    "v6e": Chip("v6e:2x2", 918e12, 1640e9, 31.25 * 2**30, 1.75e9),
+    "v5e": Chip("v5e:2x2", PEAKS["TPU v5 lite"], 15.75 * 2**30, 1.5e9),
+    "v6e": Chip("v6e:2x2", PEAKS["TPU v6 lite"], 31.25 * 2**30, 1.75e9),
 }
 
 

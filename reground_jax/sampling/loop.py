@@ -50,6 +50,9 @@ class Inputs(NamedTuple):
 # How these are sharded over devices (devices.py).
 INPUT_SPECS = Inputs(plan=WHOLE, gates=WHOLE, guidance_scale=WHOLE, seeds=SPLIT, inpaint=SPLIT)  # type: ignore[arg-type]
 PREPARED_SPECS = Prepared(blocks=SPLIT, time=WHOLE, packed=WHOLE)  # type: ignore[arg-type]
+PREPARE_SPECS = (WHOLE, SPLIT, WHOLE)  # params, conditioning, timesteps
+# params, state, prepared, inputs, start, stop
+ADVANCE_SPECS = (WHOLE, SPLIT, PREPARED_SPECS, INPUT_SPECS, WHOLE, WHOLE)
 
 
 @dataclass(frozen=True)

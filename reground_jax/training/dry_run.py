@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from reground_jax.basics.wording import plural
-from reground_jax.bench.aot import Call, Compiled, compiled, placed
+from reground_jax.bench.aot import Call, Compiled, compiled, placed, shape
 from reground_jax.bench.chips import CHIPS, Chip
 from reground_jax.config import ModelConfig
 from reground_jax.devices import SPLIT, WHOLE, Device
@@ -90,7 +90,7 @@ def step_call(
     kind: str, config: StageConfig, model: ModelConfig, devices: Sequence[Device], side: int
 ) -> tuple[Call, Parts]:
     """The step over `devices` with the shapes of its arguments, and the stage's parameters."""
-    leaves = {name: _shape(*dims) for name, dims in leaf_shapes(model).items()}
+    leaves = {name: shape(*dims) for name, dims in leaf_shapes(model).items()}
     parts = jax.eval_shape(lambda leaves: parts_of(kind, config, leaves), leaves)
     rule, terms = optimizer(config.recipe), stage_terms(kind, config)
     state = jax.eval_shape(lambda trained: initial_state(trained, rule), parts.trained)
@@ -102,16 +102,16 @@ def step_call(
 
 def batch_shapes(kind: str, model: ModelConfig, size: int, side: int) -> ImageBatch | LatentBatch:
     """A batch of `size` images of `side` pixels, as shapes."""
-    position = _shape(size, dtype=jnp.int32)
+    position = shape(size, dtype=jnp.int32)
     if not is_diffusion(kind):
-        return ImageBatch(_shape(size, side, side, 3, dtype=jnp.uint8), position)
+        return ImageBatch(shape(size, side, side, 3, dtype=jnp.uint8), position)
     latent, width = side // model.vae.downsampling, model.unet.text_width
-    ids = _shape(size, model.text_encoder.tokenizer.max_length, dtype=jnp.int32)
+    ids = shape(size, model.text_encoder.tokenizer.max_length, dtype=jnp.int32)
     grounding = None
     if kind == "grounding":
         slots = (size, MAX_BOXES)
-        grounding = Grounding(_shape(*slots, 4), _shape(*slots, width), _shape(*slots))
-    latents = _shape(size, latent, latent, model.vae.latent_channels)
+        grounding = Grounding(shape(*slots, 4), shape(*slots, width), shape(*slots))
+    latents = shape(size, latent, latent, model.vae.latent_channels)
     return LatentBatch(latents, ids, ids, grounding, position)
 
 
@@ -166,10 +166,6 @@ def _collectives(run: DryRun) -> str:
     kinds = run.compiled.program.collectives()
     told = [f"{n['count']} {kind} of {n['bytes']:,} bytes" for kind, n in kinds.items()]
     return ", ".join(told) or "none"
-
-
-def _shape(*dims: int, dtype: Any = jnp.float32) -> Any:
-    return jax.ShapeDtypeStruct(dims, dtype)
 
 
 def _bytes(tree: Any) -> int:
