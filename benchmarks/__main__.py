@@ -137,6 +137,15 @@ def tpu_aot(arguments: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
+def gpu_aot(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import gpu_aot
+
+    settings, images = settings_of(arguments), setup_of(arguments).batch_size or 1
+    record = gpu_aot.measure(arguments.preset, settings, images, settings.dtype)
+    print(gpu_aot.show(record))
+    return record
+
+
 OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "profile": profile,
     "flags": flags,
@@ -147,6 +156,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "operations": operations,
     "peer": peer,
     "tpu-aot": tpu_aot,
+    "gpu-aot": gpu_aot,
 }
 
 

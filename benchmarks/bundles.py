@@ -16,29 +16,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from reground_jax.bench.attention_shapes import Shape
 
 DUMP = "--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
 BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+((?:[A-Z]{2})?)\s*:\s*(>*)")
 EXIT = re.compile(r"scmp\.ge\.s32\.totalorder %\w+, (\d+) /\* loop exit test")
 FILE = re.compile(r"^\d+-(.+)-\d+-final_bundles\.txt$")
-
-
-class Shape(NamedTuple):
-    """[branches, queries, heads, width] over `keys`."""
-
-    branches: int
-    queries: int
-    keys: int
-    heads: int
-    width: int
-
-    @property
-    def flop(self) -> int:
-        return 4 * self.branches * self.queries * self.keys * self.heads * self.width
-
-    def __str__(self) -> str:
-        return f"{self.branches}x{self.queries} over {self.keys}, {self.heads}x{self.width}"
 
 
 def static(chip: str, form: str, shape: Shape) -> dict[str, Any]:

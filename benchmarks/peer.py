@@ -1,8 +1,9 @@
 """diffusers' StableDiffusionGLIGENPipeline vs. ours: same weights, inputs and steps, in turn.
 
 Each side has its own process, which waits while the other one works. A repetition measures one
-guided denoising step with fusers on (the median of a run's steps without the first), and a whole
-run at gamma 0.3, from text to image. Both results must agree, or the numbers would be meaningless.
+guided denoising step with fusers on (the median of a run's steps without the first), with its share
+of what a large matrix product reaches in our process just before, and a whole run at gamma 0.3,
+from text to image. Both results must agree, or the numbers would be meaningless.
 """
 
 import json
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from reground_jax.bench.harness import GIB, table
+from reground_jax.bench.presets import preset_config
+from reground_jax.counter import run_macs
 
 ROOT = Path(__file__).parent.parent
 GAMMA = 0.3
@@ -93,6 +96,7 @@ def compare(folder: Path, options: Options) -> dict[str, Any]:
     """
     columns = [("theirs", "sequential"), *(("ours", wiring) for wiring in options.wirings)]
     repetitions: list[dict[str, Any]] = []
+    needed = step_flop(options.preset)
     loaded, errors = {}, {}
     with Process("ours", folder, options) as ours:
         loaded["ours"] = ours.reply()  # before the other one starts, so that loading is undisturbed
@@ -101,10 +105,12 @@ def compare(folder: Path, options: Options) -> dict[str, Any]:
             say("loaded and warm", loaded)
             sides = {"ours": ours, "theirs": theirs}
             for index in range(options.repeats):
-                measured = {}
+                peak, measured = ours.ask(peak=True)["flops"], {}
                 # The order alternates, so that neither side always goes first.
                 for name, wiring in columns if index % 2 else columns[::-1]:
-                    measured[label(name, wiring)] = measure(sides[name], folder, wiring)
+                    facts = measure(sides[name], folder, wiring)
+                    facts["share"] = needed / facts["step"] / peak
+                    measured[label(name, wiring)] = facts
                 repetitions.append(measured)
                 say(f"repetition {index}", measured)
                 errors = differences(folder)
@@ -116,6 +122,14 @@ def compare(folder: Path, options: Options) -> dict[str, Any]:
         "options": asdict(options), "loaded": loaded, "repetitions": repetitions,
         "errors": errors, "ratios": ratios,
     }  # fmt: skip
+
+
+def step_flop(preset: str) -> int:
+    """FLOP of one guided step with fusers, as our counter has them, for either side."""
+    unet = preset_config(preset).unet
+    side = unet.sample_size
+    one, none = (run_macs(unet, side, side, num_steps=n, grounded_steps=n) for n in (1, 0))
+    return 2 * (one - none)
 
 
 def label(name: str, wiring: str) -> str:
@@ -159,11 +173,12 @@ def say(what: str, facts: Any) -> None:
 def show(record: dict[str, Any]) -> str:
     """The table of a comparison; its last line holds the median ratios of the same wiring."""
     units = {"step": 1, "run": 1, "memory": GIB}
-    heading = ["repetition", "step s", f"run s, gamma {GAMMA}", "GiB"]
+    heading = ["repetition", "step s", f"run s, gamma {GAMMA}", "GiB", "of peak"]
     rows = [[*heading, *(f"ratio {kind}" for kind in units)]]
     for index, measured in enumerate(record["repetitions"]):
         for side, facts in sorted(measured.items(), reverse=True):
             row = [f"{index} {side}", *(f"{facts[kind] / units[kind]:.3f}" for kind in units)]
+            row.append(f"{100 * facts['share']:.0f} %")
             rows.append([*row, *(f"{value:.3f}" for value in ratio(measured, side).values())])
     lines = [table(rows)]
     lines += [f"largest relative error, {kind}: {e:.1e}" for kind, e in record["errors"].items()]

@@ -3,7 +3,8 @@
     python -m benchmarks.sides ours|theirs FOLDER OPTIONS      OPTIONS: JSON
 
 Requests on stdin and replies on stdout are JSON, one per line. The first reply says that the side
-is loaded and warm. Both sample with DDIM from the same noise, for the layout of `presets.layouts`.
+is loaded and warm. {"peak": true} asks for the FLOP/s of a matrix product, at this moment. Both
+sample with DDIM from the same noise, for the layout of `presets.layouts`.
 """
 
 import json
@@ -31,6 +32,10 @@ class Side(Protocol):
 
     def memory(self) -> int:
         """Peak memory in bytes: of the device if there is one, else of the process."""
+        ...
+
+    def peak(self) -> float:
+        """FLOP/s of a large matrix product."""
         ...
 
 
@@ -75,6 +80,11 @@ class Ours:
         from reground_jax.bench.harness import device_memory
 
         return device_memory(self.pipe.devices[0]) or peak_memory()
+
+    def peak(self) -> float:
+        from reground_jax.bench.harness import measured_peak
+
+        return measured_peak(self.pipe.devices[0], self.pipe.dtype)
 
 
 class Theirs:
@@ -148,6 +158,9 @@ class Theirs:
             return self.torch.cuda.max_memory_allocated()
         return peak_memory()
 
+    def peak(self) -> float:
+        raise NotImplementedError  # one figure for both sides
+
 
 def convert(folder: Path, _: dict[str, Any]) -> dict[str, Any]:
     from reground_jax.convert.conversion import convert
@@ -184,6 +197,9 @@ def main(name: str, folder: Path, options: dict[str, Any]) -> None:
     reply(seconds=time.perf_counter() - begin, versions=side.versions)
     for line in sys.stdin:
         request = json.loads(line)
+        if "peak" in request:
+            reply(flops=side.peak())
+            continue
         file = request.pop("file")
         begin = time.perf_counter()
         made, ends = side.run(**request)

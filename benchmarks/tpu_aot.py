@@ -15,90 +15,157 @@ calls, because that is where the cost model is known to be wrong.
 import importlib.metadata
 import sys
 from collections import Counter
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks.bundles import Shape, static
-from reground_jax.bench.aot import Compiled, compiled, sampling_calls
-from reground_jax.bench.chips import CHIPS, tpu_devices
+import reground_jax
+from benchmarks.bundles import static
+from reground_jax.bench.aot import (
+    GROUNDED,
+    UNGROUNDED,
+    Call,
+    Compiled,
+    compiled,
+    sampling_calls,
+    transformer_call,
+)
+from reground_jax.bench.attention_shapes import AttentionCall, attention_calls
+from reground_jax.bench.chips import CHIPS, Chip, tpu_devices
 from reground_jax.bench.harness import table
 from reground_jax.bench.presets import preset_config
 from reground_jax.config import ModelConfig
 from reground_jax.counter import SCORES, run_macs
 from reground_jax.hardware import Hardware
+from reground_jax.networks.attention import choose_backend
 from reground_jax.settings import Settings
 
 FORMS = ("plain", "lean", "pallas")
-QUICK = ("encode", "prepare", "decode")
-STEPS = {"steps with fusers": True, "steps without": False}
+QUICK = ("transformer block", "encode", "prepare", "decode")
+TRAINING = "training step"
+RECIPE = Path(reground_jax.__file__).parent / "training/configs/gligen_sd14/grounding_parallel.json"
+AT_ONCE = 2  # compilers; each takes a core and, for a step of full size, gigabytes of memory
+LEFT_OUT = "left out are waits for memory, launches, text encoding, and the host"
 MIB = 2**20
 
-Say = Callable[[str], None]
+Forms = dict[AttentionCall, dict[str, dict[str, Any]]]  # of every call, what each form was found
 
 
 def measure(preset: str, settings: Settings, images: int, *, full: bool) -> dict[str, Any]:
-    """Everything, chip by chip, for `images` per chip. full: the steps themselves, in minutes."""
+    """Everything, chip by chip, for `images` per chip. full: also the steps, for an hour or two."""
     jax.config.update("jax_platforms", "cpu")  # else JAX looks for a TPU that libtpu could use
-    config = preset_config(preset)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    chips = {chip: _chip(chip, config, settings, images, full, say) for chip in CHIPS}
+    work = Work(preset_config(preset), settings, images)
     return {
         "libtpu": importlib.metadata.version("libtpu"),
         "settings": settings.to_json(),
         "images_per_chip": images,
-        "chips": chips,
+        "chips": {chip: work.on(chip, full=full) for chip in CHIPS},
     }
 
 
-def _chip(
-    chip: str, config: ModelConfig, settings: Settings, images: int, full: bool, say: Say
-) -> dict[str, Any]:
-    branches = images * (1 if settings.guidance_scale == 1 else 2)
-    calls = attention_calls(config, settings, branches)
-    forms = {}
-    for shape in calls:
-        say(f"{chip}: attention {shape}")
-        forms[shape] = {form: static(chip, form, shape) for form in FORMS}
-    hardware = Hardware(tpu_devices(CHIPS[chip].topology)[:1], "bfloat16", None, "shard_map")
-    programs = {}
-    for name, call in sampling_calls(config, hardware, settings, images).items():
-        if name in QUICK or full:
-            say(f"{chip}: {name}")
-            programs[name] = _program(chip, compiled(call))
-    for name in STEPS.keys() & programs.keys():
-        _correct(programs[name], chip, config, settings, images, calls, forms, STEPS[name])
-    if full:
-        say(f"{chip}: steps with fusers, one image")
-        one = compiled(sampling_calls(config, hardware, settings, 1)["steps with fusers"])
-        each = (programs["steps with fusers"]["bytes"]["all"] - one.bytes) / (images - 1)
-        room = CHIPS[chip].memory - one.bytes
-        programs["steps with fusers"]["largest_batch"] = 1 + int(room / each)
-    return {
-        "attention": [{"shape": str(shape), "flop": shape.flop, **forms[shape]} for shape in forms],
-        "programs": programs,
-    }
+@dataclass(frozen=True)
+class Work:
+    """What is compiled for one device of every chip."""
+
+    config: ModelConfig
+    settings: Settings
+    images: int
+
+    def on(self, chip: str, *, full: bool) -> dict[str, Any]:
+        device = tpu_devices(CHIPS[chip].topology)[0]
+        calls = self.attention_calls()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            forms = dict(zip(calls, pool.map(lambda c: _forms(chip, c), calls), strict=True))
+            made = dict(pool.map(lambda c: _compile(chip, *c), self.programs(device, full).items()))
+        programs = {name: _program(CHIPS[chip], done) for name, done in made.items()}
+        for name in (GROUNDED, UNGROUNDED):
+            if name in programs:
+                cores = _cores(calls, forms, fusers=name == GROUNDED)
+                needed = 2 * self.images * self.step_macs(grounded=name == GROUNDED)
+                programs[name]["step"] = _step_time(programs[name], CHIPS[chip], needed, cores)
+        if full:
+            needed = self.images * self.training_flop()
+            programs[TRAINING]["step"] = _step_time(programs[TRAINING], CHIPS[chip], needed, None)
+            single = programs.pop(f"{GROUNDED}, one image")["bytes"]["all"]
+            each = (programs[GROUNDED]["bytes"]["all"] - single) / max(1, self.images - 1)
+            programs[GROUNDED]["largest_batch"] = 1 + int((CHIPS[chip].memory - single) / each)
+        attention = [
+            {"kind": call.kind, "shape": str(call.shape), "flop": 2 * call.shape.macs} | found
+            for call, found in forms.items()
+        ]
+        return {"attention": attention, "programs": programs}
+
+    def attention_calls(self) -> Counter[AttentionCall]:
+        side, settings = self.config.unet.sample_size, self.settings
+        branches = self.images * (1 if settings.guidance_scale == 1 else 2)
+        return attention_calls(self.config, side, side, branches, settings.max_boxes)
+
+    def programs(self, device: Any, full: bool) -> dict[str, Call]:
+        """By name; the slowest to compile first."""
+        hardware = Hardware((device,), "bfloat16", None, "shard_map")
+        own = self.config, hardware, self.settings
+        calls = sampling_calls(*own, self.images)
+        calls["transformer block"] = transformer_call(*own, self.images)
+        slow = {}
+        if full:
+            slow[TRAINING] = self.training_call(device)
+            slow |= {name: calls[name] for name in (GROUNDED, UNGROUNDED)}
+            slow[f"{GROUNDED}, one image"] = sampling_calls(*own, 1)[GROUNDED]
+        return slow | {name: calls[name] for name in QUICK}
+
+    @property
+    def side(self) -> int:
+        """Pixels."""
+        return self.config.unet.sample_size * self.config.vae.downsampling
+
+    def training_call(self, device: Any) -> Call:
+        """A step of GLIGEN's recipe, with as many images."""
+        from reground_jax.training.config import StageConfig
+        from reground_jax.training.dry_run import step_call
+
+        shipped = StageConfig.load(RECIPE)
+        recipe = replace(shipped.recipe, batch_size=self.images)
+        config = replace(shipped, recipe=recipe, wiring=self.settings.wiring)
+        return step_call("grounding", config, self.config, (device,), self.side)[0]
+
+    def training_flop(self) -> int:
+        """Of one image in one step."""
+        from reground_jax.training.costs import step_flops
+
+        return step_flops("grounding", self.config, self.side, remat=True)
+
+    def step_macs(self, *, grounded: bool) -> int:
+        """Of one image in one step, without what is prepared before the first."""
+        unet, settings = self.config.unet, self.settings
+
+        def macs(steps: int, grounded_steps: int) -> int:
+            return run_macs(
+                unet, unet.sample_size, unet.sample_size, num_steps=steps,
+                grounded_steps=grounded_steps, guided=settings.guidance_scale != 1,
+                max_boxes=settings.max_boxes,
+            )  # fmt: skip
+
+        return macs(1, int(grounded)) - macs(0, 0)
 
 
-def attention_calls(config: ModelConfig, settings: Settings, branches: int) -> Counter[Shape]:
-    """Attention calls of one step with fusers, and how often each is made."""
-    side, calls = config.unet.sample_size, Counter[Shape]()
-    text = config.text_encoder.network.max_length
-    for level in config.unet.levels():
-        queries = (-(-side // 2**level.depth)) ** 2
-        for keys in (queries, queries + settings.max_boxes, text):
-            width = level.channels // level.num_heads
-            shape = Shape(branches, queries, keys, level.num_heads, width)
-            calls[shape] += level.attentions * level.transformer_layers
-    return +calls
+def _forms(chip: str, call: AttentionCall) -> dict[str, dict[str, Any]]:
+    _say(f"{chip}: {call.kind} attention, {call.shape}")
+    return {form: static(chip, form, call.shape) for form in FORMS}
 
 
-def _program(chip: str, made: Compiled) -> dict[str, Any]:
-    clock = CHIPS[chip].clock
+def _compile(chip: str, name: str, call: Call) -> tuple[str, Compiled]:
+    _say(f"{chip}: {name}")
+    return name, compiled(call)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _program(chip: Chip, made: Compiled) -> dict[str, Any]:
     inside, outside = made.program.cycles()
     parts = inside or outside
     return {
@@ -111,47 +178,38 @@ def _program(chip: str, made: Compiled) -> dict[str, Any]:
             "all": made.bytes,
         },
         "collectives": made.program.collectives(),
-        "estimated_ms": {part: 1e3 * n / clock for part, n in parts.most_common()},
+        "estimated_ms": {part: 1e3 * n / chip.clock for part, n in parts.most_common()},
     }
 
 
-def _correct(
-    program: dict[str, Any], chip: str, config: ModelConfig, settings: Settings, images: int,
-    calls: Counter[Shape], forms: dict[Shape, dict[str, Any]], fusers: bool,
-) -> None:  # fmt: skip
-    """Adds what a step needs, and its time with static attention cores, to a program's record."""
-    from reground_jax.networks.attention import choose_backend
+def _cores(calls: Counter[AttentionCall], forms: Forms, *, fusers: bool) -> float | None:
+    """Static ms of a step's attention cores in their default forms; None if one is not known."""
+    total = 0.0
+    for call, times in calls.items():
+        if call.kind == "fuser" and not fusers:
+            continue
+        branches, queries, keys, heads, width = call.shape
+        form = choose_backend("tpu", "bfloat16", (branches, queries, heads, width), keys)
+        found = forms[call][form].get("static_ms")
+        if found is None:
+            return None
+        total += times * found
+    return total
 
+
+def _step_time(
+    program: dict[str, Any], chip: Chip, needed: int, cores: float | None
+) -> dict[str, Any]:
+    """Of one step that needs `needed` FLOP: as estimated, and with static attention cores."""
     spent = program["estimated_ms"]
     raw = sum(spent.values())
-    cores = 0.0
-    for shape, times in calls.items():
-        if shape.keys == shape.queries + settings.max_boxes and not fusers:
-            continue
-        q = (shape.branches, shape.queries, shape.heads, shape.width)
-        found = forms[shape][choose_backend("tpu", "bfloat16", q, shape.keys)].get("static_ms")
-        if found is None:
-            return
-        cores += times * found
-    corrected = raw - sum(spent.get(part, 0) for part in SCORES) + cores
-    side = config.unet.sample_size
-
-    def macs(steps: int, grounded: int) -> int:
-        return run_macs(
-            config.unet, side, side, num_steps=steps, grounded_steps=grounded,
-            guided=settings.guidance_scale != 1, max_boxes=settings.max_boxes,
-        )  # fmt: skip
-
-    flop = 2 * images * (macs(1, int(fusers)) - macs(0, 0))
-    peak = CHIPS[chip].flops
-    program["step"] = {
-        "tflop": flop / 1e12,
-        "estimated_ms": raw,
-        "estimated_share": flop / (raw / 1e3) / peak,
-        "corrected_ms": corrected,
-        "corrected_share": flop / (corrected / 1e3) / peak,
-        "attention_static_ms": cores,
-    }
+    found = {"tflop": needed / 1e12, "estimated_ms": raw}
+    found["estimated_share"] = needed / (raw / 1e3) / chip.flops
+    if cores is not None:
+        corrected = raw - sum(spent.get(part, 0) for part in SCORES) + cores
+        found |= {"attention_static_ms": cores, "corrected_ms": corrected}
+        found["corrected_share"] = needed / (corrected / 1e3) / chip.flops
+    return found
 
 
 def show(record: dict[str, Any]) -> str:
@@ -159,8 +217,9 @@ def show(record: dict[str, Any]) -> str:
     lines = [
         f"Compiled with libtpu {record['libtpu']}, not run: {record['images_per_chip']} images per "
         f"chip, guidance, {settings['wiring']}, {settings['solver']}, bfloat16.",
-        "Figures are laid out (MiB), estimated by the compiler (est.) or counted in its schedule "
-        "(static); none is a measurement.",
+        "Figures are laid out (MiB), estimated by the compiler (est.; of pallas, only what is "
+        "around its kernel) or counted in its schedule "
+        f"(static); none is a measurement: {LEFT_OUT}.",
     ]
     for chip, found in record["chips"].items():
         lines += ["", f"{chip}: attention", _attention(chip, found["attention"])]
@@ -174,7 +233,7 @@ def _attention(chip: str, rows: list[dict[str, Any]]) -> str:
     head = ["branches x queries over keys, heads x width", "ideal ms"]
     shown = [[*head, *(f"{form} {kind}" for form in FORMS for kind in ("est.", "static", "MiB"))]]
     for row in rows:
-        cells = [row["shape"], f"{1e3 * row['flop'] / CHIPS[chip].flops:.3f}"]
+        cells = [f"{row['kind']} {row['shape']}", f"{1e3 * row['flop'] / CHIPS[chip].flops:.3f}"]
         for form in FORMS:
             found = row[form]
             if "error" in found:
@@ -199,18 +258,17 @@ def _programs(programs: dict[str, Any]) -> str:
 
 
 def _step(name: str, program: dict[str, Any]) -> list[str]:
-    if "step" not in program:
-        return []
-    step, spent = program["step"], program["estimated_ms"]
+    spent = program["estimated_ms"]
     parts = ", ".join(f"{part} {ms:.1f}" for part, ms in spent.items() if ms >= 0.05)
-    lines = [
-        "",
-        f"one of the {name}: {step['tflop']:.2f} TFLOP; est. {step['estimated_ms']:.1f} ms, "
-        f"{100 * step['estimated_share']:.1f} % of peak; corrected (attention cores static, "
-        f"{step['attention_static_ms']:.1f} ms) {step['corrected_ms']:.1f} ms, "
-        f"{100 * step['corrected_share']:.1f} %",
-        f"est. ms by part: {parts}",
-    ]
+    lines = ["", f"{name}: est. ms by part: {parts}"]
+    if step := program.get("step"):
+        raw = f"{step['estimated_ms']:.1f} ms, {100 * step['estimated_share']:.1f} % of peak"
+        lines.append(f"  one step: {step['tflop']:.2f} TFLOP; est. {raw}")
+        if "corrected_ms" in step:
+            lines[-1] += (
+                f"; corrected (attention cores static, {step['attention_static_ms']:.1f} ms) "
+                f"{step['corrected_ms']:.1f} ms, {100 * step['corrected_share']:.1f} %"
+            )
     if largest := program.get("largest_batch"):
-        lines.append(f"largest batch that fits, extrapolated from two: {largest} images per chip")
+        lines.append(f"  largest batch that fits, by two that were compiled: {largest} images")
     return lines

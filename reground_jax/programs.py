@@ -153,7 +153,7 @@ class Programs:
         for grounded, begin, end in ((True, start, switch), (False, switch, stop)):
             if begin < end:
                 run = self.advance_program(settings, grounded)
-                own = prepared if grounded else prepared.without_fusers()
+                own = prepared.for_steps(grounded)
                 state = run(params["unet"], state, own, inputs, np.int32(begin), np.int32(end))
         return state
 
@@ -166,17 +166,21 @@ class Programs:
         *,
         settings: Settings,
     ) -> None:
-        """Compiles what `advance` will run, side by side: for each (prepared, with fusers)."""
+        """Compiles what `advance` will run: for each (prepared, with fusers).
+
+        Side by side, but not on CPU, whose compiler uses all cores for one program already.
+        """
         calls = {}
         for prepared, grounded in needs:
             grounded = grounded and reads_grounding(settings.wiring)
-            own = prepared if grounded else prepared.without_fusers()
+            own = prepared.for_steps(grounded)
             args = params["unet"], state, own, inputs, np.int32(0), np.int32(0)
             shapes = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves((own, state, inputs)))
             calls[_advance_key(settings, grounded), shapes] = (grounded, args)
         calls = {key: call for key, call in calls.items() if key not in self._ahead}
         if calls:
-            with ThreadPoolExecutor(len(calls)) as pool:
+            cpu = self.hardware.devices[0].platform == "cpu"
+            with ThreadPoolExecutor(1 if cpu else len(calls)) as pool:
                 list(pool.map(
                     lambda call: self.advance_program(settings, call[0]).lower(*call[1]).compile(),
                     calls.values(),
@@ -204,7 +208,7 @@ class Programs:
     def advance_program(self, settings: Settings, grounded: bool = True) -> Mapped:
         """(U-Net's params, state, prepared, inputs, start, stop) -> State
 
-        grounded: with fusers. Without them, `prepared.without_fusers()` is the argument, and all
+        grounded: with fusers. Without them, `prepared.for_steps(False)` is the argument, and all
         wirings that read the text share one program.
         """
         key = _advance_key(settings, grounded)

@@ -259,7 +259,7 @@ def test_diffusers_and_we_agree_and_the_last_line_has_the_ratios(tmp_path, capfd
 def test_a_disagreement_is_the_exit_code(tmp_path, monkeypatch):
     from benchmarks import peer
 
-    measured = {"step": 1.0, "run": 2.0, "memory": 3}
+    measured = {"step": 1.0, "run": 2.0, "memory": 3, "share": 0.5}
     record = {
         "options": {"dtype": "float32"}, "errors": {"latents": 0.5, "image": 1e-6},
         "repetitions": [{"ours": measured, "theirs": measured}],

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import PartitionSpec
 
 from reground_jax.bench.hlo import Program
@@ -15,14 +16,16 @@ from reground_jax.conditioning import Conditioning
 from reground_jax.config import ModelConfig
 from reground_jax.devices import SPLIT, WHOLE, Device, sharding
 from reground_jax.hardware import Hardware
-from reground_jax.model import Params, leaf_shapes
+from reground_jax.model import Params, leaf_shapes, network
 from reground_jax.networks.grounding import Grounding
 from reground_jax.programs import TEXT_CHUNK, Programs
 from reground_jax.sampling.gate import gate_table
-from reground_jax.sampling.loop import ADVANCE_SPECS, PREPARE_SPECS, Inputs
+from reground_jax.sampling.loop import ADVANCE_SPECS, PREPARE_SPECS, PREPARED_SPECS, Inputs
 from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.settings import Settings
 from reground_jax.storage.checkpoint import unflatten
+
+GROUNDED, UNGROUNDED = "steps with fusers", "steps without"  # names of `sampling_calls`
 
 Call = tuple[Any, tuple[Any, ...]]  # a jitted function, and the shapes of its arguments
 
@@ -114,8 +117,7 @@ def sampling_calls(
     step = shape(dtype=jnp.int32)
 
     def advance(grounded: bool) -> Call:
-        own = prepared if grounded else prepared.without_fusers()
-        arguments = (params["unet"], state, own, inputs, step, step)
+        arguments = (params["unet"], state, prepared.for_steps(grounded), inputs, step, step)
         return programs.advance_program(settings, grounded), placed(
             arguments, ADVANCE_SPECS, devices
         )
@@ -125,9 +127,34 @@ def sampling_calls(
             programs.text_program(), placed((params["text_encoder"], ids), (WHOLE, SPLIT), devices)
         ),
         "prepare": (prepare, preparing),
-        "steps with fusers": advance(True),
-        "steps without": advance(False),
+        GROUNDED: advance(True),
+        UNGROUNDED: advance(False),
         "decode": (
             programs.decode_program(), placed((params["vae"], x), (WHOLE, SPLIT), devices)
         ),
     }  # fmt: skip
+
+
+def transformer_call(
+    config: ModelConfig, hardware: Hardware, settings: Settings, images: int
+) -> Call:
+    """The first spatial transformer of a step with fusers, alone, for all guidance branches."""
+    params, _, prepared, *_ = sampling_calls(config, hardware, settings, images)[GROUNDED][1]
+    graph, attend = network(config, "unet")[0], hardware.attend
+    level = next(level for level in config.unet.levels() if level.attentions)
+    side = -(-config.unet.sample_size // 2**level.depth)
+    branches = images * (1 if settings.guidance_scale == 1 else 2) * len(hardware.devices)
+    x = shape(branches, side, side, level.channels, dtype=jnp.dtype(hardware.dtype))
+
+    def run(params, prepared, x):
+        unet = nnx.merge(graph, params)
+        transformer = next(level.attentions[0] for level in unet.levels() if level.attentions)
+        contexts = list(zip(prepared.blocks, prepared.packed, strict=True))
+        return transformer(
+            x, contexts[: len(transformer.blocks)], gate=jnp.float32(1), wiring=settings.wiring,
+            attend=attend,
+        )  # fmt: skip
+
+    (x,) = placed((x,), (SPLIT,), hardware.devices)
+    specs = (WHOLE, PREPARED_SPECS, SPLIT)
+    return hardware.compiled(run, specs, SPLIT), (params, prepared, x)

@@ -1,6 +1,7 @@
 """Benchmark cases for one pipeline: a step, a whole run, and the parts around the U-Net."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reground_jax.bench.attention_shapes import Shape, attention_calls
 from reground_jax.bench.harness import Case
 from reground_jax.bench.presets import layouts
 from reground_jax.counter import run_macs, vae_decoder_macs
@@ -59,9 +61,9 @@ class Denoising:
 
     def program(self, grounded: bool = True) -> tuple[Any, tuple[Any, ...]]:
         """The jitted function behind `run`, and its arguments for the first step."""
-        prepared = self.prepared if grounded else self.prepared.without_fusers()
         return self.pipe.programs.advance_program(self.settings, grounded), (
-            self.pipe.params["unet"], self.start(), prepared, self.inputs, np.int32(0), np.int32(1)
+            self.pipe.params["unet"], self.start(), self.prepared.for_steps(grounded), self.inputs,
+            np.int32(0), np.int32(1),
         )  # fmt: skip
 
     def compile(self) -> None:
@@ -146,45 +148,35 @@ def generate(pipe: Pipeline, work: Work) -> list[Case]:
 
 def attention(pipe: Pipeline, work: Work) -> list[Case]:
     """Each attention implementation of the platform, on the U-Net's own shapes and one device."""
-    config, platform = pipe.config.unet, pipe.devices[0].platform
-    height, width, _ = pipe.programs.latent_shape(work.settings)
-    batch = work.batch * (1 if work.settings.guidance_scale == 1 else 2)
-    fused: dict[str, tuple[Backend, ...]] = {"cpu": (), "tpu": ("pallas",), "gpu": ("cudnn",)}
-    forms: tuple[Backend, ...] = ("plain", "lean", *fused[platform])
+    platform, settings = pipe.devices[0].platform, work.settings
+    height, width, _ = pipe.programs.latent_shape(settings)
+    branches = work.batch * (1 if settings.guidance_scale == 1 else 2)
+    fused: dict[str, tuple[Backend, ...]] = {
+        "cpu": ("lean",), "tpu": ("lean", "pallas"), "gpu": ("lean", "blocked", "cudnn"),
+    }  # fmt: skip
     compiled = functools.partial(jax.jit, compiler_options=compiler_options(pipe.devices))
-    used = [level for level, has in enumerate(config.down_attention) if has] or [-1]
     cases = []
-    for level in used:
-        heads, channels = config.num_heads[level], config.block_channels[level]
-        queries = -(-height // 2**level) * -(-width // 2**level)
-        kinds = {
-            "self": queries,
-            "fuser": queries + work.settings.max_boxes,
-            "cross": pipe.config.text_encoder.network.max_length,
-        }
-        for (kind, keys), form in ((k, f) for k in kinds.items() for f in forms):
-            if form == "plain" and batch * heads * queries * keys > PLAIN_LIMIT:
+    for kind, shape in attention_calls(pipe.config, height, width, branches, settings.max_boxes):
+        for form in ("plain", *fused[platform]):
+            if form == "plain" and math.prod(shape) // shape.width > PLAIN_LIMIT:
                 continue
-            make = functools.partial(
-                _queries_keys_values, batch, queries, keys, heads, channels // heads, pipe.dtype
-            )
             cases.append(
                 Case(
                     f"{kind} attention, {form}",
-                    f"{batch}x{queries} over {keys}, {heads}x{channels // heads}",
+                    str(shape),
                     compiled(attention_for(platform, form)),
-                    make,
-                    macs=2 * batch * queries * keys * channels,
+                    functools.partial(_queries_keys_values, shape, pipe.dtype),
+                    macs=shape.macs,
                 )
             )
     return cases
 
 
-def _queries_keys_values(batch, queries, keys, heads, width, dtype) -> tuple[jax.Array, ...]:
+def _queries_keys_values(shape: Shape, dtype: str) -> tuple[jax.Array, ...]:
     noise = jax.random.split(jax.random.key(0), 3)
     return tuple(
-        jax.random.normal(key, (batch, length, heads, width), jnp.dtype(dtype))
-        for key, length in zip(noise, (queries, keys, keys), strict=True)
+        jax.random.normal(key, (shape.branches, length, shape.heads, shape.width), jnp.dtype(dtype))
+        for key, length in zip(noise, (shape.queries, shape.keys, shape.keys), strict=True)
     )
 
 

@@ -189,11 +189,18 @@ def environment(devices: Sequence[Device]) -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """Its name, with the numbers that tell generations apart where a cloud hides the model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+    except OSError:
         return platform.processor()
+    facts: dict[str, str] = {}
+    for name, _, value in (line.partition(":") for line in lines):
+        facts.setdefault(name.strip(), value.strip())
+    if "model name" not in facts:
+        return platform.processor()
+    numbers = [f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts]
+    return ", ".join([facts["model name"], *numbers])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

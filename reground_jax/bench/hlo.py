@@ -150,8 +150,10 @@ def operation_parts(text: str) -> dict[str, str]:
 
 
 def scopes(path: str) -> set[str]:
-    """Names of the scopes in an operation's path, without their numbers: "block_0" is a block."""
-    return {re.sub(r"_\d+$", "", name) for name in path.split("/")}
+    """Names of the scopes in an operation's path: "block_0" and "transpose(jvp(block_0))" are
+    a "block"."""
+    names = (name.rstrip(")").rpartition("(")[2] for name in path.split("/"))
+    return {re.sub(r"_\d+$", "", name) for name in names}
 
 
 def part_of(scopes: set[str]) -> str:

@@ -52,8 +52,13 @@ class Prepared(NamedTuple):
         rows = tuple(jax.lax.dynamic_slice_in_dim(t, row, 1) for t in self.time)
         return self._replace(time=rows)
 
-    def without_fusers(self) -> "Prepared":
-        """Without what only fusers read; blocks that read nothing else keep it, for its dtype."""
+    def for_steps(self, grounded: bool) -> "Prepared":
+        """What steps with fusers read, or without them.
+
+        Blocks that read nothing else keep their grounding, for its dtype.
+        """
+        if grounded:
+            return self
         blocks = tuple(
             block if block.text is None else block._replace(grounding=None) for block in self.blocks
         )
