@@ -300,14 +300,24 @@ def test_approximate_options_are_compared_with_the_first_by_work_and_quality(mon
 
 def test_the_estimate_on_paper_follows_from_published_counts():
     record = estimate.estimate("sd14", Settings(num_steps=50, gamma=0.3))
-    # GMAC: GLIGEN 568.4 in 15 steps, 401.6 in 35, both branches, and the decoder's 1257.
-    published = 2 * (2 * (15 * 568.4 + 35 * 401.6) + 1257) / 1000
+    # GMAC: GLIGEN 568.4 in 15 steps, one of which PLMS evaluates twice, 401.6 in 35, both branches,
+    # and the decoder's 1257.
+    published = 2 * (2 * (16 * 568.4 + 35 * 401.6) + 1257) / 1000
     assert 0.992 * published < record["image_tflop"] < published  # less what is hoisted
     for row in record["rows"]:
         seconds = record["image_tflop"] / (row["share"] * row["peak_tflops"])
         assert row["images_per_hour"] == pytest.approx(row["chips"] * 3600 / seconds)
         assert row["dollars_per_million"] == pytest.approx(1e6 * row["price"] * seconds / 3600)
         assert f"{row['dollars_per_million']:,.0f}" in estimate.show(record)
+
+
+def test_the_estimate_on_paper_takes_only_what_was_compiled():
+    with pytest.raises(ValueError, match=r"width is 1024, but .*-tpu-aot-sd14 was compiled for"):
+        estimate.estimate("sd14", Settings(width=1024))
+    with pytest.raises(ValueError, match="guidance on or off"):
+        estimate.estimate("sd14", Settings(guidance_scale=1.0))
+    with pytest.raises(ValueError, match="no record of the preset 'tiny'.*tpu-aot --full --preset tiny"):
+        estimate.estimate("tiny", Settings())
 
 
 @pytest.mark.slow
