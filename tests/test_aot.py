@@ -56,6 +56,11 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
     assert program(alone, jnp.ones((4, 2))).collectives() == {}
 
 
+def test_a_gradient_belongs_to_the_part_that_it_is_of():
+    path = "jit(step)/transpose(jvp(unet))/down_0/jvp(transformer_0)/block_0/fuser/scores/dot"
+    assert hlo.part_of(hlo.scopes(path)) == "fuser_scores"
+
+
 def test_an_unknown_topology_is_refused_by_its_name():
     with pytest.raises(ValueError, match="TPU 'v5'.* is unknown: did you mean 'v5e'"):
         chips.tpu_devices("v5:2x2")
@@ -80,6 +85,7 @@ def test_sampling_over_sixteen_chips_has_no_collective(mapper):
     settings = Settings(solver="ddim", eta=0.5)
     calls = aot.sampling_calls(preset_config("tiny"), hardware, settings, 1)
     assert len(calls) == 5
+    calls["block"] = aot.transformer_call(preset_config("tiny"), hardware, settings, 1)
     for name, call in calls.items():
         compiled = aot.compiled(call)
         assert compiled.program.collectives() == {}, name

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from benchmarks import approximate, estimate, operations, profile, scaling, star
 from benchmarks.__main__ import main
 from benchmarks.checkpoints import SCHEDULER, diffusers_configs, write_checkpoint
 from reground_jax import Pipeline
+from reground_jax.bench.attention_shapes import attention_calls
 from reground_jax.bench.cases import CASES, Work, attention, generate, unet, vae
 from reground_jax.bench.harness import (
     Case,
@@ -31,7 +33,7 @@ from reground_jax.bench.run import run
 from reground_jax.config import UNetConfig
 from reground_jax.convert.configs import noise_schedule, text_config, unet_config, vae_config
 from reground_jax.convert.conversion import convert
-from reground_jax.counter import INVARIANT, unet_macs, vae_decoder_macs
+from reground_jax.counter import INVARIANT, SCORES, unet_macs, vae_decoder_macs
 from reground_jax.model import read_model
 from reground_jax.settings import Settings
 
@@ -139,6 +141,14 @@ def test_steps_and_runs_are_charged_what_the_counter_says(pipe):
     assert [case.macs for case in vae(pipe, Work(STEPS, batch=3))] == [3 * decoder]
     half, always = generate(pipe, Work(STEPS))
     assert always.macs - half.macs == 2 * 2 * (on - off)  # two of four steps, two branches
+
+
+def test_the_attention_calls_of_a_step_are_those_that_are_counted():
+    config = preset_config("sd14")
+    counted, called = unet_macs(config.unet, 64, 48, grounding_tokens=20), Counter()
+    for call, times in attention_calls(config, 64, 48, 2, 20).items():
+        called[f"{call.kind}_scores"] += times * call.shape.macs
+    assert called == {part: 2 * counted[part] for part in SCORES}
 
 
 def test_attention_is_measured_on_the_shapes_of_the_unet(pipe):
@@ -316,7 +326,9 @@ def test_the_estimate_on_paper_takes_only_what_was_compiled():
         estimate.estimate("sd14", Settings(width=1024))
     with pytest.raises(ValueError, match="guidance on or off"):
         estimate.estimate("sd14", Settings(guidance_scale=1.0))
-    with pytest.raises(ValueError, match="no record of the preset 'tiny'.*tpu-aot --full --preset tiny"):
+    with pytest.raises(
+        ValueError, match="no record of the preset 'tiny'.*tpu-aot --full --preset tiny"
+    ):
         estimate.estimate("tiny", Settings())
 
 

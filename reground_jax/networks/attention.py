@@ -53,7 +53,7 @@ def choose_backend(
     logits = batch * heads * queries * keys
     if platform == "gpu":
         widest = 0 if capability is None else 256 if capability >= HOPPER else 128
-        if dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= widest:
+        if jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= widest:
             return "cudnn"
         return "plain" if logits <= BLOCKED_LOGITS else "blocked"
     return "plain" if logits <= LOGITS else "lean"
