@@ -13,10 +13,12 @@ calls, because that is where the cost model is known to be wrong.
 """
 
 import importlib.metadata
+import math
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,10 @@ from reground_jax.networks.attention import choose_backend
 from reground_jax.settings import Settings
 
 FORMS = ("plain", "lean", "pallas")
-QUICK = ("transformer block", "encode", "prepare", "decode")
-TRAINING = "training step"
+TRAINING, BLOCK = "training step", "transformer block"
+OTHER = f"{GROUNDED}, another batch"  # what an image more takes
+QUICK = (BLOCK, "encode", "prepare", "decode")
+SLOW = (TRAINING, GROUNDED, UNGROUNDED, OTHER)  # the slowest first
 RECIPE = Path(reground_jax.__file__).parent / "training/configs/gligen_sd14/grounding_parallel.json"
 AT_ONCE = 2  # compilers; each takes a core and, for a step of full size, gigabytes of memory
 LEFT_OUT = "left out are waits for memory, launches, text encoding, and the host"
@@ -75,12 +79,13 @@ class Work:
     images: int
 
     def on(self, chip: str, *, full: bool) -> dict[str, Any]:
-        device = tpu_devices(CHIPS[chip].topology)[0]
-        calls = self.attention_calls()
+        calls, names = self.attention_calls(), (*SLOW, *QUICK) if full else QUICK
         with ThreadPoolExecutor(AT_ONCE) as pool:
             forms = dict(zip(calls, pool.map(lambda c: _forms(chip, c), calls), strict=True))
-            made = dict(pool.map(lambda c: _compile(chip, *c), self.programs(device, full).items()))
-        programs = {name: _program(CHIPS[chip], done) for name, done in made.items()}
+        # A process each: their compilers keep gigabytes until they end.
+        with ProcessPoolExecutor(AT_ONCE, get_context("spawn"), max_tasks_per_child=1) as pool:
+            made = pool.map(self.compile, [chip] * len(names), names)
+            programs = dict(zip(names, made, strict=True))
         for name in (GROUNDED, UNGROUNDED):
             if name in programs:
                 cores = _cores(calls, forms, fusers=name == GROUNDED)
@@ -89,9 +94,10 @@ class Work:
         if full:
             needed = self.images * self.training_flop()
             programs[TRAINING]["step"] = _step_time(programs[TRAINING], CHIPS[chip], needed, None)
-            single = programs.pop(f"{GROUNDED}, one image")["bytes"]["all"]
-            each = (programs[GROUNDED]["bytes"]["all"] - single) / max(1, self.images - 1)
-            programs[GROUNDED]["largest_batch"] = 1 + int((CHIPS[chip].memory - single) / each)
+            here, there = (programs[name]["bytes"]["all"] for name in (GROUNDED, OTHER))
+            each = (here - there) / (self.images - self.other_images)
+            room = CHIPS[chip].memory - here
+            programs[GROUNDED]["largest_batch"] = self.images + math.floor(room / each)
         attention = [
             {"kind": call.kind, "shape": str(call.shape), "flop": 2 * call.shape.macs} | found
             for call, found in forms.items()
@@ -103,18 +109,26 @@ class Work:
         branches = self.images * (1 if settings.guidance_scale == 1 else 2)
         return attention_calls(self.config, side, side, branches, settings.max_boxes)
 
-    def programs(self, device: Any, full: bool) -> dict[str, Call]:
-        """By name; the slowest to compile first."""
+    def compile(self, chip: str, name: str) -> dict[str, Any]:
+        """What was found in one program."""
+        jax.config.update("jax_platforms", "cpu")
+        _say(f"{chip}: {name}")
+        device = tpu_devices(CHIPS[chip].topology)[0]
         hardware = Hardware((device,), "bfloat16", None, "shard_map")
         own = self.config, hardware, self.settings
-        calls = sampling_calls(*own, self.images)
-        calls["transformer block"] = transformer_call(*own, self.images)
-        slow = {}
-        if full:
-            slow[TRAINING] = self.training_call(device)
-            slow |= {name: calls[name] for name in (GROUNDED, UNGROUNDED)}
-            slow[f"{GROUNDED}, one image"] = sampling_calls(*own, 1)[GROUNDED]
-        return slow | {name: calls[name] for name in QUICK}
+        if name == TRAINING:
+            call = self.training_call(device)
+        elif name == BLOCK:
+            call = transformer_call(*own, self.images)
+        elif name == OTHER:
+            call = sampling_calls(*own, self.other_images)[GROUNDED]
+        else:
+            call = sampling_calls(*own, self.images)[name]
+        return _program(CHIPS[chip], compiled(call))
+
+    @property
+    def other_images(self) -> int:
+        return 1 if self.images > 1 else 2
 
     @property
     def side(self) -> int:
@@ -154,11 +168,6 @@ class Work:
 def _forms(chip: str, call: AttentionCall) -> dict[str, dict[str, Any]]:
     _say(f"{chip}: {call.kind} attention, {call.shape}")
     return {form: static(chip, form, call.shape) for form in FORMS}
-
-
-def _compile(chip: str, name: str, call: Call) -> tuple[str, Compiled]:
-    _say(f"{chip}: {name}")
-    return name, compiled(call)
 
 
 def _say(text: str) -> None:
