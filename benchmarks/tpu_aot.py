@@ -94,7 +94,7 @@ class Work:
         if full:
             needed = self.images * self.training_flop()
             programs[TRAINING]["step"] = _step_time(programs[TRAINING], CHIPS[chip], needed, None)
-            here, there = (programs[name]["bytes"]["all"] for name in (GROUNDED, OTHER))
+            here, there = programs[GROUNDED]["bytes"]["all"], programs.pop(OTHER)["bytes"]["all"]
             each = (here - there) / (self.images - self.other_images)
             room = CHIPS[chip].memory - here
             programs[GROUNDED]["largest_batch"] = self.images + math.floor(room / each)
