@@ -16,6 +16,7 @@ from typing import Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -123,7 +124,9 @@ def lean(
         place = (head, i * block, 0)
         (q,) = jax.lax.dynamic_slice(out, place, (1, block, width))
         # Keys first: on CPU, XLA vectorizes a reduction over a leading axis, but not over the last.
+        # In memory, too: on TPU v6e, XLA else turns them around if they are a multiple of 128.
         logits = jnp.einsum("sd,td->st", k, q, preferred_element_type=jnp.float32)
+        logits = with_layout_constraint(logits, Layout(major_to_minor=(0, 1)))
         weights = jnp.exp(logits - logits.max(0, keepdims=True)).astype(v.dtype)
         sums = jnp.einsum("sd,st->dt", v, weights, preferred_element_type=jnp.float32)
         # Dividing D x T outputs instead of S x T weights is exact and takes fewer divisions.
