@@ -141,12 +141,7 @@ def _program(made: Compiled) -> dict[str, Any]:
             calls[found[1]] += times
     return {
         "compile_s": made.seconds,
-        "bytes": {
-            "arguments": made.arguments,
-            "output": made.output - made.aliased,
-            "temporaries": made.temporaries,
-            "all": made.bytes,
-        },
+        "bytes": made.sizes(),
         "library_calls": dict(calls),
     }
 

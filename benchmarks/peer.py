@@ -19,7 +19,7 @@ import numpy as np
 
 from reground_jax.bench.harness import GIB, table
 from reground_jax.bench.presets import preset_config
-from reground_jax.counter import run_macs
+from reground_jax.counter import step_macs
 
 ROOT = Path(__file__).parent.parent
 GAMMA = 0.3
@@ -96,7 +96,7 @@ def compare(folder: Path, options: Options) -> dict[str, Any]:
     """
     columns = [("theirs", "sequential"), *(("ours", wiring) for wiring in options.wirings)]
     repetitions: list[dict[str, Any]] = []
-    needed = step_flop(options.preset)
+    needed = 2 * step_macs(preset_config(options.preset).unet)  # of either side, as we count
     loaded, errors = {}, {}
     with Process("ours", folder, options) as ours:
         loaded["ours"] = ours.reply()  # before the other one starts, so that loading is undisturbed
@@ -122,14 +122,6 @@ def compare(folder: Path, options: Options) -> dict[str, Any]:
         "options": asdict(options), "loaded": loaded, "repetitions": repetitions,
         "errors": errors, "ratios": ratios,
     }  # fmt: skip
-
-
-def step_flop(preset: str) -> int:
-    """FLOP of one guided step with fusers, as our counter has them, for either side."""
-    unet = preset_config(preset).unet
-    side = unet.sample_size
-    one, none = (run_macs(unet, side, side, num_steps=n, grounded_steps=n) for n in (1, 0))
-    return 2 * (one - none)
 
 
 def label(name: str, wiring: str) -> str:

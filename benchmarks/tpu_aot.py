@@ -40,7 +40,7 @@ from reground_jax.bench.chips import CHIPS, Chip, tpu_devices
 from reground_jax.bench.harness import table
 from reground_jax.bench.presets import preset_config
 from reground_jax.config import ModelConfig
-from reground_jax.counter import SCORES, run_macs
+from reground_jax.counter import SCORES, step_macs
 from reground_jax.hardware import Hardware
 from reground_jax.networks.attention import choose_backend
 from reground_jax.settings import Settings
@@ -89,7 +89,11 @@ class Work:
         for name in (GROUNDED, UNGROUNDED):
             if name in programs:
                 cores = _cores(calls, forms, fusers=name == GROUNDED)
-                needed = 2 * self.images * self.step_macs(grounded=name == GROUNDED)
+                macs = step_macs(
+                    self.config.unet, grounded=name == GROUNDED,
+                    guided=self.settings.guidance_scale != 1, max_boxes=self.settings.max_boxes,
+                )  # fmt: skip
+                needed = 2 * self.images * macs
                 programs[name]["step"] = _step_time(programs[name], CHIPS[chip], needed, cores)
         if full:
             needed = self.images * self.training_flop()
@@ -151,19 +155,6 @@ class Work:
 
         return step_flops("grounding", self.config, self.side, remat=True)
 
-    def step_macs(self, *, grounded: bool) -> int:
-        """Of one image in one step, without what is prepared before the first."""
-        unet, settings = self.config.unet, self.settings
-
-        def macs(steps: int, grounded_steps: int) -> int:
-            return run_macs(
-                unet, unet.sample_size, unet.sample_size, num_steps=steps,
-                grounded_steps=grounded_steps, guided=settings.guidance_scale != 1,
-                max_boxes=settings.max_boxes,
-            )  # fmt: skip
-
-        return macs(1, int(grounded)) - macs(0, 0)
-
 
 def _forms(chip: str, call: AttentionCall) -> dict[str, dict[str, Any]]:
     _say(f"{chip}: {call.kind} attention, {call.shape}")
@@ -179,13 +170,7 @@ def _program(chip: Chip, made: Compiled) -> dict[str, Any]:
     parts = inside or outside
     return {
         "compile_s": made.seconds,
-        "bytes": {
-            "arguments": made.arguments,
-            "output": made.output - made.aliased,
-            "temporaries": made.temporaries,
-            "code": made.code,
-            "all": made.bytes,
-        },
+        "bytes": made.sizes(),
         "collectives": made.program.collectives(),
         "estimated_ms": {part: 1e3 * n / chip.clock for part, n in parts.most_common()},
     }

@@ -91,6 +91,21 @@ def fuser_macs(c: int, area: int, slots: int, text_width: int) -> dict[str, int]
     }
 
 
+def step_macs(
+    config: UNetConfig, *, grounded: bool = True, guided: bool = True, max_boxes: int = 30
+) -> int:
+    """MACs of one evaluation at the model's own size, without what `run_macs` counts once."""
+    side = config.sample_size
+    one, none = (
+        run_macs(
+            config, side, side, num_steps=steps, grounded_steps=steps * grounded, guided=guided,
+            max_boxes=max_boxes,
+        )
+        for steps in (1, 0)
+    )  # fmt: skip
+    return one - none
+
+
 def vae_decoder_macs(config: VAEConfig, height: int, width: int) -> int:
     """MACs of decoding one latent of `height` x `width`."""
     channels, latent = config.block_channels[::-1], config.latent_channels

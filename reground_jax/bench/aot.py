@@ -47,6 +47,16 @@ class Compiled:
         """Of the device's memory while it runs."""
         return self.arguments + self.output - self.aliased + self.temporaries + self.code
 
+    def sizes(self) -> dict[str, int]:
+        """Its bytes by kind, for a record."""
+        return {
+            "arguments": self.arguments,
+            "output": self.output - self.aliased,
+            "temporaries": self.temporaries,
+            "code": self.code,
+            "all": self.bytes,
+        }
+
 
 def shape(*dims: int, dtype: Any = jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(dims, dtype)
