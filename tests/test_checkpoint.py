@@ -286,11 +286,12 @@ Path({destination!r}).with_suffix(".events").write_text(str(events))
 """
 
 
-def test_killed_at_ten_random_moments_a_conversion_leaves_nothing_that_loads(tmp_path):
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_a_conversion_leaves_nothing_that_loads(kills, tmp_path):
     """Moments are counted in events of the process, not in seconds, which depend on the machine."""
     source = tmp_path / "source"
     reference.write_diffusers(source, "odd")
-    # Processes forked from one that has imported everything, so that ten of them take seconds.
+    # Processes forked from one that has imported everything, so that each takes seconds.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["reground_jax.convert.conversion", "orbax.checkpoint"])
 
@@ -306,7 +307,7 @@ def test_killed_at_ten_random_moments_a_conversion_leaves_nothing_that_loads(tmp
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["groups"] > 10
     last = int((tmp_path / "whole.events").read_text())
     moments, killed, left = random.Random(0), [], 0
-    for index in range(10):
+    for index in range(kills):
         destination = tmp_path / f"killed-{index}"
         code = run(destination, moments.randint(1, last))
         if destination.exists():  # the number of events varies with the threads
@@ -319,7 +320,7 @@ def test_killed_at_ten_random_moments_a_conversion_leaves_nothing_that_loads(tmp
         for path in [destination, *partials]:
             with pytest.raises(CheckpointError, match="is not a model directory"):
                 read_model(path)
-    assert len(killed) >= 5 and left >= 5  # otherwise nothing was tested
+    assert min(len(killed), left) >= kills // 2  # otherwise nothing was tested
     convert(source, killed[-1])  # the same destination works again
     assert read_model(killed[-1]).params
     assert not list(tmp_path.glob(f".{killed[-1].name}.partial-*"))

@@ -90,10 +90,8 @@ def test_a_bad_line_of_jsonl_is_named(coco):
     assert sum(not isinstance(entry, Rejected) for entry in entries) == 4
 
 
-@pytest.mark.parametrize(
-    ("kind", "wiring"),
-    [pytest.param("coco", "sequential", marks=pytest.mark.slow), ("jsonl", "parallel")],
-)
+@pytest.mark.slow  # a run that is killed, below, trains from JSONL, too
+@pytest.mark.parametrize(("kind", "wiring"), [("coco", "sequential"), ("jsonl", "parallel")])
 def test_a_folder_of_annotated_images_trains_grounding(kind, wiring, coco, base, capsys):
     source = {
         "coco": {"instances": "instances.json", "captions": "captions.json", "images": "."},
@@ -183,7 +181,8 @@ def running(tmp_path):
         yield start
 
 
-def test_a_run_killed_twice_ends_with_the_same_losses(coco, base, running):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_with_the_same_losses(kills, coco, base, running):
     """Real processes and SIGKILL at random moments."""
     # More steps than any machine completes before the kill.
     recipe = tiny_recipe(num_steps=10**7, save_every=3, sample_every=10**7)
@@ -212,7 +211,7 @@ def test_a_run_killed_twice_ends_with_the_same_losses(coco, base, running):
 
     random = np.random.default_rng(int(base.stat().st_mtime_ns) % 2**32)
     done = 0
-    for _ in range(2):  # a run from scratch, and a resumed one
+    for _ in range(kills):  # a run from scratch, and then resumed ones
         process = start("killed")
         # No time limit: only a process that has exited counts as failed.
         while len(losses("killed")) < done + 4:
