@@ -320,7 +320,7 @@ def test_killed_at_random_moments_a_conversion_leaves_nothing_that_loads(kills, 
         for path in [destination, *partials]:
             with pytest.raises(CheckpointError, match="is not a model directory"):
                 read_model(path)
-    assert min(len(killed), left) >= kills // 2  # otherwise nothing was tested
+    assert min(len(killed), left) >= (kills + 1) // 2  # otherwise nothing was tested
     convert(source, killed[-1])  # the same destination works again
     assert read_model(killed[-1]).params
     assert not list(tmp_path.glob(f".{killed[-1].name}.partial-*"))
