@@ -92,13 +92,21 @@ def fuser_macs(c: int, area: int, slots: int, text_width: int) -> dict[str, int]
 
 
 def step_macs(
-    config: UNetConfig, *, grounded: bool = True, guided: bool = True, max_boxes: int = 30
+    config: UNetConfig,
+    *,
+    size: tuple[int, int] | None = None,
+    grounded: bool = True,
+    guided: bool = True,
+    max_boxes: int = 30,
 ) -> int:
-    """MACs of one evaluation at the model's own size, without what `run_macs` counts once."""
-    side = config.sample_size
+    """MACs of one evaluation, without what `run_macs` counts once.
+
+    size: rows and columns of the latents, by default the model's own.
+    """
+    height, width = size or (config.sample_size,) * 2
     one, none = (
         run_macs(
-            config, side, side, num_steps=steps, grounded_steps=steps * grounded, guided=guided,
+            config, height, width, num_steps=steps, grounded_steps=steps * grounded, guided=guided,
             max_boxes=max_boxes,
         )
         for steps in (1, 0)

@@ -13,7 +13,7 @@ import numpy as np
 from reground_jax.bench.attention_shapes import Shape, attention_calls
 from reground_jax.bench.harness import Case
 from reground_jax.bench.presets import layouts
-from reground_jax.counter import run_macs, vae_decoder_macs
+from reground_jax.counter import run_macs, step_macs, vae_decoder_macs
 from reground_jax.devices import compiler_options
 from reground_jax.networks.attention import Backend, attention_for
 from reground_jax.pipeline import Pipeline
@@ -100,7 +100,7 @@ def describe(pipe: Pipeline, work: Work) -> str:
 
 def unet(pipe: Pipeline, work: Work) -> list[Case]:
     """One denoising step, in each wiring and without fusers."""
-    shape, prepared = describe(pipe, work), macs(pipe, work, 0, 0)
+    height, width, _ = pipe.programs.latent_shape(work.settings)
     kinds: tuple[tuple[str, Wiring, float], ...] = (
         ("step, sequential", "sequential", 1.0),
         ("step, parallel", "parallel", 1.0),
@@ -112,7 +112,11 @@ def unet(pipe: Pipeline, work: Work) -> list[Case]:
         settings = replace(work.settings, wiring=wiring, gamma=gamma, solver="ddim", eta=0.0)
         denoising = Denoising.of(pipe, replace(work, settings=settings))
         call = functools.partial(_step, denoising)
-        needed = macs(pipe, work, 1, int(gamma)) - prepared
+        needed = work.batch * step_macs(
+            pipe.config.unet, size=(height, width), grounded=gamma > 0,
+            guided=settings.guidance_scale != 1, max_boxes=settings.max_boxes,
+        )  # fmt: skip
+        shape = describe(pipe, work)
         cases.append(Case(name, shape, call, lambda d=denoising: (d.start(),), 0, needed))
     return cases
 
