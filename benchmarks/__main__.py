@@ -113,6 +113,14 @@ def operations(arguments: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
+def guidance(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import guidance
+
+    record = guidance.measure(*_work(arguments), repeats=arguments.repeats)
+    print(guidance.show(record))
+    return record
+
+
 def peer(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import peer
 
@@ -154,6 +162,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "estimate": estimate,
     "approximate": approximate,
     "operations": operations,
+    "guidance": guidance,
     "peer": peer,
     "tpu-aot": tpu_aot,
     "gpu-aot": gpu_aot,

@@ -1,6 +1,7 @@
 """ReGround and GLIGEN in JAX: images from a prompt and boxes with phrases.
 
     Layout, Settings          what to generate, and how; importable without JAX
+    BoxDiff, AttentionRefocusing, LayoutGuidance, LMD      attention guidance, for Settings
     Pipeline                  a model on devices: layouts in, images out
     Session                   a batch in progress: run to a step, preview, cancel
     Programs                  the compiled programs behind both
@@ -14,6 +15,7 @@ in `reground_jax.convert`.
 
 from typing import TYPE_CHECKING
 
+from reground_jax.attention_guidance import LMD, AttentionRefocusing, BoxDiff, LayoutGuidance
 from reground_jax.basics.lazy import exports
 from reground_jax.layout import Layout
 from reground_jax.settings import Settings
@@ -28,7 +30,11 @@ if TYPE_CHECKING:
     from reground_jax.session import Session
 
 __all__ = [
+    "LMD",
+    "AttentionRefocusing",
+    "BoxDiff",
     "Layout",
+    "LayoutGuidance",
     "Model",
     "Pipeline",
     "Programs",

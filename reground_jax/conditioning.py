@@ -2,17 +2,19 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 
+from reground_jax.attention_guidance import Missing
 from reground_jax.basics.short_repr import short_repr
 from reground_jax.config import TokenizerConfig
 from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.networks.clip import TextEncoding
 from reground_jax.networks.grounding.text import Grounding
+from reground_jax.words import Words, words_of
 
 
 class Conditioning(NamedTuple):
@@ -21,6 +23,7 @@ class Conditioning(NamedTuple):
     text: Float[Array | np.ndarray, "B S E"]
     null_text: Float[Array | np.ndarray, "B S E"]  # of the negative prompts
     grounding: Grounding
+    words: Words | None = None  # for attention guidance; stays on the host
 
     __repr__ = short_repr
 
@@ -69,6 +72,11 @@ class Texts:
             )
         return np.array(rows, np.int32).reshape(-1, config.max_length)
 
+    def words(self, layouts: Sequence[Layout], *, max_boxes: int, missing: Missing) -> Words:
+        """Which tokens of the prompts the boxes are about (`words_of`, which may raise)."""
+        options: dict[str, Any] = {"max_boxes": max_boxes, "missing": missing}
+        return words_of(layouts, self.tokenizer, self.config, **options)
+
 
 def encode(
     layouts: Sequence[Layout],
@@ -76,24 +84,28 @@ def encode(
     run: Callable[[np.ndarray], TextEncoding],
     *,
     max_boxes: int,
+    missing: Missing | None = None,
 ) -> Conditioning:
     """Conditioning of `layouts`; each distinct text is encoded once.
 
-    run: token ids [n, S] -> their float32 TextEncoding, on the host. Raises ValueError for a
-    layout with more than `max_boxes` boxes, and for an empty list.
+    run: token ids [n, S] -> their float32 TextEncoding, on the host. missing: what attention
+    guidance does with phrases that are not in the prompt; None without guidance. Raises ValueError
+    for a layout with more than `max_boxes` boxes, for an empty list, and for missing phrases.
     """
     if not layouts:
         raise ValueError("there are no layouts to encode: give at least one")
     for layout in layouts:
         check_max_boxes(layout, max_boxes)
+    words = missing and texts.words(layouts, max_boxes=max_boxes, missing=missing)
     distinct = distinct_texts(layouts)
     hidden, pooled = run(texts.ids(distinct))
-    return assemble(
+    conditioning = assemble(
         layouts,
         dict(zip(distinct, np.asarray(hidden), strict=True)),
         dict(zip(distinct, np.asarray(pooled), strict=True)),
         max_boxes=max_boxes,
     )
+    return conditioning._replace(words=words)
 
 
 def distinct_texts(layouts: Sequence[Layout]) -> list[str]:

@@ -15,15 +15,15 @@ from reground_jax.images import to_uint8
 from reground_jax.model import Params, nonfinite_arrays
 from reground_jax.programs import Programs
 from reground_jax.request import Request
-from reground_jax.sampling.gate import Gamma, gate_table
-from reground_jax.sampling.sweep import num_steps
+from reground_jax.sampling.sweep import Schedule, num_steps
 from reground_jax.session import Session
+from reground_jax.settings import Settings
 
 
 def generate(
-    programs: Programs, params: Params, texts: Texts, request: Request, gammas: Sequence[Gamma]
+    programs: Programs, params: Params, texts: Texts, request: Request, variants: Sequence[Settings]
 ) -> list[Any]:
-    """The images of a request at each of `gammas`, in the requested form.
+    """The images of a request under each of `variants` (`Session.sweep`), in the requested form.
 
     The last batch is padded with its last layout, and the extra images are dropped.
     """
@@ -32,22 +32,25 @@ def generate(
     if request.output != "latents":
         factor = programs.config.vae.downsampling
         size = (size[0] * factor, size[1] * factor, 3)
-    results = [[np.zeros((0, *size), np.float32)] for _ in gammas]
+    results = [[np.zeros((0, *size), np.float32)] for _ in variants]
     latents = None if request.latents is None else jnp.asarray(request.latents)
     batch = request.batch_size * len(programs.hardware.devices)
     starts = range(0, len(layouts), batch)
-    steps = num_steps(np.stack([gate_table(gamma, settings.num_steps) for gamma in gammas]))
+    steps = num_steps([Schedule.of(variant, programs.config.unet) for variant in variants])
     with reporting(request.progress, len(starts), steps) as report:
         for index, start in enumerate(starts):
             rows = [min(row, len(layouts) - 1) for row in range(start, start + batch)]
             chosen = [layouts[row] for row in rows]
             session = Session(
                 programs, params,
-                programs.encode(params, texts, chosen, max_boxes=settings.max_boxes),
+                programs.encode(
+                    params, texts, chosen, max_boxes=settings.max_boxes,
+                    guidance=settings.attention_guidance,
+                ),
                 settings, request.seeds[rows],
                 latents=None if latents is None else latents[np.array(rows)],
             )  # fmt: skip
-            finals = session.sweep(gammas, progress=report(index))
+            finals = session.sweep(variants, progress=report(index))
             for result, final in zip(results, finals, strict=True):
                 made = final if request.output == "latents" else programs.decode(params, final)
                 result.append(np.asarray(made)[: len(layouts) - start])

@@ -14,7 +14,7 @@ from dataclasses import KW_ONLY, InitVar, dataclass
 from pathlib import Path
 from typing import Any, no_type_check
 
-from reground_jax.basics.fields import check_name
+from reground_jax.basics.fields import as_int, check_name
 from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import shown
 from reground_jax.settings import MAX_BOXES
@@ -39,6 +39,8 @@ class Layout:
                      Edges within 1e-6 of the image's are snapped to it
     negative_prompt  text that guidance steers away from
     id               a name for error messages and files
+    tokens           for attention guidance: the positions of each box's words in the encoded
+                     prompt, where 0 is its begin token; by default, where the phrase is found
     box_format       format of the `boxes` argument: "xyxy" (corners) or "xywh" (top left corner,
                      width and height), both as fractions. Boxes are stored as corners
 
@@ -52,6 +54,7 @@ class Layout:
     negative_prompt: str = ""
     id: str | None = None
     _: KW_ONLY
+    tokens: Sequence[Sequence[int]] | None = None
     box_format: InitVar[str] = "xyxy"
 
     def __post_init__(self, box_format: str) -> None:
@@ -71,6 +74,8 @@ class Layout:
                 f"{self.name} has {len(self.phrases)} phrases and {len(self.boxes)} boxes: "
                 "give one box per phrase, in the same order"
             )
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", _tokens(self.tokens, self.name, len(self.boxes)))
 
     @property
     def name(self) -> str:
@@ -99,6 +104,10 @@ class Layout:
         value |= {"phrases": list(self.phrases), "boxes": [list(box) for box in self.boxes]}
         if self.id is None:
             del value["id"]
+        if self.tokens is None:
+            del value["tokens"]
+        else:
+            value["tokens"] = [list(own) for own in self.tokens]
         return value
 
     @classmethod
@@ -125,6 +134,17 @@ class Layout:
     @classmethod
     def load(cls, path: str | Path, *, box_format: str = "xyxy") -> "Layout":
         """The layout in a JSON file (see `from_json`). Raises ValueError naming the file."""
+        layouts = cls.load_all(path, box_format=box_format)
+        if len(layouts) != 1:
+            raise ValueError(
+                f"layout file {path} has {len(layouts)} layouts: give a file of one, or use "
+                "`reground-jax batch`"
+            )
+        return layouts[0]
+
+    @classmethod
+    def load_all(cls, path: str | Path, *, box_format: str = "xyxy") -> "list[Layout]":
+        """The layouts in a JSON file: one, or a list of them. Raises ValueError naming the file."""
         try:
             content = Path(path).read_bytes()
         except OSError as error:
@@ -134,7 +154,8 @@ class Layout:
         except ValueError as error:
             raise ValueError(f"layout file {path} is not JSON: {error}; correct it") from error
         try:
-            return cls.from_json(value, box_format=box_format)
+            values = value if isinstance(value, list) and value else [value]
+            return [cls.from_json(value, box_format=box_format) for value in values]
         except ValueError as error:
             raise ValueError(f"layout file {path}: {error}") from error
 
@@ -176,6 +197,22 @@ def _phrases(phrases: Any, name: str) -> tuple[str, ...]:
             )
         _check_encodable(f"phrase {number} of {name}", phrase)
     return phrases
+
+
+def _tokens(tokens: Any, name: str, count: int) -> tuple[tuple[int, ...], ...]:
+    lists = list(tokens) if isinstance(tokens, (list, tuple)) else []
+    if len(lists) != count or not all(isinstance(own, (list, tuple)) for own in lists):
+        raise ValueError(
+            f"tokens of {name} are {shown(tokens)}: give {count} lists of positions, one per box"
+        )
+    rule = "give positions in the encoded prompt, from 1"
+    made = tuple(
+        tuple(as_int(f"a token of box {number} of {name}", token, rule) for token in own)
+        for number, own in enumerate(lists, 1)
+    )
+    if any(token < 1 for own in made for token in own):
+        raise ValueError(f"tokens of {name} are {shown(tokens)}: {rule}")
+    return made
 
 
 def _boxes(boxes: Any, name: str, box_format: str) -> tuple[Box, ...]:

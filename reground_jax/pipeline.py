@@ -4,6 +4,7 @@ What runs on the devices is in `programs.py`, a batch in progress in `session.py
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 from PIL import Image
 
+from reground_jax.attention_guidance import AttentionGuidance
 from reground_jax.conditioning import Conditioning, Texts
 from reground_jax.config import ModelConfig
 from reground_jax.devices import Device, Mapper
@@ -167,9 +169,7 @@ class Pipeline:
         arithmetic overflowed) is a ValueError for "pil" and a warning for arrays.
         """
         request = self._request("a pipeline", layouts, settings, output, keywords)
-        (images,) = generate(
-            self.programs, self.params, self.texts, request, [request.settings.gamma]
-        )
+        (images,) = generate(self.programs, self.params, self.texts, request, [request.settings])
         return images
 
     @overload
@@ -178,10 +178,11 @@ class Pipeline:
         layouts: Sequence[Layout] | Layout,
         settings: Settings | None = None,
         *,
-        gammas: Sequence[float | Sequence[float]],
+        gammas: Sequence[float | Sequence[float]] | None = None,
+        couplings: Sequence[Any] | None = None,
         output: Literal["pil"] = "pil",
         **keywords: Unpack[CallFields],
-    ) -> dict[Gamma, list[Image.Image]]: ...
+    ) -> dict[Any, list[Image.Image]]: ...
 
     @overload
     def sweep(
@@ -189,34 +190,51 @@ class Pipeline:
         layouts: Sequence[Layout] | Layout,
         settings: Settings | None = None,
         *,
-        gammas: Sequence[float | Sequence[float]],
+        gammas: Sequence[float | Sequence[float]] | None = None,
+        couplings: Sequence[Any] | None = None,
         output: Literal["numpy", "latents"],
         **keywords: Unpack[CallFields],
-    ) -> dict[Gamma, Float32[np.ndarray, "B H W C"]]: ...
+    ) -> dict[Any, Float32[np.ndarray, "B H W C"]]: ...
 
     def sweep(
         self,
         layouts: Sequence[Layout] | Layout,
         settings: Settings | None = None,
         *,
-        gammas: Sequence[Gamma | Sequence[float]],
+        gammas: Sequence[Gamma | Sequence[float]] | None = None,
+        couplings: Sequence[Any] | None = None,
         output: Output | str = "pil",
         **keywords: Unpack[CallFields],
     ) -> dict[Any, Any]:
-        """The result of a call at each of `gammas`, by gamma; other arguments are as in a call.
+        """The results of calls that differ only in gamma, in coupling, or in both.
 
-        Steps shared by several gammas run only once: 0, 0.1 .. 1 take 6.5 times the steps of one
-        run, not 11. progress: counts only the steps that are run.
+        By gamma; by coupling, under the wiring "coupled"; or, if both are given, by (coupling,
+        gamma). Keys are as `Settings` has them; other arguments are as in a call. Steps shared by
+        several results run only once: gamma 0, 0.1 .. 1 take 6.5 times the steps of one run, not
+        11. progress: counts only the steps that are run.
         """
-        if "gamma" in keywords:
-            raise TypeError("sweep has no argument 'gamma': it takes a list of them, gammas=[...]")
-        if isinstance(gammas, (int, float)):
-            raise ValueError(f"gammas is {gammas}: give a list of them, gammas=[{gammas}]")
+        lists: dict[str, Sequence[Any]] = {}
+        for field, name, values in (
+            ("coupling", "couplings", couplings), ("gamma", "gammas", gammas),
+        ):  # fmt: skip
+            if field in keywords and values is not None:
+                raise TypeError(f"sweep has {name}=[...], so it takes no {field!r} of its own")
+            if isinstance(values, (int, float)):
+                raise ValueError(f"{name} is {values}: give a list of them, {name}=[{values}]")
+            if values is not None and not len(values):
+                raise ValueError(f"{name} is empty: give at least one {field} to sweep over")
+            if values is not None:
+                lists[field] = values
+        if not lists:
+            raise TypeError("a sweep needs gammas=[...], couplings=[...], or both")
         request = self._request("sweep", layouts, settings, output, keywords)
-        chosen = [dataclasses.replace(request.settings, gamma=gamma).gamma for gamma in gammas]
-        if not chosen:
-            raise ValueError("gammas is empty: give at least one gamma to sweep over")
-        images = generate(self.programs, self.params, self.texts, request, chosen)
+        chosen: dict[Any, Settings] = {}
+        for values in itertools.product(*lists.values()):
+            fields: dict[str, Any] = dict(zip(lists, values, strict=True))
+            variant = dataclasses.replace(request.settings, **fields)
+            keys = [getattr(variant, field) for field in lists]
+            chosen[tuple(keys) if len(keys) > 1 else keys[0]] = variant
+        images = generate(self.programs, self.params, self.texts, request, list(chosen.values()))
         return dict(zip(chosen, images, strict=True))
 
     def session(
@@ -229,17 +247,28 @@ class Pipeline:
         request = self._request("session", layouts, settings, "latents", keywords)
         return Session(
             self.programs, self.params,
-            self.encode(request.layouts, max_boxes=request.settings.max_boxes),
+            self.encode(
+                request.layouts, max_boxes=request.settings.max_boxes,
+                guidance=request.settings.attention_guidance,
+            ),
             request.settings, request.seeds, latents=request.latents,
         )  # fmt: skip
 
-    def encode(self, layouts: Sequence[Layout] | Layout, *, max_boxes: int = 30) -> Conditioning:
+    def encode(
+        self,
+        layouts: Sequence[Layout] | Layout,
+        *,
+        max_boxes: int = 30,
+        guidance: AttentionGuidance | None = None,
+    ) -> Conditioning:
         """Texts and boxes as arrays on the host; each distinct text is encoded once.
 
-        Raises ValueError for a layout with more than `max_boxes` boxes, and for an empty list.
+        guidance: the attention guidance that will read it. Raises ValueError for a layout with more
+        than `max_boxes` boxes, for an empty list, and for phrases that the guidance does not find.
         """
-        given = check_layouts(layouts)
-        return self.programs.encode(self.params, self.texts, given, max_boxes=max_boxes)
+        return self.programs.encode(
+            self.params, self.texts, check_layouts(layouts), max_boxes=max_boxes, guidance=guidance
+        )
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float32[Array, "B H W 3"]:
         """Images in 0..1, clipped. Raises ValueError unless the devices divide B evenly."""
@@ -247,4 +276,8 @@ class Pipeline:
 
     def _request(self, function: str, layouts, settings, output, keywords) -> Request:
         base = self.recommended if settings is None else settings
-        return Request.of(function, self.programs, layouts, base, output, keywords)
+        request = Request.of(function, self.programs, layouts, base, output, keywords)
+        if (guidance := request.settings.attention_guidance) is not None:  # raises, if at all, now
+            boxes, missing = request.settings.max_boxes, guidance.missing
+            self.texts.words(request.layouts, max_boxes=boxes, missing=missing)
+        return request

@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Float32, Int, UInt32
 
+from reground_jax.attention_guidance import AttentionGuidance
 from reground_jax.conditioning import Conditioning, Texts, encode
 from reground_jax.config import ModelConfig
 from reground_jax.devices import SPLIT, WHOLE, Mapped
@@ -28,8 +29,9 @@ from reground_jax.hardware import Hardware
 from reground_jax.layout import Layout
 from reground_jax.model import Params, network
 from reground_jax.networks.clip import TextEncoding
-from reground_jax.networks.transformer import reads_grounding, reads_text
+from reground_jax.networks.transformer import plain_without_fusers, reads_grounding
 from reground_jax.networks.unet import Prepared, UNet
+from reground_jax.sampling.attention_guidance.guide import Guide
 from reground_jax.sampling.loop import (
     ADVANCE_SPECS,
     PREPARE_SPECS,
@@ -82,15 +84,22 @@ class Programs:
         )
 
     def encode(
-        self, params: Params, texts: Texts, layouts: Sequence[Layout], *, max_boxes: int = 30
+        self,
+        params: Params,
+        texts: Texts,
+        layouts: Sequence[Layout],
+        *,
+        max_boxes: int = 30,
+        guidance: AttentionGuidance | None = None,
     ) -> Conditioning:
         """Texts and boxes as arrays on the host; each distinct text is encoded once.
 
-        Raises ValueError for a layout with more than `max_boxes` boxes, and for an empty list.
+        guidance: the attention guidance that will read it. Raises ValueError for a layout with more
+        than `max_boxes` boxes, for an empty list, and for phrases that the guidance does not find.
         """
-        return encode(
-            layouts, texts, functools.partial(self.encode_ids, params), max_boxes=max_boxes
-        )
+        run = functools.partial(self.encode_ids, params)
+        missing = None if guidance is None else guidance.missing
+        return encode(layouts, texts, run, max_boxes=max_boxes, missing=missing)
 
     def encode_ids(self, params: Params, ids: Int[np.ndarray, "n S"]) -> TextEncoding:
         """Any number of texts, in fixed-size chunks: float32 on the host, [n, S, E] and [n, E]."""
@@ -116,7 +125,7 @@ class Programs:
         check_grounded(self.config, wiring)
         self.hardware.check_batch("conditioning", len(conditioning.text))
         run = self.prepare_program(wiring, guided)
-        return run(params["unet"], conditioning, timesteps)
+        return run(params["unet"], conditioning._replace(words=None), timesteps)
 
     def start(
         self,
@@ -130,7 +139,9 @@ class Programs:
         self.hardware.check_batch("seeds", len(seeds))
         shape = self.latent_shape(settings) if latents is None else None
         begin = seeds if latents is None else jnp.asarray(latents, jnp.float32)
-        return self._start_program(settings.solver, shape)(begin, plan)
+        guide = self._guide(settings)
+        latched = guide is not None and guide.latched
+        return self._start_program(settings.solver, shape, latched)(begin, plan)
 
     def advance(
         self,
@@ -176,7 +187,8 @@ class Programs:
             own = prepared.for_steps(grounded)
             args = params["unet"], state, own, inputs, np.int32(0), np.int32(0)
             shapes = tuple(jax.typeof(leaf) for leaf in jax.tree.leaves((own, state, inputs)))
-            calls[_advance_key(settings, grounded), shapes] = (grounded, args)
+            key = _advance_key(settings, grounded, self._guide(settings))
+            calls[key, shapes] = (grounded, args)
         calls = {key: call for key, call in calls.items() if key not in self._ahead}
         if calls:
             cpu = self.hardware.devices[0].platform == "cpu"
@@ -211,11 +223,11 @@ class Programs:
         grounded: with fusers. Without them, `prepared.for_steps(False)` is the argument, and all
         wirings that read the text share one program.
         """
-        key = _advance_key(settings, grounded)
-        _, wiring, solver, grounded, stochastic = key
+        key = _advance_key(settings, grounded, self._guide(settings))
+        _, wiring, solver, grounded, stochastic, guide = key
         graph, _ = network(self.config, "unet")
         program = Program(
-            graph, wiring, SOLVERS[solver], self.hardware.attend, grounded, stochastic
+            graph, wiring, SOLVERS[solver], self.hardware.attend, grounded, stochastic, guide
         )
         run = functools.partial(advance, program)
         return self._program(key, run, ADVANCE_SPECS, SPLIT, donate=(1,))
@@ -230,14 +242,23 @@ class Programs:
 
         return self._program(("text",), encode, (WHOLE, SPLIT), SPLIT)
 
-    def _start_program(self, solver: str, shape: tuple[int, int, int] | None) -> Mapped:
+    def _start_program(
+        self, solver: str, shape: tuple[int, int, int] | None, latched: bool
+    ) -> Mapped:
         """From seeds or, without a `shape`, from unit normal latents."""
         init = SOLVERS[solver].init
 
         def start(seeds, plan):
-            return init(seeds if shape is None else initial_noise(seeds, shape), plan)
+            state = init(seeds if shape is None else initial_noise(seeds, shape), plan)
+            if latched:
+                state = state._replace(latched=jnp.full(len(seeds), jnp.inf, jnp.float32))
+            return state
 
-        return self._program(("start", solver, shape), start, (SPLIT, WHOLE), SPLIT)
+        return self._program(("start", solver, shape, latched), start, (SPLIT, WHOLE), SPLIT)
+
+    def _guide(self, settings: Settings) -> Guide | None:
+        method = settings.attention_guidance
+        return None if method is None else Guide.of(method, self.config.unet)
 
     def decode_program(self) -> Mapped:
         graph, dtype, attend = (
@@ -262,12 +283,14 @@ class Programs:
         return self._compiled[key]
 
 
-def _advance_key(settings: Settings, grounded: bool) -> tuple[str, Wiring, str, bool, bool]:
+def _advance_key(
+    settings: Settings, grounded: bool, guide: Guide | None
+) -> tuple[str, Wiring, str, bool, bool, Guide | None]:
     """What a program of `advance` is compiled for."""
     wiring: Wiring = settings.wiring
-    if not grounded and reads_text(wiring):
+    if not grounded and plain_without_fusers(wiring):
         wiring = "no_grounding"
-    return "advance", wiring, settings.solver, grounded, settings.eta > 0
+    return "advance", wiring, settings.solver, grounded, settings.eta > 0, guide
 
 
 def check_grounded(config: ModelConfig, wiring: Wiring) -> None:

@@ -15,6 +15,7 @@ from reground_jax.config import ModelConfig
 from reground_jax.hints import refuse_keywords
 from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.programs import Programs, check_grounded
+from reground_jax.sampling.coupling import amount_table
 from reground_jax.settings import Settings, checked_seeds
 
 Output = Literal["pil", "numpy", "latents"]
@@ -29,6 +30,10 @@ class SettingsFields(TypedDict, total=False):
     """The fields of `Settings` as keywords, except dtype, which is the pipeline's."""
 
     wiring: str
+    coupling: Any
+    grounding_weight: Any
+    text_weight: Any
+    attention_guidance: Any
     gamma: float | Sequence[float]
     num_steps: int
     guidance_scale: float
@@ -156,6 +161,7 @@ def check_model(config: ModelConfig, settings: Settings) -> None:
             "Inpaint(latents, mask, noise)"
         )
     check_grounded(config, settings.wiring)
+    amount_table(settings, config.unet)
 
 
 def check_batch_size(batch_size: int | None, layouts_per_device: int) -> int:

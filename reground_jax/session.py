@@ -1,13 +1,12 @@
 """`Session`: one batch of images in progress, to run to a step, preview, finish or cancel.
 
-A whole generation, a progress bar, a preview and a sweep over gamma run the same compiled program
+A whole generation, a progress bar, a preview and a sweep run the same compiled program
 over different stretches of the steps; the images are bit-identical however the steps are split.
 """
 
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,12 @@ from reground_jax.conditioning import Conditioning
 from reground_jax.model import Params
 from reground_jax.networks.unet import Prepared
 from reground_jax.programs import Programs
-from reground_jax.sampling.gate import gate_table, grounded_steps
+from reground_jax.sampling.attention_guidance.guide import Guided, guided_in
+from reground_jax.sampling.attention_guidance.steps import steps_of
 from reground_jax.sampling.loop import Inputs
 from reground_jax.sampling.solvers.plan import State
-from reground_jax.sampling.sweep import branch
-from reground_jax.settings import Settings, guided_steps
+from reground_jax.sampling.sweep import Schedule, branch
+from reground_jax.settings import AMOUNTS, Settings, guided_steps
 
 StepProgress = Callable[[int], None]  # (steps done so far)
 
@@ -63,12 +63,15 @@ class Session:
         self._programs, self._params, self._conditioning = programs, params, conditioning
         self._seeds = seeds
         self._plan = programs.plan(settings)
-        self._gates = gate_table(settings.gamma, self.num_steps)
-        self._guided = guided_steps(settings.guidance_interval, self.num_steps)
+        self._schedule = Schedule.of(settings, programs.config.unet)
+        self._with_both = guided_steps(settings.guidance_interval, self.num_steps)
         self._prepared: dict[bool, Prepared] = {}
         self._before: Array | None = None  # x, one step earlier
         self._canceled = threading.Event()
         self._state: State | None = programs.start(self._plan, settings, seeds, latents=latents)
+        method = settings.attention_guidance
+        self._guided = self._what_to_guide(self._state.x.shape[1:3])
+        self._guidance_steps = None if method is None else steps_of(method, self._plan)
 
     def __repr__(self) -> str:
         state = "canceled" if self._state is None else f"step {self.step} of {self.num_steps}"
@@ -92,13 +95,13 @@ class Session:
                 f"stop is {stop}, but this session is at step {self.step} of {self.num_steps}: "
                 "steps only go forward"
             )
-        self._compile(self._gates[None], range(self.step, stop))
+        self._compile([self._schedule], range(self.step, stop))
         # A stretch of one step at the end, so `preview` has two adjacent points.
         looked_at = {stop - 1} if stop < self.num_steps else set()
         for start, end in self._stretches(self.step, stop, looked_at, each=progress is not None):
             state = self._live()
             before = jnp.copy(state.x) if end - start == 1 else None  # `_advance` reuses its memory
-            self._state, self._before = self._advance(state, self._gates, start, end), before
+            self._state, self._before = self._advance(state, self._schedule, start, end), before
             self.step = end
             if progress is not None:
                 jax.block_until_ready(self._state)
@@ -141,23 +144,24 @@ class Session:
         self._prepared.clear()
 
     def sweep(
-        self, gammas: Sequence[Any], *, progress: StepProgress | None = None
+        self, variants: Sequence[Settings], *, progress: StepProgress | None = None
     ) -> list[Float32[Array, "B h w C"]]:
-        """The final latents at each of `gammas`, which replace the settings' gamma.
+        """The final latents under each of `variants`: settings that differ in nothing but gamma
+        and the amounts of the wiring `coupled`.
 
-        Steps shared by several gammas run only once. The session itself stays at step 0. Raises
-        ValueError if it is at a later step.
+        Steps shared by several of them run only once. The session itself stays at step 0. Raises
+        ValueError if it is at a later step, or if a variant differs in more.
         """
         state = self._live()
         if self.step:
             raise ValueError(f"this session is at step {self.step}: start a new one to sweep")
-        tables = np.stack([gate_table(gamma, self.num_steps) for gamma in gammas])
-        self._compile(tables, range(self.num_steps))
+        schedules = [self._variant(variant) for variant in variants]
+        self._compile(schedules, range(self.num_steps))
         counted = itertools.count(1)
 
-        def advance(state: State, gates: np.ndarray, start: int, stop: int) -> State:
+        def advance(state: State, schedule: Schedule, start: int, stop: int) -> State:
             for begin, end in self._stretches(start, stop, set(), each=progress is not None):
-                state = self._advance(state, gates, begin, end)
+                state = self._advance(state, schedule, begin, end)
                 if progress is not None:
                     jax.block_until_ready(state)
                     progress(next(counted))
@@ -165,37 +169,62 @@ class Session:
             return state
 
         start = jax.tree.map(jnp.copy, state)
-        return [final.x for final in branch(start, tables, advance)]
+        return [final.x for final in branch(start, schedules, advance)]
+
+    def _variant(self, settings: Settings) -> Schedule:
+        if other := self.settings.diff(settings).keys() - {"gamma", *AMOUNTS}:
+            raise ValueError(
+                f"a variant has another {', '.join(sorted(other))}: a sweep varies only gamma, "
+                f"{', '.join(AMOUNTS)}"
+            )
+        return Schedule.of(settings, self._programs.config.unet)
 
     def _stretches(
         self, start: int, stop: int, cuts: set[int], *, each: bool
     ) -> Iterator[tuple[int, int]]:
         """Steps start..stop-1 in stretches that run one program each, or step by step."""
-        cuts = set(range(start, stop)) if each else cuts | {self._guided.start, self._guided.stop}
+        ends = {self._with_both.start, self._with_both.stop}
+        cuts = set(range(start, stop)) if each else cuts | ends
         inner = [cut for cut in sorted(cuts) if start < cut < stop]
         return itertools.pairwise([start, *inner, stop] if start < stop else [])
 
-    def _compile(self, tables: np.ndarray, steps: range) -> None:
-        """Compiles what these steps need under any of the gate tables, side by side."""
-        grounded = {grounded_steps(gates) for gates in tables}
+    def _compile(self, schedules: Sequence[Schedule], steps: range) -> None:
+        """Compiles what these steps need under any of the schedules."""
+        grounded = {schedule.grounded_steps for schedule in schedules}
         needs = {(self._is_guided(step), step < count) for step in steps for count in grounded}
         self._programs.compile_ahead(
             self._params, self._live(), [(self._context(guided), on) for guided, on in needs],
-            self._inputs(tables[0]), settings=self.settings,
+            self._inputs(schedules[0]), settings=self.settings,
         )  # fmt: skip
 
-    def _inputs(self, gates: np.ndarray) -> Inputs:
+    def _inputs(self, schedule: Schedule) -> Inputs:
         scale = np.float32(self.settings.guidance_scale)
-        return Inputs(self._plan, gates, scale, self._seeds)  # type: ignore[arg-type]
+        return Inputs(
+            self._plan, schedule.gates, scale, self._seeds,  # type: ignore[arg-type]
+            guided=self._guided, guidance_steps=self._guidance_steps,
+            amounts=schedule.amounts,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def _what_to_guide(self, size: tuple[int, ...]) -> Guided | None:
+        """None without attention guidance. Raises ValueError."""
+        method, words = self.settings.attention_guidance, self._conditioning.words
+        if method is None:
+            return None
+        if words is None:
+            raise ValueError(
+                "the settings have attention guidance, but the conditioning was encoded without "
+                "its words: pass the guidance to `encode`"
+            )
+        return guided_in(method, words, self._programs.config.unet, size)
 
     def _is_guided(self, step: int) -> bool:
-        return self.settings.guidance_scale != 1 and step in self._guided
+        return self.settings.guidance_scale != 1 and step in self._with_both
 
-    def _advance(self, state: State, gates: np.ndarray, start: int, stop: int) -> State:
-        """`state` after one stretch with `gates`; donates the memory of `state`."""
+    def _advance(self, state: State, schedule: Schedule, start: int, stop: int) -> State:
+        """`state` after one stretch of a schedule; donates the memory of `state`."""
         return self._programs.advance(
-            self._params, state, self._context(self._is_guided(start)), self._inputs(gates),
-            grounded_steps(gates), start, stop, settings=self.settings,
+            self._params, state, self._context(self._is_guided(start)), self._inputs(schedule),
+            schedule.grounded_steps, start, stop, settings=self.settings,
         )  # fmt: skip
 
     def _context(self, guided: bool) -> Prepared:

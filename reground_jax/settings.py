@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, no_type_check
 
+from reground_jax.amounts import Amount, amount_json, checked_amount, read_amount
+from reground_jax.attention_guidance import METHODS, AttentionGuidance, attention_guidance
 from reground_jax.basics.fields import as_float, as_int, check_name
 from reground_jax.basics.options import NUMBERS, option, read_gamma, read_number, read_numbers
 from reground_jax.basics.wording import shown
 
 # How a transformer block combines gated self-attention and cross-attention (see
 # networks/transformer.py).
-Wiring = Literal["sequential", "parallel", "no_text", "no_grounding", "text_first"]
+Wiring = Literal["sequential", "parallel", "no_text", "no_grounding", "text_first", "coupled"]
 WIRINGS: tuple[Wiring, ...] = get_args(Wiring)
 # The names of the methods that use them.
 WIRING_ALIASES: dict[str, Wiring] = {
@@ -25,6 +27,7 @@ WIRING_ALIASES: dict[str, Wiring] = {
 }
 # Each is the file of that name in sampling/solvers.
 SOLVER_NAMES = ("plms", "pndm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler")
+AMOUNTS = ("coupling", "grounding_weight", "text_weight")  # what only "coupled" reads
 NOISY_SOLVERS = ("ddim",)  # those that add noise if eta is above 0
 DTYPES = ("float32", "bfloat16")
 
@@ -45,6 +48,15 @@ class Settings:
 
     wiring          one of WIRINGS: "parallel" is ReGround, "sequential" is GLIGEN. "reground",
                     "gligen" and "sd" (plain Stable Diffusion) are accepted as aliases
+    coupling        for wiring="coupled": how much of what grounding adds the attention to the text
+                    sees, from 0 ("parallel") to 1 ("sequential"), or beyond. A number; numbers by
+                    place, {"down": 1, "mid": 0} or {"64": 0} by side of a level in the model's own
+                    size, others 1; or [[fraction of the steps, one of these], ...]
+    grounding_weight, text_weight  the same for what multiplies the results of attention to the
+                    boxes and to the text
+    attention_guidance  None, or a method that moves things into their boxes by the attention maps
+                    of the prompt's words (attention_guidance.py): a value such as BoxDiff(), or its
+                    name
     gamma           fraction 0..1 of the steps, from the first on, with grounding on, or GLIGEN's
                     three parts (on, decay, off), which add up to 1
                     (`gligen_scheduled_sampling_beta`, tau)
@@ -65,9 +77,38 @@ class Settings:
     wiring: Wiring = option(
         "parallel",
         "how attention to the boxes and attention to the prompt are combined: parallel (ReGround), "
-        "sequential (GLIGEN) or, for comparison, no_grounding (Stable Diffusion), no_text or "
-        "text_first",
+        "sequential (GLIGEN), coupled (between the two, see --coupling) or, for comparison, "
+        "no_grounding (Stable Diffusion), no_text or text_first",
         "NAME",
+    )
+    coupling: Amount = option(
+        1.0,
+        "for --wiring coupled: how much of what grounding adds the attention to the text sees, "
+        "from 0 (parallel) to 1 (sequential). By part of the U-Net, down=1,mid=0,up=0, or side of "
+        "its levels, 64=0,32=1; by fraction of the steps, 0.3:1/0.7:0",
+        "C",
+        read=read_amount,
+    )
+    grounding_weight: Amount = option(
+        1.0,
+        "for --wiring coupled: multiplies what attention to the boxes adds; a number, or as for "
+        "--coupling",
+        "W",
+        read=read_amount,
+    )
+    text_weight: Amount = option(
+        1.0,
+        "for --wiring coupled: multiplies what attention to the text adds; a number, or as for "
+        "--coupling",
+        "W",
+        read=read_amount,
+    )
+    attention_guidance: AttentionGuidance | None = option(
+        None,
+        "before each step, move things toward their boxes by the attention maps of the prompt's "
+        f"words: {', '.join(METHODS)}; numbers of a method follow it, as in boxdiff:strength=10. "
+        "Every phrase must be part of the prompt; missing=skip does not guide the others",
+        "METHOD",
     )
     gamma: float | tuple[float, float, float] = option(
         1.0,
@@ -137,6 +178,20 @@ class Settings:
         check_name("solver", self.solver, SOLVER_NAMES)
         if self.dtype is not None:
             object.__setattr__(self, "dtype", dtype_name(self.dtype))
+        for name in AMOUNTS:
+            object.__setattr__(self, name, checked_amount(name, getattr(self, name)))
+            if self.wiring != "coupled" and getattr(self, name) != 1:
+                raise ValueError(
+                    f"{name} is {shown(amount_json(getattr(self, name)))}, but the wiring is "
+                    f"{self.wiring!r}: only wiring='coupled' reads it"
+                )
+        guidance = attention_guidance(self.attention_guidance)
+        object.__setattr__(self, "attention_guidance", guidance)
+        if guidance is not None and self.wiring == "no_text":
+            raise ValueError(
+                "attention guidance reads the attention to the text, which wiring 'no_text' does "
+                "not have: use another wiring, or attention_guidance=None"
+            )
         object.__setattr__(self, "gamma", checked_gamma(self.gamma))
         object.__setattr__(self, "num_steps", _count("num_steps", self.num_steps, MAX_STEPS))
         object.__setattr__(self, "max_boxes", _count("max_boxes", self.max_boxes, MAX_BOXES))
@@ -156,7 +211,10 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values by field name; `from_json` returns an equal Settings."""
         fields = dataclasses.asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+        special: dict[str, Any] = {name: amount_json(fields[name]) for name in AMOUNTS}
+        guidance = self.attention_guidance
+        special["attention_guidance"] = None if guidance is None else guidance.to_json()
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in fields.items()} | special
 
     @classmethod
     def from_json(cls, value: Any) -> "Settings":
@@ -167,6 +225,21 @@ class Settings:
         for name in value:
             check_name("settings field", name, fields)
         return cls(**value)
+
+    def with_method(self, method: str) -> "Settings":
+        """With the wiring of this name, or "coupled:0.25" for a coupling of its own.
+
+        "boxdiff+parallel" has attention guidance, too. A wiring that reads no amounts has them at
+        their defaults. Raises ValueError.
+        """
+        guidance, _, rest = method.rpartition("+")
+        wiring, _, coupling = rest.partition(":")
+        fields: dict[str, Any] = {"coupling": read_amount(coupling)} if coupling else {}
+        if guidance:
+            fields["attention_guidance"] = guidance
+        if wiring_name(wiring) != "coupled":
+            fields = dict.fromkeys(AMOUNTS, 1.0) | fields
+        return dataclasses.replace(self, wiring=wiring, **fields)
 
     def diff(self, other: "Settings") -> dict[str, tuple[Any, Any]]:
         """The fields that differ: name -> (value here, value in `other`)."""

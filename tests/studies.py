@@ -1,5 +1,6 @@
 """A study of painted squares, a stand-in for models that takes no time."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from reground_jax.settings import WIRINGS, Settings
 SETTINGS = Settings(num_steps=20, guidance_scale=4.0, solver="dpmpp_2m")
 
 
+def red_of(settings: Settings) -> int:
+    """A number for the method, 0 to 255."""
+    if settings.wiring != "coupled":
+        return WIRINGS.index(settings.wiring)
+    coupling = settings.coupling
+    return 100 + round(100 * coupling) if isinstance(coupling, float) else 250
+
+
 class Painter:
     """Replaces a pipeline: an image's color encodes how it was requested."""
 
@@ -26,7 +35,7 @@ class Painter:
         assert settings.num_steps == 20 and keywords["output"] == "numpy"
         assert len(layouts) == len(seeds)
         self.asked.append((settings.wiring, list(gammas), list(seeds)))
-        red = WIRINGS.index(settings.wiring) / 255
+        red = red_of(settings) / 255
         return {
             gamma: np.stack(
                 [np.full((8, 8, 3), (red, gamma * 100 / 255, seed % 256 / 255)) for seed in seeds]
@@ -57,7 +66,9 @@ def brightness(name: str = "brightness") -> Metric:
     return Metric(name, "how bright an image is", statistic)
 
 
-def study(out: Path, painter: Painter, count: int = 8, **changes: Any) -> Study:
+def study(
+    out: Path, painter: Painter, count: int = 8, more: Sequence[str] = (), **changes: Any
+) -> Study:
     heldout = heldout_cases(count)
     cases = {"heldout": heldout, "dropped": with_half_the_boxes(heldout)}
     fields = dict(
@@ -65,7 +76,7 @@ def study(out: Path, painter: Painter, count: int = 8, **changes: Any) -> Study:
         models={"gligen": lambda: painter, "trained-parallel": lambda: painter},
         cases=cases,
         titles=TITLES,
-        series=wiring_series(["gligen", "trained-parallel"], list(cases), [0.0, 0.3, 1.0]),
+        series=wiring_series(["gligen", "trained-parallel"], list(cases), [0.0, 0.3, 1.0], more),
         settings=SETTINGS,
         identity={"rich_phrases": False},
         scorers=[scorer()],

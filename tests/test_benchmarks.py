@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import approximate, estimate, operations, profile, scaling, startup
+from benchmarks import approximate, estimate, guidance, operations, profile, scaling, startup
 from benchmarks.__main__ import main
 from benchmarks.checkpoints import SCHEDULER, diffusers_configs, write_checkpoint
 from reground_jax import Pipeline
 from reground_jax.bench.attention_shapes import attention_calls
-from reground_jax.bench.cases import CASES, Work, attention, generate, unet, vae
+from reground_jax.bench.cases import CASES, Denoising, Work, attention, generate, unet, vae
 from reground_jax.bench.harness import (
     Case,
     Result,
@@ -33,7 +33,7 @@ from reground_jax.bench.run import run
 from reground_jax.config import UNetConfig
 from reground_jax.convert.configs import noise_schedule, text_config, unet_config, vae_config
 from reground_jax.convert.conversion import convert
-from reground_jax.counter import INVARIANT, SCORES, unet_macs, vae_decoder_macs
+from reground_jax.counter import INVARIANT, SCORES, step_macs, unet_macs, vae_decoder_macs
 from reground_jax.model import read_model
 from reground_jax.settings import Settings
 
@@ -340,3 +340,12 @@ def test_devices_need_nothing_of_each_other():
         assert row["collectives"] == []
         assert row["difference"] < 1e-4  # of values in 0..1; another batch is another program
     assert "images each" in scaling.show(record)
+
+
+def test_operations_traced_for_attention_guidance_are_those_of_the_counter(pipe):
+    """An update goes forward to the last map, and back, which costs as much as forward or more."""
+    settings = Settings(num_steps=2, solver="ddim", wiring="sequential", guidance_scale=1.0)
+    found = guidance._gmacs(Denoising.of(pipe, Work(settings)), fusers=True)
+    step = step_macs(pipe.config.unet, guided=False) / 1e9
+    assert found["step"] == pytest.approx(step, rel=1e-6)
+    assert all(step < found[method] < 3 * step for method in guidance.METHODS)

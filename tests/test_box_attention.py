@@ -1,5 +1,6 @@
 """The box-attention loss, on hand-made boxes and attention with known answers."""
 
+import functools
 import math
 
 import jax
@@ -8,10 +9,9 @@ import numpy as np
 import pytest
 
 from reground_jax.devices import WHOLE, over_devices
-from reground_jax.networks.attention import plain
 from reground_jax.networks.grounding.text import Grounding
 from reground_jax.regions import inside_boxes, level_size
-from reground_jax.training.box_attention import Watch, box_attention_loss
+from reground_jax.training.box_attention import box_attention_loss, mean_box_attention_loss
 
 
 def grounding(boxes) -> Grounding:
@@ -54,24 +54,23 @@ def test_the_loss_matches_its_docstring():
     )
 
 
-def test_a_watch_computes_the_same_and_records_only_fusers():
+def test_the_loss_of_several_maps_is_their_mean_at_the_size_of_each():
     rng = np.random.default_rng(0)
-    tokens = grounding([(0, 0, 1, 1), None])
+    tokens = grounding([(0, 0, 0.5, 1), None])
+    logits = [rng.standard_normal((1, 2, cells, cells + 2)) for cells in (16, 4)]
+    maps = [jax.nn.softmax(jnp.asarray(array, jnp.float32)) for array in logits]
 
-    def keys(count: int):
-        return jnp.asarray(rng.standard_normal((1, count, 2, 3)), jnp.float32)
+    def alone(attention, side):
+        inside = inside_boxes(tokens.boxes, tokens.mask, side, side)
+        mask = jnp.asarray(tokens.mask)
+        return box_attention_loss(attention.mean(1)[..., side * side :], inside, mask)
 
-    # Self-attention, text, and a fuser one level down: 2x2 cells and two tokens.
-    calls = [(keys(cells), keys(others)) for cells, others in ((16, 16), (16, 5), (4, 4), (4, 6))]
-
-    def watched(calls):
-        watch = Watch(plain, tokens, 4, 4)
-        return [watch(q, k, k) for q, k in calls], watch.losses
-
-    outputs, losses = on_one_device(watched, calls)
-    for output, (q, k) in zip(outputs, calls, strict=True):
-        np.testing.assert_allclose(output, plain(q, k, k), atol=1e-6)  # compiled or not
-    assert len(losses) == 1 and float(losses[0]) > 0
+    parts = [
+        on_one_device(functools.partial(alone, side=side), attention)
+        for attention, side in zip(maps, (4, 2), strict=True)
+    ]
+    whole = on_one_device(lambda maps: mean_box_attention_loss(maps, tokens, 4, 4), maps)
+    assert float(whole) == pytest.approx(np.mean(parts), rel=1e-6) and parts[0] != parts[1]
 
 
 def test_levels_halve_upwards():

@@ -185,6 +185,9 @@ def test_a_benchmark_has_settings_of_its_own():
         ["--gammas", "0,1"],
         ["--gammas", "0.3", "0", "0.7"],
         ["--steps", "7", "--cfg", "3", "--guidance-interval", "0,0.5"],
+        ["--couplings", "0.5", "down=0,mid=0", "--gammas-of-more", "0.3,0.5,1"],
+        ["--attention-guidance", "boxdiff,lmd", "--gammas-of-more", "1"],
+        ["--attention-guidance", "boxdiff:refine=1,strength=9", "lmd"],
         ["--rich-phrases", "--layouts", "8", "--gate-scale", "1.25"],
         ["--model", "my model", "--parallel-model", "other", "--batch-size", "4"],
     ],
@@ -194,6 +197,22 @@ def test_the_command_of_a_study_asks_for_the_same_study(options_given):
     program, command, *again = shlex.split(evaluate.command_of(arguments))
     assert (program, command) == ("reground-jax", "evaluate")
     assert vars(evaluate.study_parser().parse_args(again)) == vars(arguments)
+
+
+def test_a_study_measures_more_methods_once_each():
+    def more(*words: str) -> list[str]:
+        return evaluate.more_methods(evaluate.study_parser().parse_args([*words]))
+
+    assert more() == []
+    assert more("--couplings", "1", "0.5", "0", "down=0,mid=0", "0.5") == [
+        "coupled:0.5", "coupled:down=0,mid=0"
+    ]  # fmt: skip
+    assert more("--attention-guidance", "boxdiff", "lmd:strength=9", "--couplings", "0.5") == [
+        "coupled:0.5", "boxdiff+sequential", "boxdiff+parallel", "lmd:strength=9+sequential",
+        "lmd:strength=9+parallel",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="did you mean 'boxdiff'"):
+        more("--attention-guidance", "boxdif")
 
 
 def test_parsing_imports_no_jax():

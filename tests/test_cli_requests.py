@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from reground_jax.attention_guidance import BoxDiff
 from reground_jax.cli import build_parser, generate, main
 from reground_jax.layout import Layout
 from reground_jax.settings import Settings
@@ -48,14 +49,18 @@ def test_boxes_may_be_given_by_width_and_height(tmp_path):
 
 def test_every_field_of_the_settings_has_an_option():
     options = (
-        "--wiring sequential --gamma 0.3,0.2,0.5 --steps 4 --guidance-scale 1 --solver ddim "
-        "--eta 1 --height 16 --width 24 --dtype bfloat16 --max-boxes 2 --guidance-interval 0,0.5"
+        "--wiring coupled --gamma 0.3,0.2,0.5 --steps 4 --guidance-scale 1 --solver ddim "
+        "--eta 1 --height 16 --width 24 --dtype bfloat16 --max-boxes 2 --guidance-interval 0,0.5 "
+        "--coupling 0.25 --grounding-weight down=0 --text-weight 0.5:1/0.5:mid=2 "
+        "--attention-guidance boxdiff:refine=1,strength=9"
     )
     made = request("", *options.split()).settings
     assert made == Settings(
-        wiring="sequential", gamma=(0.3, 0.2, 0.5), num_steps=4, guidance_scale=1, solver="ddim",
+        wiring="coupled", gamma=(0.3, 0.2, 0.5), num_steps=4, guidance_scale=1, solver="ddim",
         eta=1, height=16, width=24, dtype="bfloat16", max_boxes=2,
-        guidance_interval=(0, 0.5),
+        guidance_interval=(0, 0.5), coupling=0.25, grounding_weight={"down": 0},
+        text_weight=[[0.5, 1], [0.5, {"mid": 2}]],
+        attention_guidance=BoxDiff(strength=9, refine=True),
     )  # fmt: skip
     assert set(made.diff(Settings())) == {field.name for field in dataclasses.fields(Settings)}
 
@@ -128,6 +133,10 @@ def test_phrases_and_boxes_of_different_number_are_refused(tmp_path, capsys):
     file = tmp_path / "layout.json"
     file.write_text(json.dumps({"prompt": "x", "phrases": ["a", "b"], "boxes": [[0, 0, 1, 1]]}))
     assert "2 phrases and 1 boxes" in one_error(capsys, ["generate", "--layout", str(file)])
+    file.write_text(json.dumps([{"prompt": "x"}, {"prompt": "y"}]))
+    assert "has 2 layouts: give a file of one" in one_error(
+        capsys, ["generate", "--layout", str(file)]
+    )
     file.write_text("{'prompt'")
     assert "is not JSON" in one_error(capsys, ["compare", "--layout", str(file)])
 
@@ -141,6 +150,8 @@ def test_phrases_and_boxes_of_different_number_are_refused(tmp_path, capsys):
         (["info", str(DATA / "original" / "original_text_box_tiny.bin")], "not converted yet"),
         (["compare", "x", "--columns", "gligan"], "wiring 'gligan' is unknown"),
         (["compare", "x", "--columns", "sequential", "gligan"], "wiring 'gligan' is unknown"),
+        (["compare", "x", "--columns", "boxdif+parallel"], "did you mean 'boxdiff'"),
+        (["compare", "x", "--columns", "boxdiff+no_text"], "reads the attention to the text"),
         (["compare", "x", "--seeds", "0,one"], "seed 2 of 2 is 'one'"),
         (["compare", "x", "--batch-size", "many"], "--batch-size is many: give a whole number"),
     ],

@@ -24,7 +24,8 @@ COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "
 EIGHT_DEVICES = """
 import json, sys
 import jax, numpy as np
-from reground_jax import Pipeline, Layout
+from reground_jax import LayoutGuidance, Layout, Pipeline, Settings
+from reground_jax.bench.cases import Denoising, Work
 from tests.models import tiny_model
 
 COLLECTIVES = json.loads(sys.argv[1])
@@ -35,23 +36,17 @@ model = tiny_model()
 one = Pipeline.from_model(model, devices=jax.devices()[:1])
 many = {mapper: Pipeline.from_model(model, mapper=mapper) for mapper in ("shard_map", "pmap")}
 images, differences = {}, {}
+# Samples stop after different numbers of updates, so devices run their loops for different times.
+guidance = LayoutGuidance(strength=3000, until=1, threshold=0.5)
+settings["attention_guidance"] = guidance if sys.argv[2] == "guided" else None
 for wiring in ("sequential", "parallel"):
-    images[wiring] = one(layouts, wiring=wiring, output="numpy", **settings)
+    settings["wiring"] = wiring
+    images[wiring] = one(layouts, output="numpy", **settings)
     for mapper, pipe in many.items():
-        others = pipe(layouts, wiring=wiring, output="numpy", **settings)
+        others = pipe(layouts, output="numpy", **settings)
         differences[f"{wiring}, {mapper}"] = float(np.abs(images[wiring] - others).max())
-pipe = many["shard_map"]
-conditioning = pipe.encode(layouts[:8])
-from reground_jax import Settings
-from reground_jax.sampling.loop import Inputs
-from reground_jax.sampling.gate import gate_table
-chosen = Settings(num_steps=3, solver="ddim", eta=0.5)
-program = pipe.programs.advance_program(chosen)
-plan, seeds = pipe.programs.plan(chosen), np.arange(8, dtype=np.uint32)
-prepared = pipe.programs.prepare(pipe.params, conditioning, plan.timesteps)
-state = pipe.programs.start(plan, chosen, seeds)
-inputs = Inputs(plan, gate_table(1.0, 3), np.float32(7.5), seeds)
-args = (pipe.params["unet"], state, prepared, inputs, np.int32(0), np.int32(3))
+chosen = Settings(num_steps=3, solver="ddim", eta=0.5, attention_guidance=guidance)
+program, args = Denoising.of(many["shard_map"], Work(chosen, batch=8)).program()
 hlo = program.lower(*args).compile().as_text()
 print(json.dumps({
     "differences": differences,
@@ -63,11 +58,13 @@ print(json.dumps({
 """
 
 
-def test_eight_devices_give_the_same_images_as_one_and_no_collective():
+@pytest.mark.parametrize("guided", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_eight_devices_give_the_same_images_as_one_and_no_collective(guided):
+    """The program that is searched for collectives always has attention guidance."""
     flags = "--xla_force_host_platform_device_count=8"
     result = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:reground_jax", "-c", EIGHT_DEVICES]
-        + [json.dumps(COLLECTIVES)],
+        + [json.dumps(COLLECTIVES), "guided" if guided else ""],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         cwd=ROOT,
         capture_output=True,
@@ -78,8 +75,9 @@ def test_eight_devices_give_the_same_images_as_one_and_no_collective():
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["between images"] > 0.1  # the images are not all the same
     assert report["between wirings"] > 0.01
-    # The same per-device program on the same rows: the same bits.
-    assert len(report["differences"]) == 4 and set(report["differences"].values()) == {0}
+    # The same per-device program on the same rows: the same bits, but for sums of gradients.
+    assert len(report["differences"]) == 4
+    assert max(report["differences"].values()) <= (1e-5 if guided else 0)
     assert report["partitions"] and report["collectives"] == []
 
 

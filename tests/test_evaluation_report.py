@@ -14,7 +14,7 @@ from reground_jax.evaluation.figures import panels
 from reground_jax.evaluation.plot import Curve, Panel, Point, tradeoff_svg
 from reground_jax.evaluation.report import findings, write_report
 from reground_jax.settings import WIRINGS
-from tests.studies import Painter, brightness, scorer, study
+from tests.studies import SETTINGS, Painter, brightness, red_of, scorer, study
 
 
 def full_record(case, right: bool) -> dict:
@@ -57,7 +57,7 @@ def written(tmp_path_factory) -> tuple[Path, dict]:
 def test_results_hold_every_condition_and_paired_differences(written):
     out, results = written
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
-    rows = {(r["model"], r["cases"], r["wiring"], r["gamma"]): r for r in results["conditions"]}
+    rows = {(r["model"], r["cases"], r["method"], r["gamma"]): r for r in results["conditions"]}
     assert len(rows) == 16
     assert rows["gligen", "heldout", "parallel", 1.0]["text"] == (1, 1, 1)
     assert rows["gligen", "heldout", "sequential", 1.0]["ap50"] == (0, 0, 0)
@@ -109,8 +109,49 @@ def test_the_plot_is_an_svg_with_a_point_per_gamma(written):
     assert len(root.findall(f"{name}circle")) == sum(counts) + 3 + 3  # other wirings, legend
 
 
+def test_what_lies_between_the_wirings_is_compared_with_both(tmp_path):
+    """Boxes are right in as many layouts as gamma says, and the text in more, by method."""
+    share = {"sequential": 0.5, "parallel": 0.6, "coupled:0.5": 0.7, "coupled:down=0": 0.55}
+    reds = {red_of(SETTINGS.with_method(method)): value for method, value in share.items()}
+
+    def score(images, cases):
+        made = []
+        for image, case in zip(images, cases, strict=True):
+            red, green, _ = image[0, 0].tolist()
+            text = reds.get(red, 0)
+            record = {"id": case.layout.id, "box": [10 * green, 1000], "setting": [10 * text, 10]}
+            made.append(full_record(case, True) | record | {"count": [0, 0]})
+        return made
+
+    ours = study(
+        tmp_path,
+        Painter(),
+        more=["coupled:0.5", "coupled:down=0"],
+        scorers=[scorer(score=score)],
+    )
+    results = write_report(ours, ours.run(), "reground-jax evaluate")
+    rows = [row for row in results["equal_boxes"] if row["cases"] == "heldout"]
+    found = {(r["method"], r["beside"], r["gamma"]): r["text"] for r in rows if r["gamma"] == 1}
+    assert found.keys() == {
+        ("parallel", "sequential", 1.0),
+        *(("coupled:0.5", end, 1.0) for end in ("sequential", "parallel")),
+        *(("coupled:down=0", end, 1.0) for end in ("sequential", "parallel")),
+    }
+    assert found["coupled:0.5", "sequential", 1.0] == pytest.approx((0.2,) * 3)
+    assert found["coupled:down=0", "parallel", 1.0] == pytest.approx((-0.05,) * 3)
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert (
+        "2 of 4 further points have more of the text than both main wirings, with both intervals "
+        "above 0: coupled:0.5 at gamma 0.3, coupled:0.5 at gamma 1."
+    ) in text
+    assert "Minus the parallel wiring at the same share of boxes, in points." in text
+    drawn = ElementTree.fromstring((tmp_path / "tradeoff.svg").read_text("utf-8"))
+    lines = drawn.findall("{http://www.w3.org/2000/svg}polyline")
+    assert len({line.get("stroke") for line in lines}) == 5  # a color for each method, and a model
+
+
 def test_cases_without_a_box_to_score_have_no_panel_and_no_sentence():
-    row = {"cases": "heldout", "model": "m", "wiring": "parallel", "gamma": 1.0}
+    row = {"cases": "heldout", "model": "m", "method": "parallel", "gamma": 1.0}
     bare = row | {"box": None, "text": (0.5, 0.4, 0.6)}
     assert panels([bare], TRADE_OFF, TITLES) == []
     results = {"differences": [bare], "equal_boxes": [bare | {"ap50": None}]}

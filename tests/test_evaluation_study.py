@@ -15,15 +15,15 @@ from reground_jax.evaluation.conditions import Condition, wiring_series
 from reground_jax.evaluation.pictures import with_scaled_gates
 from reground_jax.evaluation.study import CHUNK
 from reground_jax.pipeline import Pipeline
-from reground_jax.settings import WIRINGS
+from reground_jax.settings import AMOUNTS
 from tests.models import tiny_model
 from tests.renders import renders
-from tests.studies import SETTINGS, Painter, brightness, pixels, scorer, study
+from tests.studies import SETTINGS, Painter, brightness, pixels, red_of, scorer, study
 
 
 def test_the_study_has_the_conditions_of_the_figure():
     series = wiring_series(["gligen", "other"], ["heldout", "dropped", "nsr1k"], [0.0, 0.3, 1.0])
-    assert {(s.model, s.cases, s.wiring): s.gammas for s in series} == {
+    assert {(s.model, s.cases, s.method): s.gammas for s in series} == {
         ("gligen", "heldout", "sequential"): (0.0, 0.3, 1.0),
         ("gligen", "heldout", "parallel"): (0.0, 0.3, 1.0),
         ("gligen", "dropped", "sequential"): (0.3, 1.0),
@@ -35,25 +35,46 @@ def test_the_study_has_the_conditions_of_the_figure():
         ("gligen", "heldout", "text_first"): (1.0,),
         ("other", "heldout", "parallel"): (0.0, 0.3, 1.0),
     }
+    more = wiring_series(["gligen"], ["heldout", "dropped", "nsr1k"], [0.0, 1.0], ["coupled:0.5"])
+    assert {(s.cases, s.gammas) for s in more if s.method == "coupled:0.5"} == {
+        ("heldout", (1.0,)), ("dropped", (1.0,))
+    }  # fmt: skip
+    own = wiring_series(["gligen"], ["heldout"], [0.0, 1.0], ["coupled:0.5"], [0.5, 1.0])
+    assert [s.gammas for s in own if s.method == "coupled:0.5"] == [(0.5, 1.0)]
+    with_pieces = Condition("gligen", "heldout", "coupled:0.3:1/0.7:0", 0.3)
+    assert with_pieces.folder == "gligen-heldout-coupled-0.3-1-0.7-0-0.3"  # no folder in a folder
 
 
 def test_records_are_of_the_images_of_their_condition_and_layout(tmp_path):
-    ours = study(tmp_path, Painter())
+    ours = study(tmp_path, Painter(), more=["coupled:0.25", "coupled:down=0,mid=0"])
     progress = []
     records = ours.run(lambda done, total: progress.append((done, total)))
-    assert len(records) == 2 * 3 + 2 * 2 + 3 + 3
+    assert len(records) == 2 * 3 + 2 * 2 + 3 + 3 + 2 * 2 * 2
     for condition, found in records.items():
         rows = found["probes"]
         cases = ours.cases[condition.cases]
         assert [row["id"] for row in rows] == [case.layout.id for case in cases]
         for row, case in zip(rows, cases, strict=True):
-            red, green = WIRINGS.index(condition.wiring), round(100 * condition.gamma)
+            red = red_of(SETTINGS.with_method(condition.method))
+            green = round(100 * condition.gamma)
             assert row["pixel"] == [red, green, seed_of(case) % 256]
     done, totals = zip(*progress, strict=True)
     assert list(done) == sorted(done) and done[-1] == totals[0]
     assert done[-1] == sum(len(found["probes"]) for found in records.values())
     shown = ours.images(Condition("gligen", "heldout", "parallel", 0.3), 5)
     assert shown.shape == (5, 8, 8, 3) and (shown[:, 0, 0, 1] == 30).all()
+
+
+def test_a_folder_from_before_there_were_couplings_goes_on(tmp_path):
+    study(tmp_path, Painter()).run()
+    path = tmp_path / "study.json"
+    stored = json.loads(path.read_text())
+    for name in AMOUNTS:
+        del stored["settings"][name]
+    path.write_text(json.dumps(stored))
+    painter = Painter()
+    study(tmp_path, painter, more=["coupled:0.25"]).run()
+    assert [asked[:2] for asked in painter.asked] == [("coupled", [0.3, 1.0])] * 2
 
 
 def test_a_killed_study_goes_on_and_makes_nothing_twice(tmp_path):

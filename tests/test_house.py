@@ -17,11 +17,11 @@ FLOORS = (
     # plain Python
     "basics version",
     # the request and its pictures
-    "settings hints layout images draw readers",
+    "amounts attention_guidance settings hints layout images draw readers",
     # functions of arrays
     "config counter devices networks regions",
     # models and sampling
-    "storage model conditioning sampling",
+    "storage model words conditioning sampling",
     # other people's checkpoints
     "convert",
     # from layouts to images
@@ -41,7 +41,8 @@ UPWARDS = {
 # Rooms that may import less than their floor allows.
 ONLY = {
     "networks": "config settings basics",  # no files, no devices
-    "__init__": "layout settings version basics draw images model pipeline programs session",
+    "__init__": "layout settings attention_guidance version basics draw images model pipeline "
+    "programs session",
 }
 # Packages that only these rooms may import at the top of a file; any room may in functions.
 JAX = " ".join(FLOORS[2:-1]).replace("__init__", "")

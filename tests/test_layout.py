@@ -151,7 +151,16 @@ def test_an_unreadable_layout_file_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["layout", "settings", "basics/fields", "readers/__init__", "readers/nsr1k"]
+    "name",
+    [
+        "layout",
+        "settings",
+        "amounts",
+        "attention_guidance",
+        "basics/fields",
+        "readers/__init__",
+        "readers/nsr1k",
+    ],
 )
 def test_request_modules_import_nothing_heavy(name: str):
     tree = ast.parse((ROOT / f"reground_jax/{name}.py").read_text())
@@ -165,7 +174,14 @@ def test_request_modules_import_nothing_heavy(name: str):
     assert not roots & {"jax", "flax", "numpy", "PIL", "jaxtyping"}
     ours = {module for module in imported if module.startswith("reground_jax.")}
     rooms = {module.split(".")[1] for module in ours}
-    assert ours and rooms <= {"basics", "layout", "readers", "settings"}
+    assert ours and rooms <= {
+        "amounts",
+        "attention_guidance",
+        "basics",
+        "layout",
+        "readers",
+        "settings",
+    }
 
 
 @pytest.mark.parametrize(

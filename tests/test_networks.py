@@ -16,7 +16,12 @@ from reground_jax.model import network
 from reground_jax.networks import transformer
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.grounding.text import Grounding, fourier_features
-from reground_jax.networks.transformer import packs, reads_grounding, reads_text
+from reground_jax.networks.transformer import (
+    packs,
+    plain_without_fusers,
+    reads_grounding,
+    reads_text,
+)
 from reground_jax.settings import WIRINGS
 from tests import reference
 from tests.models import converted, module
@@ -26,6 +31,18 @@ ATTEND = attention_for("cpu")
 # Both sides are float32; a wrong eps or a tanh GELU changes results by 5e-5 of the largest value.
 TOLERANCE = 1e-5
 MODELS = list(reference.UNETS)
+
+
+def mixed_amounts(blocks: int) -> jax.Array:
+    """A different coupling and different weights for every block, [D, 3]."""
+    return jnp.linspace(0.3, 1.4, 3 * blocks, dtype=jnp.float32).reshape(blocks, 3)
+
+
+def constant_amounts(name: str, coupling: float) -> jax.Array:
+    blocks = sum(
+        x.attentions * x.transformer_layers for x in converted(name)[0].config.unet.levels()
+    )
+    return jnp.tile(jnp.array([coupling, 1.0, 1.0], jnp.float32), (blocks, 1))
 
 
 class Call:
@@ -50,18 +67,24 @@ class Call:
             kwargs = {"cross_attention_kwargs": {"gligen": gligen}}
             return nhwc(unet(self.x, self.t, self.text, **kwargs).sample)
 
-    def ours(self, unet, wiring: str, *, dtype=jnp.float32, gate: float | None = 1.0) -> np.ndarray:
+    def ours(
+        self, unet, wiring: str, *, dtype=jnp.float32, gate: float | None = 1.0, amounts=None
+    ) -> np.ndarray:
+        """amounts: for "coupled"; by default `mixed_amounts`."""
         arrays = (self.boxes, self.phrases, self.mask)
         grounding = Grounding(*(jnp.asarray(a.numpy()) for a in arrays))
         text = jnp.asarray(self.text.numpy(), dtype)
         timesteps = jnp.asarray(self.t.numpy(), jnp.float32)
         prepared = unet.prepare(text, grounding, timesteps, wiring=wiring)
+        if wiring == "coupled":
+            amounts = mixed_amounts(len(prepared.blocks)) if amounts is None else amounts
         out = unet(
             jnp.asarray(nhwc(self.x)),
             prepared,
             gate=None if gate is None else jnp.float32(gate),
             wiring=wiring,
             attend=ATTEND,
+            amounts=amounts,
         )
         assert out.dtype == dtype
         return np.asarray(out, np.float32)
@@ -79,11 +102,20 @@ def test_the_unet_equals_diffusers_own(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_wiring_equals_its_formula_in_torch(name, wiring):
     model, theirs, _ = converted(name)
-    rewired = copy.deepcopy(theirs.unet)
-    rewire(rewired, wiring)
+    rewired, blocks = copy.deepcopy(theirs.unet), len(constant_amounts(name, 1.0))
+    rewire(rewired, wiring, mixed_amounts(blocks).tolist())
     call = Call(theirs.unet)
     ours = call.ours(module(model, "unet"), wiring)
     assert relative_error(ours, call.theirs(rewired)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("coupling", "wiring"), [(1.0, "sequential"), (0.0, "parallel")])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_ends_of_coupled_are_the_two_wirings(name, coupling, wiring):
+    model, theirs, _ = converted(name)
+    call, unet = Call(theirs.unet), module(model, "unet")
+    ours = call.ours(unet, "coupled", amounts=constant_amounts(name, coupling))
+    assert relative_error(ours, call.ours(unet, wiring)) < TOLERANCE
 
 
 def test_wirings_differ_by_more_than_the_tolerance():
@@ -116,7 +148,9 @@ def test_a_mutation_of_one_block_is_noticed(mutate):
     assert relative_error(call.ours(unet, "sequential"), call.theirs(theirs.unet)) > 10 * TOLERANCE
 
 
-@pytest.mark.parametrize("wiring", [w for w in WIRINGS if reads_text(w) and reads_grounding(w)])
+@pytest.mark.parametrize(
+    "wiring", [w for w in WIRINGS if plain_without_fusers(w) and reads_grounding(w)]
+)
 def test_a_closed_gate_and_no_fuser_give_plain_stable_diffusion(wiring):
     model, theirs, _ = converted("sd1")
     unet, call = module(model, "unet"), Call(theirs.unet)

@@ -94,7 +94,7 @@ def test_wirings_go_by_the_names_of_the_papers_too(pipe):
         ("dtype", r"set it once, in Pipeline.load\(name, dtype=...\)"),
         ("num_step", r"did you mean num_steps\?"),
         ("mapper", r"set it once, in Pipeline.load\(name, mapper=...\)"),
-        ("qqq", "it takes wiring, gamma"),
+        ("qqq", "it takes wiring, coupling"),
     ],
 )
 def test_the_keywords_of_other_packages_are_answered_with_ours(keyword, hint, pipe):
@@ -109,7 +109,9 @@ def test_no_hint_shadows_a_keyword_of_ours():
 
 
 def test_a_sweep_takes_a_list_of_gammas_and_no_other_gamma(pipe):
-    with pytest.raises(TypeError, match=r"it takes a list of them, gammas=\[...\]"):
+    with pytest.raises(
+        TypeError, match=r"gammas=\[...\], so it takes no 'gamma' of its own"
+    ):
         pipe.sweep([CAT], gammas=[1.0], gamma=0.0)
     with pytest.raises(ValueError, match=r"give a list of them, gammas=\[0.5\]"):
         pipe.sweep([CAT], gammas=0.5)

@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,12 +76,12 @@ def test_steps_only_go_forward_and_there_is_no_preview_of_nothing(pipe):
         with pytest.raises(ValueError, match=f"stop is {stop}, but this session is at step 2 of 3"):
             session.run(stop)
     with pytest.raises(ValueError, match="is at step 2: start a new one to sweep"):
-        session.sweep([0.5])
+        session.sweep([session.settings])
 
 
 def test_a_sweep_leaves_the_session_where_it_was(pipe):
     session = pipe.session([CAT], num_steps=4, seeds=[9])
-    half, whole = session.sweep([0.5, 1.0])
+    half, whole = session.sweep([replace(session.settings, gamma=gamma) for gamma in (0.5, 1.0)])
     np.testing.assert_array_equal(session.finish(), whole)
     assert relative_error(half, whole) > 1e-5
 
@@ -101,7 +102,12 @@ def test_a_canceled_session_stops_at_the_next_step_and_frees_its_arrays(pipe):
     assert done == [1, 2] and repr(session) == "Session(1 images, canceled)"
     gc.collect()
     assert live[0]() is None
-    for call in (session.run, session.preview, session.finish, lambda: session.sweep([1.0])):
+    for call in (
+        session.run,
+        session.preview,
+        session.finish,
+        lambda: session.sweep([session.settings]),
+    ):
         with pytest.raises(Canceled, match="start a new one"):
             call()
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 NUMBERS = r"[-+.,/\deE]*\d[-+.,/\deE]*"  # words of a list of numbers
-NAMES = r"[A-Za-z_,]+"  # words of a list of names
+AMOUNTS = r"(-?[\d.]|\w+=)[-+\w.,:/=]*"  # words of a list of amounts
+NAMES = rf"[A-Za-z_,+]+(:{AMOUNTS})?"  # words of a list of names, with an amount or without
 SUM_TOLERANCE = 1e-6
 
 
@@ -54,8 +55,12 @@ def options(cls: type) -> dict[str, Option]:
 
 
 def read_items(text: str) -> list[str]:
-    """The items of a list, separated by commas, spaces or both."""
-    return [item for item in re.split(r"[\s,]+", text) if item]
+    """The items of a list, separated by commas, spaces or both.
+
+    A word with numbers by place, such as down=1,mid=0, is one item.
+    """
+    words = ([word] if "=" in word else word.split(",") for word in text.split())
+    return [item for word in words for item in word if item]
 
 
 def read_number(text: str) -> int | float | str:

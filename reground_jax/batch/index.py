@@ -26,6 +26,7 @@ from reground_jax.layout import check_max_boxes
 from reground_jax.readers import Rejected, attempt
 from reground_jax.readers.forms import read_layouts
 from reground_jax.readers.lines import Line, as_lines, parse_line
+from reground_jax.words import check_words
 
 CHUNK = 1 << 20
 SHOWN = 5  # ids in an error message
@@ -222,9 +223,14 @@ def _hash_of_line(text: bytes, length: int, rules: dict[str, Any]) -> int:
     return hash_of(line.id)
 
 
-def check_line(line: Line, *, max_boxes: int, seeds: int) -> None:
-    """Raises ValueError if a layout does not fit the run. seeds: how many the run has."""
+def check_line(line: Line, *, max_boxes: int, seeds: int, words: bool = False) -> None:
+    """Raises ValueError if a layout does not fit the run.
+
+    seeds: how many the run has. words: whether phrases must be part of their prompts.
+    """
     check_max_boxes(line.layout, max_boxes)
+    if words:
+        check_words(line.layout)
     if line.seed is not None and seeds > 1:
         raise ValueError(
             f"{line.layout.name} has its own seed, but the run has {seeds} seeds: remove it, or "

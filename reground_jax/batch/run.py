@@ -75,13 +75,16 @@ class Run:
     def variants(self) -> list[tuple[Settings, int]]:
         """(settings, run seed) of each image of a layout, in the order of the output."""
         return [
-            (dataclasses.replace(self.settings, wiring=wiring, gamma=gamma), seed)
+            (dataclasses.replace(self.settings.with_method(wiring), gamma=gamma), seed)
             for wiring, gamma, seed in itertools.product(self.wirings, self.gammas, self.seeds)
         ]
 
     def rules(self) -> dict[str, int]:
         """The limits for layouts of this run: keyword arguments of `index.check_line`."""
-        return {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds)}
+        methods = [settings.attention_guidance for settings, _ in self.variants()]
+        words = any(method is not None and method.missing == "error" for method in methods)
+        rules = {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds)}
+        return rules | ({"words": True} if words else {})
 
     def key(self, line: int, variant: int) -> str:
         """The file name of an image without suffix: its line, from 0, and its variant, if any."""

@@ -1,5 +1,6 @@
 """A sampler on a `Pipeline`: batches are dispatched to its devices without waiting for them."""
 
+import dataclasses
 import os
 import threading
 from collections.abc import Sequence
@@ -40,12 +41,17 @@ class PipelineSampler:
         for settings, _ in run.variants():
             check_model(pipe.config, settings)
         self.pipe, self.max_boxes = pipe, run.settings.max_boxes
+        # Lines are checked when they are indexed. What is left, words past the model's last token,
+        # is not guided.
+        methods = (settings.attention_guidance for settings, _ in run.variants())
+        method = next((method for method in methods if method is not None), None)
+        self.guidance = method and dataclasses.replace(method, missing="skip")
         self.rows = run.batch_size * len(pipe.devices)
         self._lock = threading.Lock()
 
     def encode(self, layouts: Sequence[Layout]) -> Conditioning:
         with self._lock:  # so that the text encoder is compiled only once
-            return self.pipe.encode(layouts, max_boxes=self.max_boxes)
+            return self.pipe.encode(layouts, max_boxes=self.max_boxes, guidance=self.guidance)
 
     def enqueue(
         self,

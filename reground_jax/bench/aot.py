@@ -163,7 +163,7 @@ def transformer_call(
         return transformer(
             x, contexts[: len(transformer.blocks)], gate=jnp.float32(1), wiring=settings.wiring,
             attend=attend,
-        )  # fmt: skip
+        )[0]  # fmt: skip
 
     (x,) = placed((x,), (SPLIT,), hardware.devices)
     specs = (WHOLE, PREPARED_SPECS, SPLIT)

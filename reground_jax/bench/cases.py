@@ -17,6 +17,8 @@ from reground_jax.counter import run_macs, step_macs, vae_decoder_macs
 from reground_jax.devices import compiler_options
 from reground_jax.networks.attention import Backend, attention_for
 from reground_jax.pipeline import Pipeline
+from reground_jax.sampling.attention_guidance.guide import guided_in
+from reground_jax.sampling.attention_guidance.steps import steps_of
 from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.sampling.loop import Inputs
 from reground_jax.sampling.solvers.plan import State
@@ -46,16 +48,26 @@ class Denoising:
     @classmethod
     def of(cls, pipe: Pipeline, work: Work) -> "Denoising":
         settings, seeds = work.settings, np.arange(work.batch, dtype=np.uint32)
-        plan = pipe.programs.plan(settings)
+        plan, method = pipe.programs.plan(settings), settings.attention_guidance
+        conditioning = pipe.encode(
+            layouts(work.batch), max_boxes=settings.max_boxes, guidance=method
+        )
         prepared = pipe.programs.prepare(
             pipe.params,
-            pipe.encode(layouts(work.batch), max_boxes=settings.max_boxes),
+            conditioning,
             plan.timesteps,
             wiring=settings.wiring,
             guided=settings.guidance_scale != 1,
         )
         gates = gate_table(settings.gamma, settings.num_steps)
         inputs = Inputs(plan, gates, np.float32(settings.guidance_scale), seeds)  # type: ignore[arg-type]
+        if method is not None:
+            assert conditioning.words is not None
+            size = pipe.programs.latent_shape(settings)[:2]
+            inputs = inputs._replace(
+                guided=guided_in(method, conditioning.words, pipe.config.unet, size),
+                guidance_steps=steps_of(method, plan),
+            )
         start = functools.partial(pipe.programs.start, plan, settings, seeds)
         return cls(pipe, settings, start, prepared, inputs)
 

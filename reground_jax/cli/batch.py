@@ -69,8 +69,9 @@ def _add_input_options(parser: Parser) -> None:
         "LLM-grounded diffusion or InstanceDiffusion",
     )  # fmt: skip
     group.add_argument(
-        "--form", choices=FORMS, help="form of LAYOUTS (default: recognized from its content)"
-    )
+        "--form", choices=FORMS, metavar="FORM",
+        help=f"form of LAYOUTS: {', '.join(FORMS)} (default: recognized from its content)",
+    )  # fmt: skip
     group.add_argument(
         "--captions", metavar="FILE", help="COCO's captions file; LAYOUTS is its instances file"
     )
@@ -132,8 +133,8 @@ def _add_output_options(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     setup = made(Setup, arguments, batch_size=BATCH_SIZE)
-    fields = request.checked_settings(arguments)
     variants = made(request.Variants, arguments)
+    fields = request.checked_settings(arguments, variants.wirings)
     share = find_share(arguments.host_index, arguments.host_count, os.environ)
     with open_source(arguments.layouts, arguments.form, arguments.captions) as source:
         share = start_distributed(share, arguments.coordinator)

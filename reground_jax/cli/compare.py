@@ -1,7 +1,6 @@
-"""`reground-jax compare`: the papers' figure, one layout under several wirings."""
+"""`reground-jax compare`: the papers' figure, layouts under several wirings."""
 
 import argparse
-import dataclasses
 
 from reground_jax.basics.options import NAMES, Option, read_items
 from reground_jax.cli import request
@@ -11,7 +10,7 @@ from reground_jax.cli.sampling import Setup, find_model, load, sample
 from reground_jax.draw import comparison_grid
 from reground_jax.images import check_writable, save_png
 from reground_jax.layout import check_max_boxes
-from reground_jax.settings import WIRINGS, checked_seeds, wiring_name
+from reground_jax.settings import WIRINGS, checked_seeds
 
 COLUMNS = ("no_grounding", "sequential", "parallel")
 SEEDS = (0, 1, 2)
@@ -27,13 +26,14 @@ def add(commands) -> Parser:
     parser = commands.add_parser(
         "compare",
         help="draw a figure that compares Stable Diffusion, GLIGEN and ReGround on one layout",
-        description="Draws a figure: one layout, a column per method, a row per seed.",
+        description="Draws a figure: a column per method, a row per layout and seed.",
         epilog=EXAMPLES,
     )
     request.add_layout_options(parser)
     columns = Option(
         f"methods to compare, by the name of their wiring, in order; out of {', '.join(WIRINGS)} "
-        f"(default: {','.join(COLUMNS)}). The layout always comes first",
+        f"(default: {','.join(COLUMNS)}). coupled:0.5 has a coupling of its own, and "
+        "boxdiff+parallel attention guidance. The layout always comes first",
         "NAME,...",
         read=read_items,
         name="--columns",
@@ -57,32 +57,33 @@ def add(commands) -> Parser:
 
 def run(arguments: argparse.Namespace) -> int:
     setup = made(Setup, arguments)
-    fields = request.checked_settings(arguments)
-    names = getattr(arguments, "columns", COLUMNS)
-    wirings = [name for name in dict.fromkeys(names) if name != "layout"]
-    for name in wirings:
-        wiring_name(name)
-    layout = request.read_layout(arguments)
-    rows = checked_seeds(getattr(arguments, "seeds", SEEDS))
-    out = request.output_path(arguments.out, f"compare-{request.slug(layout.prompt)}.png")
+    names = dict.fromkeys(getattr(arguments, "columns", COLUMNS))
+    methods = [name for name in names if name != "layout"]
+    fields = request.checked_settings(arguments, methods)
+    layouts = request.read_layouts(arguments)
+    seeds = checked_seeds(getattr(arguments, "seeds", SEEDS))
+    rows = [(layout, seed) for layout in layouts for seed in seeds]
+    out = request.output_path(arguments.out, f"compare-{request.slug(layouts[0].prompt)}.png")
 
     model = find_model(setup.model, setup.cache)
     settings = model.settings(fields)
-    check_max_boxes(layout, settings.max_boxes)
+    columns = {name: settings.with_method(name) for name in methods}
+    for layout in layouts:
+        check_max_boxes(layout, settings.max_boxes)
     check_writable(out)
     pipe = load(model.directory, settings.dtype, setup)
     images = {}
-    for name in wirings:
+    for name, column in columns.items():
         images[name] = sample(
             pipe,
-            [layout] * len(rows),
-            dataclasses.replace(settings, wiring=name),
-            rows,
+            [layout for layout, _ in rows],
+            column,
+            [seed for _, seed in rows],
             setup=setup,
             label=name,
             announce=not images,
         )
-    labels = [f"seed {seed}" for seed in rows]
-    save_png(out, comparison_grid([layout] * len(rows), images, row_labels=labels))
+    labels = [f"seed {seed}" for _, seed in rows]
+    save_png(out, comparison_grid([layout for layout, _ in rows], images, row_labels=labels))
     print(out)
     return 0

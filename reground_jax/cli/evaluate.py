@@ -6,13 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reground_jax.amounts import amount_text, checked_amount, read_amount
 from reground_jax.basics.home import expand_home
-from reground_jax.basics.options import read_number
+from reground_jax.basics.options import (
+    AMOUNTS,
+    NAMES,
+    NUMBERS,
+    Option,
+    read_gammas,
+    read_items,
+    read_number,
+)
 from reground_jax.cli import request
-from reground_jax.cli.options import add_options, made
+from reground_jax.cli.options import add_option, add_options, made
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import COUNTED, Bar, hint
 from reground_jax.cli.sampling import DEFAULT_MODEL, Found, Setup, find_model, load
+from reground_jax.evaluation.conditions import ENDS
 from reground_jax.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,6 +34,33 @@ BATCH_SIZE = 25
 # Options of a study's images; the probes were trained on images of the model's own size.
 SETTINGS = ("num_steps", "guidance_scale", "guidance_interval", "solver", "eta", "dtype")
 UNTOLD = ("cache", "no_cache", "out")  # options that do not affect a study's numbers
+COUPLINGS = Option(
+    "also measure the wiring coupled with these couplings, as of generate --coupling: 0.5 between "
+    "the two wirings, down=0,mid=0 by part of the U-Net. Separated by spaces, or by commas if none "
+    "is by part. 0 and 1 are the two wirings, which are measured anyway",
+    "C,...",
+    read=read_items,
+    name="--couplings",
+    group="study",
+    words=AMOUNTS,
+)
+GAMMAS_OF_MORE = Option(
+    "gammas of --couplings and --attention-guidance (default: --gammas, without 0)",
+    "G,...",
+    read=read_gammas,
+    name="--gammas-of-more",
+    group="study",
+    words=NUMBERS,
+)
+ATTENTION_GUIDANCE = Option(
+    "also measure both wirings with these methods of attention guidance, as of generate "
+    "--attention-guidance",
+    "NAME,...",
+    read=read_items,
+    name="--attention-guidance",
+    group="study",
+    words=NAMES,
+)
 EXAMPLES = """\
 examples:
   reground-jax evaluate --out study
@@ -54,6 +91,9 @@ def add(commands) -> Parser:
         "fractions 0..1 of the steps, counted from the first, in which the boxes are used (gamma "
         f"in ReGround's paper) (default: {','.join(map(str, GAMMAS))})",
     )  # fmt: skip
+    add_option(parser, "couplings", COUPLINGS)
+    add_option(parser, "guidances", ATTENTION_GUIDANCE)
+    add_option(parser, "gammas_of_more", GAMMAS_OF_MORE)
     option("--nsr1k", None, "also measure LayoutGPT's gpt4.counting.*.json", metavar="FILE")
     option(
         "--gate-scale", 1.0, "multiplies the gates (the strength) of the layers that read boxes, "
@@ -83,6 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     setup = made(Setup, arguments, batch_size=BATCH_SIZE)
     fields = request.checked_settings(arguments)
     gammas = fractions(getattr(arguments, "gammas", GAMMAS))
+    more = more_methods(arguments)
     if not isinstance(arguments.layouts, int) or arguments.layouts < 8:
         raise ValueError(f"--layouts is {arguments.layouts}: give a whole number, at least 8")
     if isinstance(arguments.gate_scale, str) or not arguments.gate_scale > 0:
@@ -91,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = find_model(setup.model, setup.cache)
     from reground_jax.evaluation.report import write_report
 
-    study = build_study(arguments, setup, model, model.settings(fields), gammas)
+    study = build_study(arguments, setup, model, model.settings(fields), gammas, more)
     hint("compiling ...")
     with Bar("measuring", bar_format=COUNTED) as bar:
         records = study.run(bar.show)
@@ -112,12 +153,26 @@ def fractions(gammas: Sequence[Any]) -> list[float]:
     return sorted(set(checked))  # type: ignore[arg-type]
 
 
+def more_methods(arguments: argparse.Namespace) -> list[str]:
+    """The methods besides the main wirings, each once. Raises ValueError for an invalid one."""
+    couplings = getattr(arguments, "couplings", ())
+    amounts = [checked_amount("coupling", read_amount(text)) for text in couplings]
+    coupled = [f"coupled:{amount_text(c)}" for c in amounts if c not in (0, 1)]
+    guided = [
+        f"{method}+{wiring}" for method in getattr(arguments, "guidances", ()) for wiring in ENDS
+    ]
+    for method in guided:
+        Settings().with_method(method)
+    return list(dict.fromkeys([*coupled, *guided]))
+
+
 def build_study(
     arguments: argparse.Namespace,
     setup: Setup,
     model: Found,
     settings: Settings,
     gammas: list[float],
+    more: Sequence[str] = (),
 ) -> "Study":
     """The study that the arguments describe. Finds models and files, but loads no model."""
     from reground_jax.emoji.cases import TITLES, heldout_cases, nsr1k_cases, with_rich_phrases
@@ -128,6 +183,9 @@ def build_study(
     from reground_jax.evaluation.pictures import with_scaled_gates
     from reground_jax.evaluation.study import Study
 
+    theirs = getattr(arguments, "gammas_of_more", None)
+    if theirs is not None:
+        theirs = fractions(theirs)
     models = {"gligen": model}
     second = arguments.parallel_model
     if second is None and setup.model == DEFAULT_MODEL:
@@ -154,7 +212,7 @@ def build_study(
         out=expand_home(arguments.out),
         models={name: loader(found.directory) for name, found in models.items()},
         cases=cases,
-        series=wiring_series(list(models), list(cases), gammas),
+        series=wiring_series(list(models), list(cases), gammas, more, theirs),
         settings=settings,
         identity={
             "checksums": {name: found.checksum for name, found in models.items()},
@@ -186,7 +244,8 @@ def words_of(value: Any) -> list[str]:
     if not isinstance(value, list):
         return [str(value)]
     items = [str(item) for item in value]
-    return items if len(items) == 3 else [",".join(items)]  # see `read_gammas`
+    apart = len(items) == 3 or any("=" in item for item in items)  # see `read_gammas`, `read_items`
+    return items if apart else [",".join(items)]
 
 
 def study_parser() -> Parser:

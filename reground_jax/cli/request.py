@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, no_type_check
@@ -95,7 +96,7 @@ def add_layout_options(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--layout", metavar="FILE.json",
-        help="read prompt and boxes from a file instead: "
+        help="read prompt and boxes from a file instead (compare: also a list of them): "
         '{"prompt": "...", "phrases": ["a bird"], "boxes": [[0.55, 0.11, 1, 0.8]]}',
     )  # fmt: skip
     group.add_argument(
@@ -115,14 +116,25 @@ def add_settings_options(
     for heading in ("sampling", "model", "hardware", "output"):  # in this order
         parser.group(heading)
     # Without --dtype, a command does not use the pipeline's default but sets one.
-    defaults = {"dtype": f"the model's, or {DTYPES[0]}"}
+    defaults = {
+        "dtype": f"the model's, or {DTYPES[0]}",
+        "attention_guidance": "the model's, or none",
+    }
     add_options(parser, Settings, only=only, omit=omit, defaults=defaults, source="the model's")
 
 
-def checked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of Settings that the command line gives. Raises ValueError if one is invalid."""
+def checked_settings(arguments: argparse.Namespace, methods: Iterable[str] = ()) -> dict[str, Any]:
+    """The fields of Settings that the command line gives. Raises ValueError if one is invalid.
+
+    methods: of a command that takes several, which are checked here and chosen by
+    `Settings.with_method`.
+    """
     fields = given(arguments, Settings)
-    Settings(**fields)
+    if "coupled" in methods:  # the only one that reads the amounts
+        fields["wiring"] = "coupled"
+    settings = Settings(**fields)
+    for method in methods:
+        settings.with_method(method)
     return fields
 
 
@@ -132,6 +144,12 @@ def has_layout(arguments: argparse.Namespace) -> bool:
 
 def read_layout(arguments: argparse.Namespace) -> Layout:
     """The layout of a prompt and boxes, or of a file. Raises ValueError."""
+    (layout,) = read_layouts(arguments, one=True)
+    return layout
+
+
+def read_layouts(arguments: argparse.Namespace, *, one: bool = False) -> list[Layout]:
+    """The layout of a prompt and boxes, or all of a file. Raises ValueError."""
     form = {} if arguments.box_format is None else {"box_format": arguments.box_format}
     prompt = _prompt(arguments)
     if arguments.layout is not None:
@@ -140,7 +158,8 @@ def read_layout(arguments: argparse.Namespace) -> Layout:
                 f"--layout {arguments.layout} has the prompt and the boxes: give the file, "
                 "or a prompt with --box, not both"
             )
-        layout = Layout.load(arguments.layout, **form)
+        path = arguments.layout
+        layouts = [Layout.load(path, **form)] if one else Layout.load_all(path, **form)
     elif prompt is None:
         raise ValueError(
             'there is no prompt: give text in quotes (an empty text, "", is allowed), '
@@ -149,8 +168,8 @@ def read_layout(arguments: argparse.Namespace) -> Layout:
     else:
         split = [_split_box(text) for text in arguments.boxes]
         phrases, boxes = [phrase for phrase, _ in split], [box for _, box in split]
-        layout = Layout.from_json({"prompt": prompt, "phrases": phrases, "boxes": boxes}, **form)
-    return with_negative_prompt(layout, arguments)
+        layouts = [Layout.from_json({"prompt": prompt, "phrases": phrases, "boxes": boxes}, **form)]
+    return [with_negative_prompt(layout, arguments) for layout in layouts]
 
 
 def _prompt(arguments: argparse.Namespace) -> str | None:

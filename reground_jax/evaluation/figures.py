@@ -1,33 +1,34 @@
 """The figures of a report: the trade-off between two metrics, and a grid of examples."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
 from reground_jax.draw import comparison_grid
-from reground_jax.evaluation.conditions import Condition
+from reground_jax.evaluation.conditions import SINGLE, Condition
 from reground_jax.evaluation.plot import Curve, Panel, Point, tradeoff_svg
 from reground_jax.evaluation.scorers import TradeOff
 from reground_jax.evaluation.statistics import Interval
 from reground_jax.evaluation.study import Study
 from reground_jax.evaluation.summary import Row
-from reground_jax.settings import Wiring
 
 GRID_ROWS = 8
-GRID_WIRINGS: tuple[Wiring, ...] = ("no_grounding", "sequential", "parallel")
+GRID_METHODS = ("no_grounding", "sequential", "parallel")
 COLORS = {"sequential": "#cf222e", "parallel": "#0969da"}
-OTHER_COLOR, SINGLE_COLOR = "#1a7f37", "#656d76"
+OTHER_COLOR, SINGLE_COLOR = "#1a7f37", "#656d76"  # of other models, of methods without a curve
+BETWEEN = ("#8250df", "#bf8700", "#1b7c83", "#d15704", "#bf3989", "#24292f")  # of further methods
 
 
 def grid(study: Study, conditions: Sequence[Condition]) -> Image.Image:
-    """The main set's first layouts with at least two boxes, by wiring, at the largest gamma."""
+    """The main set's first layouts with at least two boxes, by method, at the largest gamma."""
     model, name = conditions[0].model, conditions[0].cases
     gamma = max(c.gamma for c in conditions)
     cases = study.cases[name]
     shown = [row for row, case in enumerate(cases) if len(case.layout.boxes) > 1][:GRID_ROWS]
     columns = {
-        wiring: list(study.images(Condition(model, name, wiring, gamma), shown[-1] + 1)[shown])
-        for wiring in GRID_WIRINGS
+        method: list(study.images(Condition(model, name, method, gamma), shown[-1] + 1)[shown])
+        for method in GRID_METHODS
     }
     return comparison_grid([cases[row].layout for row in shown], columns)
 
@@ -56,31 +57,34 @@ def has_both(row: Row, trade_off: TradeOff) -> bool:
 
 
 def curves(rows: Sequence[Row], trade_off: TradeOff) -> list[Curve]:
-    """One line over gamma per model and main wiring; the other wirings are single points."""
+    """One line over gamma per model and method; methods measured only once are single points."""
     main = rows[0]["model"]
     lines: dict[tuple[str, str], list[Point]] = {}
     for row in sorted(rows, key=lambda row: row["gamma"]):
         x, y = (percent(row[axis.metric]) for axis in (trade_off.x, trade_off.y))
         point = Point(_label(row, main), x, y)
-        lines.setdefault((row["model"], row["wiring"]), []).append(point)
+        lines.setdefault((row["model"], row["method"]), []).append(point)
+    further = [method for _, method in lines if method not in (*COLORS, *SINGLE)]
+    colors = COLORS | dict(zip(further, itertools.cycle(BETWEEN)))
     return [
         Curve(
-            wiring if model == main else f"{wiring}, {model}",
-            COLORS.get(wiring, SINGLE_COLOR) if model == main else OTHER_COLOR,
+            method if model == main else f"{method}, {model}",
+            colors.get(method, SINGLE_COLOR) if model == main else OTHER_COLOR,
             points,
             dashed=model != main,
-            below=wiring != "parallel",
+            below=method != "parallel",
         )
-        for (model, wiring), points in lines.items()
+        for (model, method), points in lines.items()
     ]
 
 
 def _label(row: Row, main: str) -> str:
-    """A gamma, or the name of a wiring without a curve; empty if another point has that label."""
-    if row["wiring"] not in COLORS:
-        return row["wiring"]
+    """A gamma, or the name of a method without a curve; empty if another point has that label."""
+    if row["method"] in SINGLE:
+        return row["method"]
     # Gamma 0 means no grounding, and all curves have the same gammas in the same order.
-    return f"γ {row['gamma']:g}" if row["model"] == main and row["gamma"] > 0 else ""
+    labeled = row["model"] == main and row["method"] in COLORS and row["gamma"] > 0
+    return f"γ {row['gamma']:g}" if labeled else ""
 
 
 def percent(numbers: Interval) -> Interval:

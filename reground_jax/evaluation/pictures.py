@@ -16,9 +16,9 @@ from reground_jax.evaluation.cases import Case, seed_of
 from reground_jax.images import save_png, to_uint8
 from reground_jax.layout import Layout
 from reground_jax.pipeline import Pipeline
-from reground_jax.sampling.gate import gate_table
-from reground_jax.sampling.sweep import num_steps
-from reground_jax.settings import Settings, Wiring
+from reground_jax.sampling.gate import gate_table, grounded_steps
+from reground_jax.sampling.sweep import Schedule, num_steps
+from reground_jax.settings import Settings
 from reground_jax.storage.checkpoint import flatten, unflatten
 from reground_jax.storage.facts import GATES
 
@@ -47,18 +47,19 @@ def generate(
     cases: Sequence[Case],
     settings: Settings,
     *,
-    wiring: Wiring,
+    method: str,
     gammas: Sequence[float],
     batch_size: int | None,
     report: Callable[[float], None],
 ) -> list[UInt8[np.ndarray, "B S S 3"]]:
     """The images at each gamma, in order; steps shared by several gammas run only once.
 
-    settings: shared by all images; its wiring and gamma are ignored. report: called with the number
+    settings: shared by all images, except for the method and gamma. report: called with the number
     of steps done, in images' worth of steps.
     """
-    tables = np.stack([gate_table(gamma, settings.num_steps) for gamma in gammas])
-    steps, count = num_steps(tables), len(gammas) * len(cases)
+    tables = [gate_table(gamma, settings.num_steps) for gamma in gammas]
+    steps = num_steps([Schedule(gates, None, grounded_steps(gates)) for gates in tables])
+    count = len(gammas) * len(cases)
 
     def progress(batch: int, batches: int, step: int) -> None:
         report(count * (batch + step / steps) / batches)
@@ -68,7 +69,7 @@ def generate(
         warnings.filterwarnings("ignore", message="not in this model's vocabulary")
         images = generator.sweep(
             [case.layout for case in cases],
-            dataclasses.replace(settings, wiring=wiring),
+            settings.with_method(method),
             gammas=gammas,
             seeds=[seed_of(case) for case in cases],
             batch_size=batch_size,

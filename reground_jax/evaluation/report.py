@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reground_jax.basics.atomic import write_json, write_text
+from reground_jax.evaluation.conditions import ENDS
 from reground_jax.evaluation.figures import grid, has_both, percent, trade_off_figure
 from reground_jax.evaluation.scorers import Axis, TradeOff, distances_of, metrics_of
 from reground_jax.evaluation.statistics import Interval
@@ -42,6 +43,7 @@ def markdown(results: Mapping[str, Any], study: Study) -> str:
         "95 % intervals of a bootstrap over layouts; differences are paired by layout and seed.",
         *(["![trade-off](tradeoff.svg)"] if figure else []),
         *findings(results, study.trade_off, study.titles),
+        *both_ends(results, study.trade_off, study.titles),
         *(scorer.about for scorer in scorers if scorer.about),
     ]
     for name in dict.fromkeys(row["cases"] for row in results["conditions"]):
@@ -67,18 +69,24 @@ def _section(name: str, results: Mapping[str, Any], study: Study) -> list[str]:
         f"## {study.titles.get(name, name)} ({rows[0]['images']})",
         table(rows, [*main, *distances]),
         table(rows, details),
-        "Parallel minus sequential at the same gamma, in points:",
-        table(of("differences"), [*main, *details]),
     ]
     others = [column for column in (*main, *details) if column != along.metric]
-    # Only where the curve covers them; a row that has main metrics may still lack details.
-    equal = [row for row in of("equal_boxes") if any(row[c] is not None for c in others)]
-    if equal:
-        parts += [
-            f"Parallel minus sequential at the same share of {along.noun}, in points. The "
-            "sequential wiring is interpolated along gamma, in each resample by itself:",
-            table(equal, others),
-        ]
+    for end in ENDS:
+        same = [row for row in of("differences") if row["beside"] == end]
+        if same:
+            parts += [
+                f"Minus the {end} wiring at the same gamma, in points:",
+                table(same, [*main, *details]),
+            ]
+        # Only where the curve covers them; a row that has main metrics may still lack details.
+        equal = [row for row in of("equal_boxes") if row["beside"] == end]
+        equal = [row for row in equal if any(row[column] is not None for column in others)]
+        if equal:
+            parts += [
+                f"Minus the {end} wiring at the same share of {along.noun}, in points. It is "
+                "interpolated along gamma, in each resample by itself:",
+                table(equal, others),
+            ]
     return parts
 
 
@@ -86,14 +94,48 @@ def findings(
     results: Mapping[str, Any], trade_off: TradeOff, titles: Mapping[str, str]
 ) -> list[str]:
     """What the parallel wiring changed at the largest gamma, one sentence per set of cases."""
-    gamma = max(row["gamma"] for row in results["differences"])
-    equal = {(row["cases"], row["model"], row["gamma"]): row for row in results["equal_boxes"]}
+    rows, equal = (
+        [row for row in results[kind] if row["method"] == "parallel"]
+        for kind in ("differences", "equal_boxes")
+    )
+    gamma = max(row["gamma"] for row in rows)
+    twins = {(row["cases"], row["model"], row["gamma"]): row for row in equal}
     return [
         f"**{titles.get(row['cases'], row['cases'])}.** "
-        + finding(row, equal[row["cases"], row["model"], gamma], trade_off)
-        for row in results["differences"]
+        + finding(row, twins[row["cases"], row["model"], gamma], trade_off)
+        for row in rows
         if row["gamma"] == gamma and has_both(row, trade_off)
     ]
+
+
+def both_ends(
+    results: Mapping[str, Any], trade_off: TradeOff, titles: Mapping[str, str]
+) -> list[str]:
+    """Which further methods beat both main wirings at the same share of boxes."""
+    y = trade_off.y
+    beside: dict[tuple[str, str, str, float], dict[str, Interval]] = {}
+    for row in results["equal_boxes"]:
+        if row["method"] not in ENDS and row[y.metric] is not None:
+            place = row["cases"], row["model"], row["method"], row["gamma"]
+            beside.setdefault(place, {})[row["beside"]] = row[y.metric]
+    sentences = []
+    for name in dict.fromkeys(cases for cases, *_ in beside):
+        known = {
+            place: found for place, found in beside.items()
+            if place[0] == name and len(found) == len(ENDS)
+        }  # fmt: skip
+        better = [
+            f"{method} at gamma {gamma:g}"
+            for (_, _, method, gamma), found in known.items()
+            if min(low for _, low, _ in found.values()) > 0
+        ]
+        sentences.append(
+            f"**{titles.get(name, name)}.** At the same share of {trade_off.x.noun}, "
+            f"{len(better)} of {len(known)} further points have more of the {y.noun} than both "
+            "main wirings, with both intervals above 0"
+            + (f": {', '.join(better)}." if better else ".")
+        )
+    return sentences
 
 
 def finding(row: Row, equal: Row, trade_off: TradeOff) -> str:
@@ -117,11 +159,11 @@ def finding(row: Row, equal: Row, trade_off: TradeOff) -> str:
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """A Markdown table with one row per condition; columns without any value are left out."""
     columns = [name for name in columns if any(row.get(name) is not None for row in rows)]
-    lines = [["model", "wiring", "gamma", *columns], ["---"] * (3 + len(columns))]
+    lines = [["model", "method", "gamma", *columns], ["---"] * (3 + len(columns))]
     for row in rows:
         gamma = f"{row['gamma']:g}" if "gamma" in row else ""
         cells = [_cell(row.get(name)) for name in columns]
-        lines.append([row.get("model", ""), row["wiring"], gamma, *cells])
+        lines.append([row.get("model", ""), row["method"], gamma, *cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

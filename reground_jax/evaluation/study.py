@@ -53,7 +53,7 @@ class Study:
     models     name -> function that loads its generator; called only if images are missing
     cases      name -> cases, the main set first; "dropped" shares its ids, and so its seeds
     titles     name of a set of cases -> its heading in the report
-    settings   steps, solver and guidance of every image; its wiring and gamma are ignored
+    settings   steps, solver and guidance of every image; not its wiring, coupling and gamma
     identity   what else the images depend on, such as model checksums
     scorers    what measures the images; not part of the identity
     trade_off  the two metrics to weigh against each other
@@ -116,6 +116,8 @@ class Study:
             raise ValueError(f"{path} is not JSON: {error}; choose another --out") from error
         if not isinstance(theirs, dict):
             raise ValueError(f"{path} is not the record of a study: choose another --out")
+        if isinstance(theirs.get("settings"), dict):  # settings that are newer have their defaults
+            theirs["settings"] = Settings().to_json() | theirs["settings"]
         # Older folders list their only scorer's version here and keep its records next to the
         # images. The images are scored again, which takes far less time than making them did.
         for scorer in self.scorers:
@@ -155,7 +157,7 @@ class Study:
         missing = [condition for condition, sheet in sheets.items() if not sheet.exists()]
         if missing:
             made = generate(
-                generator(), chunk.cases, self.settings, wiring=series.wiring,
+                generator(), chunk.cases, self.settings, method=series.method,
                 gammas=[c.gamma for c in missing], batch_size=self.batch_size, report=report,
             )  # fmt: skip
             for condition, images in zip(missing, made, strict=True):

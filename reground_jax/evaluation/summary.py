@@ -1,4 +1,4 @@
-"""All numbers of a study: conditions, differences between wirings, references."""
+"""All numbers of a study: conditions, differences between methods, references."""
 
 import functools
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from reground_jax.evaluation.conditions import Condition
+from reground_jax.evaluation.conditions import ENDS, SINGLE, Condition
 from reground_jax.evaluation.scorers import Scorer
 from reground_jax.evaluation.statistics import (
     Interval,
@@ -26,10 +26,11 @@ Values = Mapping[str, np.ndarray]  # by metric, one value per resample
 def summarize(records: Records, scorers: Sequence[Scorer], along: str) -> dict[str, list[Row]]:
     """The numbers as JSON: conditions, their differences, and the scorers' references.
 
-    "differences" compare with the sequential wiring at the same gamma; "equal_boxes" compare with
-    it at the interpolated gamma where the metric `along` (the share of boxes that are filled) is
-    the same. Every metric is (estimate, low, high), or null where nothing was asked for; distances
-    are single numbers and have no differences.
+    "differences" compare with the sequential wiring at the same gamma, and methods other than
+    parallel with that, too; "equal_boxes" compare with them at the interpolated gamma where the
+    metric `along` (the share of boxes that are filled) is the same. "beside" names the one that a
+    row is compared with. Every metric is (estimate, low, high), or null where nothing was asked
+    for; distances are single numbers and have no differences.
     """
     # They depend only on the number of images, so conditions on the same cases are paired.
     weights = functools.cache(bootstrap_weights)
@@ -40,12 +41,18 @@ def summarize(records: Records, scorers: Sequence[Scorer], along: str) -> dict[s
             for condition, found in records.items()
         ],
         "differences": [
-            _differences(condition, {n: v - values[twin][n] for n, v in values[condition].items()})
-            for condition, twin in _pairs(records)
+            _row_beside(
+                twin, condition, {n: v - values[twin][n] for n, v in values[condition].items()}
+            )
+            for condition, curve in _compared(records)
+            for twin in curve
+            if twin.gamma == condition.gamma
         ],
         "equal_boxes": [
-            _differences(condition, _above(values[condition], [values[c] for c in curve], along))
-            for condition, curve in _curves(records)
+            _row_beside(
+                curve[0], condition, _above(values[condition], [values[c] for c in curve], along)
+            )
+            for condition, curve in _compared(records)
         ],
         "references": [
             _row(what, found, _values(found, scorers, weights(_count(found))), scorers)
@@ -88,7 +95,7 @@ def _references(
     }
     return [
         (
-            {"cases": cases, "wiring": name},
+            {"cases": cases, "method": name},
             {
                 scorer.name: scorer.references[cases][name][: counts[cases]]
                 for scorer in scorers
@@ -99,24 +106,20 @@ def _references(
     ]
 
 
-def _pairs(records: Iterable[Condition]) -> list[tuple[Condition, Condition]]:
-    """Each parallel condition with its sequential twin, where both were measured."""
-    return [
-        (condition, twin)
-        for condition, curve in _curves(records)
-        for twin in curve
-        if twin.gamma == condition.gamma
-    ]
+def _compared(records: Iterable[Condition]) -> list[tuple[Condition, list[Condition]]]:
+    """Conditions, each with a curve over gamma to compare it with: the first model's on its cases.
 
-
-def _curves(records: Iterable[Condition]) -> list[tuple[Condition, list[Condition]]]:
-    """Each parallel condition with the sequential ones of the same cases (of the first model)."""
+    All methods but those measured only once are compared with the sequential wiring, and all but
+    the parallel wiring with the parallel one.
+    """
     known = list(records)
-    return [
-        (c, [s for s in known if s.wiring == "sequential" and s.cases == c.cases])
+    pairs = [
+        (c, [s for s in known if (s.model, s.method, s.cases) == (known[0].model, end, c.cases)])
+        for end in ENDS
         for c in known
-        if c.wiring == "parallel"
+        if c.method not in (*ENDS[: ENDS.index(end) + 1], *SINGLE)
     ]
+    return [(condition, curve) for condition, curve in pairs if curve]
 
 
 def _above(values: Values, curve: Sequence[Values], along: str) -> dict[str, np.ndarray]:
@@ -129,8 +132,9 @@ def _above(values: Values, curve: Sequence[Values], along: str) -> dict[str, np.
     }
 
 
-def _differences(condition: Condition, values: Values) -> Row:
-    return {**vars(condition), **{name: _interval(value) for name, value in values.items()}}
+def _row_beside(other: Condition, condition: Condition, values: Values) -> Row:
+    numbers = {name: _interval(value) for name, value in values.items()}
+    return {**vars(condition), "beside": other.method, **numbers}
 
 
 def _row(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from reground_jax.basics.fields import check_name
 
@@ -98,9 +98,15 @@ def attention_for(
 def plain(
     q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
 ) -> Float[Array, "B T N D"]:
+    return jnp.einsum("bnts,bsnd->btnd", probabilities(q, k).astype(v.dtype), v)
+
+
+def probabilities(
+    q: Float[Array, "B T N D"], k: Float[Array, "B S N D"]
+) -> Float32[Array, "B N T S"]:
+    """How much each query attends to each key, an attention map."""
     logits = jnp.einsum("btnd,bsnd->bnts", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
-    return jnp.einsum("bnts,bsnd->btnd", weights, v)
+    return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
 
 
 def lean(

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from reground_jax.basics.short_repr import short_repr
-from reground_jax.networks.attention import Attend
+from reground_jax.networks.attention import Attend, probabilities
 from reground_jax.networks.layers import Linear
 
 LAYER_NORM_EPS = 1e-5  # for every LayerNorm in a transformer block
@@ -67,12 +67,22 @@ class SelfAttention(nnx.Module):
     def __call__(
         self, qkv: Float[Array, "A T M"], *, extra: KeyValue | None = None, attend: Attend
     ) -> Float[Array, "B T C"]:
+        return self.to_out(merge_heads(attend(*self._parts(qkv, extra))))
+
+    def map(
+        self, qkv: Float[Array, "A T M"], *, extra: KeyValue | None = None
+    ) -> Float32[Array, "B N T S"]:
+        """The attention map of a call."""
+        q, k, _ = self._parts(qkv, extra)
+        return probabilities(q, k)
+
+    def _parts(self, qkv: Array, extra: KeyValue | None) -> tuple[Array, Array, Array]:
         q, k, v = split_heads(qkv, self.num_heads, 3)
         if extra is not None:
             q, k, v = (repeat_to(part, extra.key.shape[0]) for part in (q, k, v))
             k = jnp.concatenate([k, extra.key], axis=1)
             v = jnp.concatenate([v, extra.value], axis=1)
-        return self.to_out(merge_heads(attend(q, k, v)))
+        return q, k, v
 
 
 class CrossAttention(nnx.Module):
@@ -90,6 +100,12 @@ class CrossAttention(nnx.Module):
     def __call__(
         self, q: Float[Array, "A T C"], text: KeyValue, *, attend: Attend
     ) -> Float[Array, "B T C"]:
+        return self.to_out(merge_heads(attend(self._query(q, text), text.key, text.value)))
+
+    def map(self, q: Float[Array, "A T C"], text: KeyValue) -> Float32[Array, "B N T S"]:
+        """The attention map of a call."""
+        return probabilities(self._query(q, text), text.key)
+
+    def _query(self, q: Array, text: KeyValue) -> Array:
         (q,) = split_heads(q, self.num_heads, 1)
-        q = repeat_to(q, text.key.shape[0])
-        return self.to_out(merge_heads(attend(q, text.key, text.value)))
+        return repeat_to(q, text.key.shape[0])

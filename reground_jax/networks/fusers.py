@@ -33,22 +33,26 @@ class GatedSelfAttention(nnx.Module):
         return self.attn.key_value(self.norm1(self.linear(tokens)))
 
     @jax.named_scope("fuser")
+    def project(self, x: Float[Array, "A T C"]) -> Float[Array, "A T M"]:
+        """The attention's projections of `x`, unless they come from a `Packed`."""
+        return self.attn.to_qkv(self.norm1(x))
+
+    @jax.named_scope("fuser")
     def __call__(
         self,
         x: Float[Array, "A T C"],
+        qkv: Float[Array, "A T M"],
         grounding: KeyValue,
         gate: Float[Array, ""],
         *,
-        qkv: Float[Array, "A T M"] | None = None,
         attend: Attend,
     ) -> Float[Array, "B T C"]:
         """GSA(x, g) in the formulas of transformer.py; `gate` is the step's gate, 0..1, float32.
 
-        qkv: the attention's projections of `x`, if already computed (`Packed`).
+        qkv: the result of `project`.
         """
         scale_attn = (gate * jnp.tanh(self.alpha_attn[...].astype(jnp.float32))).astype(x.dtype)
         scale_dense = (gate * jnp.tanh(self.alpha_dense[...].astype(jnp.float32))).astype(x.dtype)
-        qkv = self.attn.to_qkv(self.norm1(x)) if qkv is None else qkv
         a = scale_attn * self.attn(qkv, extra=grounding, attend=attend)
         return a + scale_dense * self.ff(self.norm2(add(x, a)))
 

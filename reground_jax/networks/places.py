@@ -2,6 +2,10 @@
 
 A place says which layer an array belongs to, like a key in a dict; as a string, it is the layer's
 scope path in a profile, such as "down_0/transformer_1/block_0/cross_attention".
+
+The map at a place is the softmax of the layer's logits: float32, over S keys for each of T cells in
+row-major order, in N heads. Keys are the tokens of the text, the cells themselves or, in a fuser,
+the cells and then the grounding tokens.
 """
 
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ SCOPES: dict[Attention, str] = {  # as transformer.py and fusers.py name them
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Place:
     level: str  # `UNetLevel.name`: "down_0", "mid_0", "up_2"
     transformer: int  # index in the level
@@ -27,6 +31,18 @@ class Place:
     def __str__(self) -> str:
         scope = SCOPES[self.attention]
         return f"{self.level}/transformer_{self.transformer}/block_{self.block}/{scope}"
+
+
+InBlock = tuple[int, Attention]  # index of a block, and which of its attentions
+
+
+def within(watch: frozenset[Place], level: str, transformer: int) -> frozenset[InBlock]:
+    """The places of one transformer."""
+    return frozenset(
+        (place.block, place.attention)
+        for place in watch
+        if (place.level, place.transformer) == (level, transformer)
+    )
 
 
 def places(config: UNetConfig) -> tuple[Place, ...]:

@@ -5,20 +5,25 @@
     text_first                 h = x + SA(x);  h = h + CA(h, c);   h = h + GSA(h, g); h = h + FF(h)
     no_text                    h = x + SA(x);  h = h + GSA(h, g);                     h = h + FF(h)
     no_grounding  (plain SD)   h = x + SA(x);  h = h + CA(h, c);                      h = h + FF(h)
+    coupled                    h = x + SA(x);  g = GSA(h, g);
+                               h = h + w_g g + w_t CA(h + k g, c);                    h = h + FF(h)
 
+`coupled` is GLIGEN at coupling k = 1 and ReGround at k = 0; k and both weights are arguments.
 Each branch is a residual: it applies its own LayerNorm and returns what to add.
 GLIGEN: arXiv 2301.07093, eq. 6-8. ReGround: arXiv 2403.13589, section 4.
 
-To add a wiring, name it in `settings.Wiring`, and define here what it does (`TransformerBlock`) and
-what it reads. One that reads the text is plain Stable Diffusion while its fusers are off.
+To add a wiring, name it in `settings.Wiring`, and define here what it does (`wired`),
+what it reads, and whether it is plain Stable Diffusion while its fusers are off.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple, assert_never
 
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from reground_jax.basics.fields import check_name
 from reground_jax.basics.short_repr import short_repr
@@ -32,6 +37,7 @@ from reground_jax.networks.attention_blocks import (
 )
 from reground_jax.networks.fusers import GatedSelfAttention, Packed, project_both
 from reground_jax.networks.layers import FeedForward, LayerNorm
+from reground_jax.networks.places import Attention
 from reground_jax.settings import WIRINGS, Wiring
 
 
@@ -41,6 +47,11 @@ def reads_text(wiring: Wiring) -> bool:
 
 def reads_grounding(wiring: Wiring) -> bool:
     return wiring != "no_grounding"
+
+
+def plain_without_fusers(wiring: Wiring) -> bool:
+    """Whether it is plain Stable Diffusion while its fusers are off."""
+    return wiring not in ("no_text", "coupled")  # the latter has its weight of the text
 
 
 def packs(wiring: Wiring) -> bool:
@@ -98,45 +109,81 @@ class TransformerBlock(nnx.Module):
         x: Float[Array, "A T C"],
         context: BlockContext,
         packed: Packed | None = None,
+        amounts: Float[Array, "3"] | None = None,
         *,
         gate: Float[Array, ""] | None,
         wiring: Wiring,
         attend: Attend,
-    ) -> Float[Array, "B T C"]:
-        """B is the batch size of `context`; A, that of `x`, may be a divisor of it.
+        watch: frozenset[Attention] = frozenset(),
+    ) -> tuple[Float[Array, "B T C"], dict[Attention, Float32[Array, "B N T S"]]]:
+        """The new `x`, and the maps of the attentions in `watch`, as far as they are computed.
 
-        What comes before the first context is then computed once for all branches of a sample.
-        gate: None leaves the fuser out of the program. packed: the result of `pack`.
+        B is the batch size of `context`; A, that of `x`, may be a divisor of it. What comes before
+        the first context is then computed once for all branches of a sample. gate: None leaves the
+        fuser out of the program. packed: the result of `pack`. amounts: for `coupled`, the coupling
+        and the weights of grounding and text.
         """
+        maps: dict[Attention, Array] = {}
 
         def ground(h: Array, qkv: Array | None = None) -> Array | None:
             if gate is None or self.fuser is None or context.grounding is None:
                 return None
-            return self.fuser(h, context.grounding, gate, qkv=qkv, attend=attend)
+            qkv = self.fuser.project(h) if qkv is None else qkv
+            if "fuser" in watch:
+                maps["fuser"] = self.fuser.attn.map(qkv, extra=context.grounding)
+            return self.fuser(h, qkv, context.grounding, gate, attend=attend)
 
         @jax.named_scope("cross_attention")
         def read(h: Array, q: Array | None = None) -> Array:
             assert context.text is not None
             q = self.attn2.to_q(self.norm2(h)) if q is None else q
+            if "text" in watch:
+                maps["text"] = self.attn2.map(q, context.text)
             return self.attn2(q, context.text, attend=attend)
 
         with jax.named_scope("self_attention"):
-            x = x + self.attn1(self.attn1.to_qkv(self.norm1(x)), attend=attend)
-        match wiring:
-            case "sequential":  # GLIGEN: text attention reads features that grounding has changed
-                x = add(x, ground(x))
-                x = add(x, read(x))
-            case "parallel":  # ReGround: both read the same features
-                qkv, q = project_both(x, packed) if gate is not None else (None, None)
-                x = add(x, ground(x, qkv), read(x, q))
-            case "text_first":
-                x = add(x, read(x))
-                x = add(x, ground(x))
-            case "no_text":
-                x = add(x, ground(x))
-            case "no_grounding":  # plain Stable Diffusion
-                x = add(x, read(x))
-            case _:
-                check_name("wiring", wiring, WIRINGS)
-                assert_never(wiring)  # a wiring without a case above
-        return x + self.ff(self.norm3(x))
+            qkv = self.attn1.to_qkv(self.norm1(x))
+            if "self" in watch:
+                maps["self"] = self.attn1.map(qkv)
+            x = x + self.attn1(qkv, attend=attend)
+        project = functools.partial(project_both, packed=packed if gate is not None else None)
+        x = wired(wiring, x, ground, read, project, amounts)
+        return x + self.ff(self.norm3(x)), maps
+
+
+def wired(
+    wiring: Wiring,
+    x: Array,
+    ground: Callable[..., Array | None],
+    read: Callable[..., Array],
+    project: Callable[[Array], tuple[Array | None, Array | None]],
+    amounts: Array | None,
+) -> Array:
+    """x plus what a wiring makes of the fuser and of attention to the text.
+
+    ground, read: both branches as functions of the features that they read, and of projections of
+    these that `project` computes for both. ground returns None without a fuser.
+    """
+    match wiring:
+        case "sequential":  # GLIGEN: text attention reads features that grounding has changed
+            x = add(x, ground(x))
+            return add(x, read(x))
+        case "parallel":  # ReGround: both read the same features
+            qkv, q = project(x)
+            return add(x, ground(x, qkv), read(x, q))
+        case "text_first":
+            x = add(x, read(x))
+            return add(x, ground(x))
+        case "no_text":
+            return add(x, ground(x))
+        case "no_grounding":  # plain Stable Diffusion
+            return add(x, read(x))
+        case "coupled":
+            assert amounts is not None
+            coupling, weight, text_weight = amounts.astype(x.dtype)
+            if (g := ground(x)) is None:
+                return add(x, text_weight * read(x))
+            return add(x, weight * g, text_weight * read(add(x, coupling * g)))
+        case _:
+            check_name("wiring", wiring, WIRINGS)
+            assert_never(wiring)  # a wiring without a case above

@@ -9,12 +9,12 @@ computed once.
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Float32, Int
 
 from reground_jax.basics.short_repr import short_repr
 from reground_jax.config import UNetConfig, UNetLevel
@@ -30,6 +30,7 @@ from reground_jax.networks.layers import (
     ResnetBlock,
     Upsample,
 )
+from reground_jax.networks.places import InBlock, Place, within
 from reground_jax.networks.recompute import recomputed
 from reground_jax.networks.transformer import BlockContext, TransformerBlock, reads_grounding
 from reground_jax.settings import Wiring
@@ -52,6 +53,11 @@ class Prepared(NamedTuple):
         rows = tuple(jax.lax.dynamic_slice_in_dim(t, row, 1) for t in self.time)
         return self._replace(time=rows)
 
+    def conditional(self, batch: int) -> "Prepared":
+        """The first branch of each of `batch` samples, which reads its prompt and its boxes."""
+        branches = jax.tree.leaves(self.blocks)[0].shape[0] // batch
+        return self._replace(blocks=jax.tree.map(lambda array: array[::branches], self.blocks))
+
     def for_steps(self, grounded: bool) -> "Prepared":
         """What steps with fusers read, or without them.
 
@@ -63,6 +69,9 @@ class Prepared(NamedTuple):
             block if block.text is None else block._replace(grounding=None) for block in self.blocks
         )
         return self._replace(blocks=blocks, packed=(None,) * len(self.packed))
+
+
+BlockArguments = tuple[BlockContext, Packed | None, Float[Array, "3"] | None]
 
 
 class TimeEmbedding(nnx.Module):
@@ -104,25 +113,32 @@ class SpatialTransformer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "A H W C"],
-        contexts: Sequence[tuple[BlockContext, Packed | None]],
+        contexts: Sequence[BlockArguments],
         *,
         gate: Float[Array, ""] | None,
         wiring: Wiring,
         attend: Attend,
         remat: bool = False,
-    ) -> Float[Array, "B H W C"]:
-        """`contexts`: each block's context and the result of its `pack`."""
+        watch: frozenset[InBlock] = frozenset(),
+    ) -> tuple[Float[Array, "B H W C"], dict[InBlock, Float32[Array, "B N T S"]]]:
+        """The new feature map, and the attention maps in `watch`.
 
-        def call(block: TransformerBlock, h: Array, own: tuple[BlockContext, Packed | None]):
-            fixed = functools.partial(block, gate=gate, wiring=wiring, attend=attend)
+        contexts: each block's context, the result of its `pack`, and its amounts.
+        """
+
+        def call(block: TransformerBlock, h: Array, own: BlockArguments, watch):
+            fixed = functools.partial(block, gate=gate, wiring=wiring, attend=attend, watch=watch)
             return recomputed(fixed, remat)(h, *own)
 
         _, height, width, channels = x.shape
         h = self.proj_in(self.norm(x)).reshape(x.shape[0], height * width, channels)
-        for i, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
+        maps = {}
+        for i, (block, own) in enumerate(zip(self.blocks, contexts, strict=True)):
+            kinds = frozenset(kind for index, kind in watch if index == i)
             with jax.named_scope(f"block_{i}"):
-                h = call(block, h, context)
-        return add(x, self.proj_out(h).reshape(h.shape[0], height, width, channels))
+                h, found = call(block, h, own, kinds)
+            maps |= {(i, kind): attention for kind, attention in found.items()}
+        return add(x, self.proj_out(h).reshape(h.shape[0], height, width, channels)), maps
 
 
 class Level(nnx.Module):
@@ -231,7 +247,6 @@ class UNet(nnx.Module):
             ),
         )
 
-    @jax.named_scope("unet")
     def __call__(
         self,
         x: Float[Array, "B H W I"],
@@ -240,20 +255,44 @@ class UNet(nnx.Module):
         gate: Float[Array, ""] | None,
         wiring: Wiring,
         attend: Attend,
+        amounts: Float[Array, "D 3"] | None = None,
         remat: bool = False,
     ) -> Float[Array, "K H W O"]:
-        """`prepared.time` has one row for all B samples (`Prepared.at`) or one for each.
+        """The output of `watched` without maps."""
+        options = {"gate": gate, "wiring": wiring, "attend": attend, "amounts": amounts}
+        return self.watched(x, prepared, frozenset(), **options, remat=remat)[0]
 
-        gate: the step's gate (float32 scalar), or None to leave out the fusers. Computes in the
-        dtype of the context and returns K = k * B samples in that dtype, with the k branches of
-        each sample adjacent; K = B if no block reads a context (`no_text` without fusers).
-        remat: for training, compute what is inside blocks and resnets again in the backward pass.
+    @jax.named_scope("unet")
+    def watched(
+        self,
+        x: Float[Array, "B H W I"],
+        prepared: Prepared,
+        watch: frozenset[Place],
+        *,
+        gate: Float[Array, ""] | None,
+        wiring: Wiring,
+        attend: Attend,
+        amounts: Float[Array, "D 3"] | None = None,
+        remat: bool = False,
+    ) -> tuple[Float[Array, "K H W O"], dict[Place, Float32[Array, "K N T S"]]]:
+        """The output, and the attention maps at `watch`, unless not computed (networks/places.py).
+
+        `prepared.time` has one row for all B samples (`Prepared.at`) or one for each. gate: the
+        step's gate (float32 scalar), or None to leave out the fusers. amounts: of `coupled`, for
+        each transformer block. remat: compute blocks and resnets again in the backward pass.
+
+        Computes in the dtype of the context and returns K = k * B samples in that dtype, with the k
+        branches of each sample adjacent; K = B if no block reads a context (`no_text` without
+        fusers).
         """
         dtype = jax.tree.leaves(prepared.blocks)[0].dtype
         times = iter(prepared.time)
-        contexts = zip(prepared.blocks, prepared.packed, strict=True)
+        how: dict[str, Any] = {"gate": gate, "wiring": wiring, "attend": attend, "remat": remat}
+        maps: dict[Place, Array] = {}
+        rows = [None] * len(prepared.blocks) if amounts is None else list(amounts)
+        contexts = zip(prepared.blocks, prepared.packed, rows, strict=True)
 
-        def layer(level: Level, i: int, h: Array) -> Array:
+        def layer(name: str, level: Level, i: int, h: Array) -> Array:
             time = next(times)
             with jax.named_scope(f"resnet_{i}"):
                 time = time if time.shape[0] == 1 else repeat_to(time, h.shape[0])
@@ -262,7 +301,8 @@ class UNet(nnx.Module):
                 transformer = level.attentions[i]
                 own = list(itertools.islice(contexts, len(transformer.blocks)))
                 with jax.named_scope(f"transformer_{i}"):
-                    h = transformer(h, own, gate=gate, wiring=wiring, attend=attend, remat=remat)
+                    h, found = transformer(h, own, **how, watch=within(watch, name, i))
+                maps.update({Place(name, i, *key): attention for key, attention in found.items()})
             return h
 
         h = self.conv_in(x.astype(dtype))
@@ -273,7 +313,7 @@ class UNet(nnx.Module):
                     if shape.part == "up":
                         skip = repeat_to(skips.pop(), h.shape[0])
                         h = jnp.concatenate([h, skip], axis=-1)
-                    h = layer(level, i, h)
+                    h = layer(shape.name, level, i, h)
                     if shape.part == "down":
                         skips.append(h)
                 if isinstance(level, DownLevel) and level.downsampler is not None:
@@ -282,4 +322,4 @@ class UNet(nnx.Module):
                 if isinstance(level, UpLevel) and level.upsampler is not None:
                     _, height, width, _ = skips[-1].shape
                     h = level.upsampler(h, size=(height, width))
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(h))), maps

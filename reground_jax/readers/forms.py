@@ -8,7 +8,10 @@ from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, read_json
+from reground_jax.readers.boxdiff import boxdiff_layouts, is_boxdiff
+from reground_jax.readers.cobench import read_cobench
 from reground_jax.readers.coco import coco_layouts, is_coco
+from reground_jax.readers.drawbench import drawbench_layouts, is_drawbench
 from reground_jax.readers.instancediffusion import instancediffusion_layouts, is_instancediffusion
 from reground_jax.readers.lmd import is_lmd, lmd_layouts
 from reground_jax.readers.nsr1k import is_nsr1k, nsr1k_layouts
@@ -26,16 +29,18 @@ JSON_FORMS = {
     "coco": Form("COCO", is_coco, coco_layouts),
     "nsr1k": Form("NSR-1K", is_nsr1k, nsr1k_layouts),
     "lmd": Form("LMD", is_lmd, lmd_layouts),
+    "boxdiff": Form("BoxDiff", is_boxdiff, boxdiff_layouts),
+    "drawbench": Form("DrawBench", is_drawbench, drawbench_layouts),
     "instancediffusion": Form("layout", is_instancediffusion, instancediffusion_layouts),
 }
-FORMS = ("jsonl", *JSON_FORMS)
+FORMS = ("jsonl", "cobench", *JSON_FORMS)
 FIRST_LINE = 1 << 20  # maximum bytes of a file to read as its first line
 
 
 def read_layouts(
     path: str, form: str | None, captions: str | None
 ) -> Iterator[Layout | Rejected] | None:
-    """The layouts of a JSON file; None if it is JSONL, with one layout per line (lines.py).
+    """The layouts of a JSON or CSV file; None if it is JSONL, one layout per line (lines.py).
 
     form: one of FORMS, or None to detect it. captions: COCO's second file, only for COCO.
     Raises ValueError if the file has no known format, or does not have the given one.
@@ -44,12 +49,16 @@ def read_layouts(
         check_name("form", form, FORMS)
     elif captions is not None:
         form = "coco"
+    elif path.endswith(".csv"):
+        form = "cobench"
     elif not path.endswith(".json") or _is_jsonl(path):
         form = "jsonl"
     if form is not None:
         _check_captions(form, captions)
     if form == "jsonl":
         return None
+    if form == "cobench":
+        return read_cobench(path)
     content = read_json(path, "layout" if form is None else JSON_FORMS[form].title)
     if form is None:
         form = form_of(content, path)
@@ -71,7 +80,8 @@ def form_of(content: Any, path: str) -> str:
     raise ValueError(
         f"{path} holds {holds}, which is not a known form of layouts: give one layout per line "
         "(name that file *.jsonl), COCO instances (with --captions), an NSR-1K or LayoutGPT list, "
-        "an LLM-grounded diffusion cache, or an InstanceDiffusion demo"
+        "an LLM-grounded diffusion cache, BoxDiff's or DrawBench's list, CoBench's CSV, or an "
+        "InstanceDiffusion demo"
     )
 
 

@@ -47,6 +47,17 @@ def fractions(box: Any, size: tuple[float, float], *, name: str = "bbox") -> Box
     return x0, y0, x1, y1
 
 
+def corner_fractions(box: Any, size: tuple[float, float], *, name: str = "box") -> Box:
+    """`fractions` of x0, y0, x1, y1 in pixels. Raises ValueError, for reversed corners too."""
+    numbers = [_number(value) for value in box] if isinstance(box, (list, tuple)) else []
+    if len(numbers) != 4 or None in numbers:
+        raise ValueError(f"its {name} is {shown(box)}: it must be x0, y0, x1, y1, four numbers")
+    x0, y0, x1, y1 = (number or 0.0 for number in numbers)
+    if x0 > x1 or y0 > y1:
+        raise ValueError(f"its {name} is {shown(box)}: its corners are in the wrong order")
+    return fractions([x0, y0, x1 - x0, y1 - y0], size, name=name)
+
+
 def _number(value: Any) -> float | None:
     """A finite number as a float; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

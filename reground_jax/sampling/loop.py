@@ -5,7 +5,7 @@ previews and sweeps over gamma use the same two programs.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,11 @@ from reground_jax.conditioning import Conditioning
 from reground_jax.devices import SPLIT, WHOLE
 from reground_jax.model import Params
 from reground_jax.networks.attention import Attend
+from reground_jax.networks.recompute import blockwise_attention
 from reground_jax.networks.unet import Prepared
+from reground_jax.sampling.attention_guidance.guide import Guide, Guided, guide_step
+from reground_jax.sampling.attention_guidance.maps import Maps
+from reground_jax.sampling.attention_guidance.steps import Steps
 from reground_jax.sampling.guidance import branch_grounding, branch_text, guide
 from reground_jax.sampling.noise import ETA, step_noise
 from reground_jax.sampling.solvers.plan import Plan, Solver, State
@@ -43,12 +47,18 @@ class Inputs(NamedTuple):
     guidance_scale: Float[Array, ""]
     seeds: UInt32[Array, "B"]  # one per image; read by stochastic solvers
     inpaint: Inpaint | None = None
+    guided: Guided | None = None  # for attention guidance
+    guidance_steps: Steps | None = None
+    amounts: Float[Array, "N D 3"] | None = None  # of `coupled` (sampling/coupling.py)
 
     __repr__ = short_repr
 
 
 # How these are sharded over devices (devices.py).
-INPUT_SPECS = Inputs(plan=WHOLE, gates=WHOLE, guidance_scale=WHOLE, seeds=SPLIT, inpaint=SPLIT)  # type: ignore[arg-type]
+INPUT_SPECS = Inputs(
+    plan=WHOLE, gates=WHOLE, guidance_scale=WHOLE, seeds=SPLIT, inpaint=SPLIT,  # type: ignore
+    guided=SPLIT, guidance_steps=WHOLE, amounts=WHOLE,  # type: ignore
+)  # fmt: skip
 PREPARED_SPECS = Prepared(blocks=SPLIT, time=WHOLE, packed=WHOLE)  # type: ignore[arg-type]
 PREPARE_SPECS = (WHOLE, SPLIT, WHOLE)  # params, conditioning, timesteps
 # params, state, prepared, inputs, start, stop
@@ -65,6 +75,7 @@ class Program:
     attend: Attend
     grounded: bool = True  # with fusers
     stochastic: bool = False  # the solver draws noise at every step
+    guide: Guide | None = None  # attention guidance
 
 
 def prepare(
@@ -103,22 +114,45 @@ def advance(
     unet = nnx.merge(program.unet, params)
     plan = inputs.plan
 
+    def how(row: Plan) -> dict[str, Any]:
+        return {
+            "gate": inputs.gates[row.step] if program.grounded else None,
+            "wiring": program.wiring,
+            "attend": program.attend,
+            "amounts": None if inputs.amounts is None else inputs.amounts[row.step],
+        }
+
+    def guided(evaluation: Array, state: State, row: Plan) -> State:
+        """`state` after the updates of attention guidance, which read the conditional branch."""
+        assert program.guide and inputs.guided and inputs.guidance_steps
+        watch = program.guide.watch
+        context = prepared.at(evaluation).conditional(state.x.shape[0])
+
+        def maps_at(x: Array) -> Maps:
+            options = how(row) | {"attend": blockwise_attention}
+            x = network_input(x, inputs.inpaint, row)
+            return unet.watched(x, context, watch, **options)[1]
+
+        x, latched = guide_step(
+            program.guide, maps_at, state.x, state.latched,
+            inputs.guided, inputs.guidance_steps, row,
+        )  # fmt: skip
+        return state._replace(x=x, latched=latched)
+
     def evaluate(evaluation: Array, state: State) -> State:
         row = plan.row(evaluation)
         if inputs.inpaint is not None:
             state = state._replace(x=restore_known(state.x, inputs.inpaint, row))
-        output = unet(
-            network_input(state.x, inputs.inpaint, row),
-            prepared.at(evaluation),
-            gate=inputs.gates[row.step] if program.grounded else None,
-            wiring=program.wiring,
-            attend=program.attend,
-        )
+        if program.guide is not None:
+            state = guided(evaluation, state, row)
+        x = network_input(state.x, inputs.inpaint, row)
+        output = unet(x, prepared.at(evaluation), **how(row))
         output = guide(output.astype(jnp.float32), inputs.guidance_scale, state.x.shape[0])
         noise = None
         if program.stochastic:
             noise = step_noise(inputs.seeds, state.x.shape[1:], ETA, row.step)
-        return program.solver.update(state, output, row, noise)
+        after = program.solver.update(state, output, row, noise)
+        return after._replace(latched=state.latched)
 
     first, last = plan.evaluations_before(start), plan.evaluations_before(stop)
     return jax.lax.fori_loop(first, last, evaluate, state)

@@ -1,53 +1,99 @@
-"""Many gate tables from one start, running the steps that they share only once.
+"""Many schedules from one start, running the steps that they share only once.
 
-Runs with the same seed are identical until the smaller gamma turns its fusers off, so they form a
-tree: for gamma 0, 0.1 .. 1 it has 6.5 N steps, where separate runs have 11 N.
+Runs with the same seed are identical until their schedules differ, such as where the smaller gamma
+turns its fusers off, so they form a tree: for gamma 0, 0.1 .. 1 it has 6.5 N steps, where separate
+runs have 11 N.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
+from reground_jax.config import UNetConfig
+from reground_jax.sampling.coupling import amount_table
+from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.sampling.solvers.plan import State
-
-# (state, gates, start, stop) -> state after steps start..stop-1; may reuse the memory of `state`
-Advance = Callable[[State, Float32[np.ndarray, "n"], int, int], State]
+from reground_jax.settings import Settings
 
 
-def branch(state: State, tables: Float32[np.ndarray, "k n"], advance: Advance) -> list[State]:
-    """The final state under each of `tables` (sampling/gate.py), all starting from `state`."""
+class Schedule(NamedTuple):
+    """What a run does at each of its steps."""
+
+    gates: Float32[np.ndarray, "n"]
+    amounts: Float32[np.ndarray, "n d 3"] | None  # of the wiring `coupled`
+    grounded_steps: int
+
+    @classmethod
+    def of(cls, settings: Settings, config: UNetConfig) -> "Schedule":
+        """Raises ValueError for settings that do not fit the model."""
+        gates, amounts = (
+            gate_table(settings.gamma, settings.num_steps),
+            amount_table(settings, config),
+        )
+        grounded = grounded_steps(gates)
+        if amounts is not None:
+            amounts[grounded:, :, :2] = 0  # nothing reads them, so steps may be shared
+        return cls(gates, amounts, grounded)
+
+    def row(self, step: int) -> bytes:
+        """Equal for two schedules that do the same at a step."""
+        grounded = step < self.grounded_steps
+        amounts = b"" if self.amounts is None else self.amounts[step].tobytes()
+        return bytes([grounded]) + self.gates[step].tobytes() + amounts
+
+
+# (state, schedule, start, stop) -> state after steps start..stop-1; may reuse `state`'s memory
+Advance = Callable[[State, Schedule, int, int], State]
+
+
+def branch(state: State, schedules: Sequence[Schedule], advance: Advance) -> list[State]:
+    """The final state under each schedule, all starting from `state`."""
+    rows = numbered(schedules)
     finals: dict[int, State] = {}
-    # Branching points: a state, the rows of each branch still to run, and the step.
-    waiting: list[tuple[State, list[list[int]], int]] = [(state, [list(range(len(tables)))], 0)]
+    # Branching points: a state, the runs of each branch still to go, and the step.
+    waiting: list[tuple[State, list[list[int]], int]] = [(state, [list(range(len(rows)))], 0)]
     while waiting:
-        state, (rows, *others), start = waiting.pop()
+        state, (runs, *others), start = waiting.pop()
         if others:
             waiting.append((state, others, start))
             state = jax.tree.map(jnp.copy, state)
-        stop = start + _common(tables[rows, start:])
+        stop = start + _common(rows[runs, start:])
         if stop > start:
-            state = advance(state, tables[rows[0]], start, stop)
-        if stop == tables.shape[1]:
-            finals |= dict.fromkeys(rows, state)
+            state = advance(state, schedules[runs[0]], start, stop)
+        if stop == rows.shape[1]:
+            finals |= dict.fromkeys(runs, state)
         else:
-            waiting.append((state, _split(rows, tables[:, stop]), stop))
-    return [finals[row] for row in range(len(tables))]
+            waiting.append((state, _split(runs, rows[:, stop]), stop))
+    return [finals[run] for run in range(len(rows))]
 
 
-def num_steps(tables: Float32[np.ndarray, "k n"]) -> int:
-    """How many steps `branch` runs: the number of distinct prefixes of the tables."""
-    return len({row[: end + 1].tobytes() for row in tables for end in range(len(row))})
+def num_steps(schedules: Sequence[Schedule]) -> int:
+    """How many steps `branch` runs: the number of distinct prefixes of the schedules."""
+    rows = numbered(schedules)
+    return len({row[: end + 1].tobytes() for row in rows for end in range(len(row))})
 
 
-def _common(tables: Float32[np.ndarray, "k n"]) -> int:
-    """The length of the prefix that all tables share."""
-    differ = np.flatnonzero((tables != tables[0]).any(0))
-    return int(differ[0]) if differ.size else tables.shape[1]
+def numbered(schedules: Sequence[Schedule]) -> Int[np.ndarray, "k n"]:
+    """A number for what each schedule does at each step; the same number for the same."""
+    seen: dict[bytes, int] = {}
+    return np.array(
+        [
+            [seen.setdefault(schedule.row(step), len(seen)) for step in range(len(schedule.gates))]
+            for schedule in schedules
+        ]
+    )
 
 
-def _split(rows: Sequence[int], gates: Float32[np.ndarray, "k"]) -> list[list[int]]:
-    """`rows` grouped by their gate at one step, lowest first."""
-    return [[row for row in rows if gates[row] == gate] for gate in np.unique(gates[rows])]
+def _common(rows: Int[np.ndarray, "k n"]) -> int:
+    """The length of the prefix that all share."""
+    differ = np.flatnonzero((rows != rows[0]).any(0))
+    return int(differ[0]) if differ.size else rows.shape[1]
+
+
+def _split(runs: Sequence[int], rows: Int[np.ndarray, "k"]) -> list[list[int]]:
+    """`runs` grouped by what they do at one step."""
+    return [[run for run in runs if rows[run] == row] for row in np.unique(rows[runs])]

@@ -6,12 +6,12 @@ the network and sampling are unchanged.
 """
 
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from reground_jax.networks.attention import Attend
 from reground_jax.networks.grounding.text import Grounding
 from reground_jax.regions import inside_boxes, level_size
 from reground_jax.training.means import ratio
@@ -19,41 +19,18 @@ from reground_jax.training.means import ratio
 ENOUGH = 0.3  # the loss stops rewarding attention above this share of a cell's attention
 
 
-class Watch:
-    """Wraps an `attend` function and records the loss of every call from a fuser.
-
-    Fuser calls are recognized by the number of keys: cells plus grounding tokens. Use a new
-    instance for each trace, since `losses` holds that trace's values.
-    """
-
-    def __init__(self, attend: Attend, grounding: Grounding, height: int, width: int):
-        """height, width: size of the latents."""
-        self.attend, self.grounding, self.size = attend, grounding, (height, width)
-        self.losses: list[Float[Array, ""]] = []
-
-    def __call__(
-        self, q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"]
-    ) -> Float[Array, "B T N D"]:
-        cells, tokens = q.shape[1], self.grounding.mask.shape[1]
-        if k.shape[1] == cells + tokens:
-            mask = jnp.asarray(self.grounding.mask)
-            size = level_size(*self.size, cells)
-            inside = inside_boxes(self.grounding.boxes, mask, *size)
-            attention = grounding_attention(q, k, tokens)
-            self.losses.append(box_attention_loss(attention, inside, mask))
-        return self.attend(q, k, v)
-
-    def mean_loss(self) -> Float[Array, ""]:
-        """The mean over all recorded fuser calls."""
-        return jnp.stack(self.losses).mean()
-
-
-def grounding_attention(
-    q: Float[Array, "B T N D"], k: Float[Array, "B S N D"], tokens: int
-) -> Float[Array, "B T G"]:
-    """The share of each cell's attention to each of the last `tokens` keys, averaged over heads."""
-    logits = jnp.einsum("btnd,bsnd->bnts", q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).mean(1)[..., -tokens:]
+def mean_box_attention_loss(
+    maps: Iterable[Float[Array, "B N _ _"]], grounding: Grounding, height: int, width: int
+) -> Float[Array, ""]:
+    """The mean of `box_attention_loss` over the maps of fusers. height, width: of the latents."""
+    mask = jnp.asarray(grounding.mask)
+    losses = []
+    for attention in maps:
+        cells = attention.shape[2]
+        inside = inside_boxes(grounding.boxes, mask, *level_size(height, width, cells))
+        # The share of each cell's attention to each grounding token, averaged over heads.
+        losses.append(box_attention_loss(attention.mean(1)[..., cells:], inside, mask))
+    return jnp.stack(losses).mean()
 
 
 def box_attention_loss(

@@ -16,7 +16,7 @@ from reground_jax.settings import DTYPES, WIRINGS, wiring_name
 from reground_jax.training.recipe import Recipe
 
 STAGE_NAMES = ("autoencoder", "text_to_image", "grounding", "decoder")
-GROUNDED_WIRINGS = tuple(wiring for wiring in WIRINGS if wiring != "no_grounding")
+GROUNDED_WIRINGS = tuple(w for w in WIRINGS if w not in ("no_grounding", "coupled"))
 FUSER_STARTS = ("gates", "outputs")
 SAVE_DTYPES = (*DTYPES, "float16")
 REMAT = ("none", "blocks")

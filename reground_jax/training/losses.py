@@ -24,9 +24,10 @@ from reground_jax.images import from_uint8
 from reground_jax.model import Params, network
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.grounding.text import Grounding
+from reground_jax.networks.places import Place, places
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.settings import Wiring
-from reground_jax.training.box_attention import Watch
+from reground_jax.training.box_attention import mean_box_attention_loss
 from reground_jax.training.means import average, ratio
 
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
@@ -169,22 +170,26 @@ class DiffusionLoss:
     ) -> tuple[Array, Array | None]:
         """The U-Net's output, and the box-attention loss if its weight is not zero."""
         unet = nnx.merge(network(self.config, "unet")[0], params)
-        grounding, gate, watch = batch.grounding, None, None
+        grounding, gate, watch = batch.grounding, None, frozenset[Place]()
         if grounding is not None:
             drop = chance(self.seed, batch.position, GROUNDING_DROP, self.terms.grounding_drop)
             grounding = grounding._replace(mask=jnp.where(drop[:, None], 0.0, grounding.mask))
             gate = jnp.float32(1)
             if self.terms.box_attention:
-                watch = Watch(self.attend, grounding, *noisy.shape[1:3])
+                known = places(self.config.unet)
+                watch = frozenset(place for place in known if place.attention == "fuser")
         # Not packed: folding the weights pays off over many denoising steps, not for a single one.
         prepared = unet.prepare(
             text, grounding, timesteps.astype(jnp.float32), wiring=self.wiring, pack=False
         )
-        output = unet(
-            noisy, prepared, gate=gate, wiring=self.wiring, attend=watch or self.attend,
+        output, maps = unet.watched(
+            noisy, prepared, watch, gate=gate, wiring=self.wiring, attend=self.attend,
             remat=self.remat,
         )  # fmt: skip
-        return output, None if watch is None else watch.mean_loss()
+        if not maps:
+            return output, None
+        assert grounding is not None
+        return output, mean_box_attention_loss(maps.values(), grounding, *noisy.shape[1:3])
 
 
 def edge_loss(error: Float[Array, "B H W C"], scales: int) -> Float[Array, ""]:

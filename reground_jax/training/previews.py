@@ -83,7 +83,7 @@ def _generation(
     request = Request.of("a preview", programs, layouts, settings, "numpy", {})
 
     def draw(params: Params) -> UInt8[np.ndarray, "B S S 3"]:
-        (images,) = generate(programs, params, texts, request, [request.settings.gamma])
+        (images,) = generate(programs, params, texts, request, [request.settings])
         return to_uint8(images, value_range="0..1")
 
     return draw

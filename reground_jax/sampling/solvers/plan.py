@@ -48,10 +48,11 @@ class Plan(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a solver carries from one evaluation to the next; every leaf is [B,H,W,C] float32."""
+    """What is carried from one evaluation to the next. Solvers change `x` and `history`."""
 
     x: Float32[Array, "B H W C"]  # where the U-Net is evaluated next
     history: tuple[Float32[Array, "B H W C"], ...] = ()  # earlier outputs, newest first
+    latched: Float32[Array, "B"] | None = None  # last losses of methods of attention guidance
 
     __repr__ = short_repr
 
