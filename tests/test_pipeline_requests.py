@@ -109,9 +109,7 @@ def test_no_hint_shadows_a_keyword_of_ours():
 
 
 def test_a_sweep_takes_a_list_of_gammas_and_no_other_gamma(pipe):
-    with pytest.raises(
-        TypeError, match=r"gammas=\[...\], so it takes no 'gamma' of its own"
-    ):
+    with pytest.raises(TypeError, match=r"gammas=\[...\], so it takes no 'gamma' of its own"):
         pipe.sweep([CAT], gammas=[1.0], gamma=0.0)
     with pytest.raises(ValueError, match=r"give a list of them, gammas=\[0.5\]"):
         pipe.sweep([CAT], gammas=0.5)
