@@ -6,7 +6,6 @@ Operations are counted in the traced program, without what the gradient does not
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -15,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.extend import core
 from jax.interpreters import partial_eval
 
+from benchmarks.operations import equations
 from reground_jax.attention_guidance import METHODS, BoxDiff
 from reground_jax.bench.aot import compiled
 from reground_jax.bench.cases import Denoising, Work, describe
@@ -119,7 +118,7 @@ def _options(step: Denoising, fusers: bool) -> dict[str, Any]:
 
 def _macs(jaxpr: Any) -> int:
     """Of matrix products and convolutions."""
-    return sum(count * _macs_of(equation) for equation, count in _equations(jaxpr))
+    return sum(count * _macs_of(equation) for equation, count in equations(jaxpr))
 
 
 def _macs_of(equation: Any) -> int:
@@ -136,13 +135,3 @@ def _macs_of(equation: Any) -> int:
     dilation = int(np.prod(equation.params["lhs_dilation"]))
     window = np.prod([right[axis] for axis in numbers.rhs_spec[1:]])
     return int(np.prod(out) * window) // dilation
-
-
-def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """All equations, and how often each runs."""
-    for equation in jaxpr.eqns:
-        inner = list(core.jaxprs_in_params(equation.params))
-        if not inner:
-            yield equation, times
-        for part in inner:
-            yield from _equations(part, times * equation.params.get("length", 1))

@@ -83,15 +83,15 @@ def _now(preset: str, wiring: Wiring) -> dict[str, int]:
 
 
 def _operations(jaxpr: Any) -> dict[str, int]:
-    kinds = Counter(equation.primitive.name for equation in _equations(jaxpr.jaxpr))
+    kinds = Counter(equation.primitive.name for equation, _ in equations(jaxpr.jaxpr))
     return {name: kinds[kind] for kind, name in HEAVY.items()} | {"all": kinds.total()}
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations, with calls replaced by the equations inside them."""
+def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """All equations, and how often each runs; calls are replaced by the equations inside them."""
     for equation in jaxpr.eqns:
         inner = list(core.jaxprs_in_params(equation.params))
         if not inner:
-            yield equation
+            yield equation, times
         for part in inner:
-            yield from _equations(part)
+            yield from equations(part, times * equation.params.get("length", 1))

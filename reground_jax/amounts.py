@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reground_jax.basics.fields import as_float
-from reground_jax.basics.options import read_number
+from reground_jax.basics.options import SUM_TOLERANCE, read_number
 from reground_jax.basics.wording import shown
 
 Places = tuple[tuple[str, float], ...]  # by place
@@ -21,7 +21,6 @@ Piece = float | Places
 # As Settings has it: a number, a number by place, or pieces of the steps. All can be hashed.
 Amount = float | Places | tuple[tuple[float, Piece], ...]
 
-SUM_TOLERANCE = 1e-6
 RULE = (
     'give a number, numbers by place such as {"down": 1, "mid": 0}, or pieces of the steps such '
     "as [[0.3, 1], [0.7, 0]]"

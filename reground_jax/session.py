@@ -17,8 +17,7 @@ from reground_jax.conditioning import Conditioning
 from reground_jax.model import Params
 from reground_jax.networks.unet import Prepared
 from reground_jax.programs import Programs
-from reground_jax.sampling.attention_guidance.guide import Guided, guided_in
-from reground_jax.sampling.attention_guidance.steps import steps_of
+from reground_jax.sampling.attention_guidance.guide import guidance_inputs
 from reground_jax.sampling.loop import Inputs
 from reground_jax.sampling.solvers.plan import State
 from reground_jax.sampling.sweep import Schedule, branch
@@ -69,9 +68,10 @@ class Session:
         self._before: Array | None = None  # x, one step earlier
         self._canceled = threading.Event()
         self._state: State | None = programs.start(self._plan, settings, seeds, latents=latents)
-        method = settings.attention_guidance
-        self._guided = self._what_to_guide(self._state.x.shape[1:3])
-        self._guidance_steps = None if method is None else steps_of(method, self._plan)
+        self._guided, self._guidance_steps = guidance_inputs(
+            settings.attention_guidance, conditioning.words, programs.config.unet,
+            self._state.x.shape[1:3], self._plan,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         state = "canceled" if self._state is None else f"step {self.step} of {self.num_steps}"
@@ -204,18 +204,6 @@ class Session:
             guided=self._guided, guidance_steps=self._guidance_steps,
             amounts=schedule.amounts,  # type: ignore[arg-type]
         )  # fmt: skip
-
-    def _what_to_guide(self, size: tuple[int, ...]) -> Guided | None:
-        """None without attention guidance. Raises ValueError."""
-        method, words = self.settings.attention_guidance, self._conditioning.words
-        if method is None:
-            return None
-        if words is None:
-            raise ValueError(
-                "the settings have attention guidance, but the conditioning was encoded without "
-                "its words: pass the guidance to `encode`"
-            )
-        return guided_in(method, words, self._programs.config.unet, size)
 
     def _is_guided(self, step: int) -> bool:
         return self.settings.guidance_scale != 1 and step in self._with_both

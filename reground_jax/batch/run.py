@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from reground_jax.attention_guidance import AttentionGuidance
 from reground_jax.basics.fields import check_name
 from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import shown
@@ -79,10 +80,14 @@ class Run:
             for wiring, gamma, seed in itertools.product(self.wirings, self.gammas, self.seeds)
         ]
 
+    def guidances(self) -> list[AttentionGuidance]:
+        """The methods of attention guidance, of each wiring that has one."""
+        found = (self.settings.with_method(wiring).attention_guidance for wiring in self.wirings)
+        return [method for method in found if method is not None]
+
     def rules(self) -> dict[str, int]:
         """The limits for layouts of this run: keyword arguments of `index.check_line`."""
-        methods = [settings.attention_guidance for settings, _ in self.variants()]
-        words = any(method is not None and method.missing == "error" for method in methods)
+        words = any(method.missing == "error" for method in self.guidances())
         rules = {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds)}
         return rules | ({"words": True} if words else {})
 

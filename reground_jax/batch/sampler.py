@@ -43,8 +43,7 @@ class PipelineSampler:
         self.pipe, self.max_boxes = pipe, run.settings.max_boxes
         # Lines are checked when they are indexed. What is left, words past the model's last token,
         # is not guided.
-        methods = (settings.attention_guidance for settings, _ in run.variants())
-        method = next((method for method in methods if method is not None), None)
+        method = next(iter(run.guidances()), None)
         self.guidance = method and dataclasses.replace(method, missing="skip")
         self.rows = run.batch_size * len(pipe.devices)
         self._lock = threading.Lock()

@@ -17,8 +17,7 @@ from reground_jax.counter import run_macs, step_macs, vae_decoder_macs
 from reground_jax.devices import compiler_options
 from reground_jax.networks.attention import Backend, attention_for
 from reground_jax.pipeline import Pipeline
-from reground_jax.sampling.attention_guidance.guide import guided_in
-from reground_jax.sampling.attention_guidance.steps import steps_of
+from reground_jax.sampling.attention_guidance.guide import guidance_inputs
 from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.sampling.loop import Inputs
 from reground_jax.sampling.solvers.plan import State
@@ -60,14 +59,12 @@ class Denoising:
             guided=settings.guidance_scale != 1,
         )
         gates = gate_table(settings.gamma, settings.num_steps)
-        inputs = Inputs(plan, gates, np.float32(settings.guidance_scale), seeds)  # type: ignore[arg-type]
-        if method is not None:
-            assert conditioning.words is not None
-            size = pipe.programs.latent_shape(settings)[:2]
-            inputs = inputs._replace(
-                guided=guided_in(method, conditioning.words, pipe.config.unet, size),
-                guidance_steps=steps_of(method, plan),
-            )
+        size = pipe.programs.latent_shape(settings)[:2]
+        guided, steps = guidance_inputs(method, conditioning.words, pipe.config.unet, size, plan)
+        inputs = Inputs(
+            plan, gates, np.float32(settings.guidance_scale), seeds,  # type: ignore[arg-type]
+            guided=guided, guidance_steps=steps,
+        )  # fmt: skip
         start = functools.partial(pipe.programs.start, plan, settings, seeds)
         return cls(pipe, settings, start, prepared, inputs)
 

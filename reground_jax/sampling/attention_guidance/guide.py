@@ -29,7 +29,7 @@ from reground_jax.networks.places import Place, places
 from reground_jax.sampling.attention_guidance import backward, boxdiff, refocusing
 from reground_jax.sampling.attention_guidance.boxes import guided_layouts
 from reground_jax.sampling.attention_guidance.maps import Maps
-from reground_jax.sampling.attention_guidance.steps import Steps
+from reground_jax.sampling.attention_guidance.steps import Steps, steps_of
 from reground_jax.sampling.attention_guidance.updates import Phase, updated
 from reground_jax.sampling.solvers.plan import Plan
 from reground_jax.words import Words
@@ -107,6 +107,27 @@ def guided_in(
             targets = backward.targets(layouts, sizes)
     some = np.array([bool(layout.boxes) for layout in layouts])
     return Guided(targets, some)
+
+
+def guidance_inputs(
+    method: AttentionGuidance | None,
+    words: Words | None,
+    config: UNetConfig,
+    size: Sequence[int],
+    plan: Plan,
+) -> tuple[Guided | None, Steps | None]:
+    """`Inputs.guided` and `Inputs.guidance_steps`; None without a method. Raises ValueError.
+
+    words: `Conditioning.words`. size: rows and columns of the latents.
+    """
+    if method is None:
+        return None, None
+    if words is None:
+        raise ValueError(
+            "the settings have attention guidance, but the conditioning was encoded without "
+            "its words: pass the guidance to `encode`"
+        )
+    return guided_in(method, words, config, size), steps_of(method, plan)
 
 
 def guide_step(

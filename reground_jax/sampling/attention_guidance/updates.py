@@ -22,7 +22,7 @@ class Phase:
 
     loss       (maps, targets, step) -> (loss, measure), per sample
     done       (loss, measure, step) -> whether a sample needs no further update in this step
-    most, size  fields of `Steps`
+    most       field of `Steps`: updates of a step at most
     ask_first  a sample may be done before its first update
     latched    a sample that is done stays so at all later steps
     """
@@ -30,7 +30,6 @@ class Phase:
     loss: Callable[[Maps, Any, Steps], tuple[Array, Array]]
     done: Callable[[Array, Array, Steps], Array]
     most: str = "most"
-    size: str = "size"
     ask_first: bool = False
     latched: bool = False
 
@@ -48,7 +47,7 @@ def updated(
 
     maps_at: the maps at x. some: whether a sample has anything to guide.
     """
-    most, size = getattr(step, phase.most), getattr(step, phase.size)
+    most = getattr(step, phase.most)
     active = some
     if phase.latched:
         assert latched is not None
@@ -63,7 +62,7 @@ def updated(
         (_, (losses, measure)), gradient = jax.value_and_grad(loss, has_aux=True)(x)
         done = phase.done(losses, measure, step)
         moving = active & ~(done & (count == 0)) if phase.ask_first else active
-        x = jnp.where(moving[:, None, None, None], x - size * gradient, x)
+        x = jnp.where(moving[:, None, None, None], x - step.size * gradient, x)
         if phase.latched:
             latched = jnp.where(active, losses, latched)
         return x, latched, active & ~done, count + 1
