@@ -159,7 +159,8 @@ def transformer_call(
     def run(params, prepared, x):
         unet = nnx.merge(graph, params)
         transformer = next(level.attentions[0] for level in unet.levels() if level.attentions)
-        contexts = list(zip(prepared.blocks, prepared.packed, strict=True))
+        rows = (None,) * len(prepared.blocks)
+        contexts = list(zip(prepared.blocks, prepared.packed, rows, strict=True))
         return transformer(
             x, contexts[: len(transformer.blocks)], gate=jnp.float32(1), wiring=settings.wiring,
             attend=attend,
