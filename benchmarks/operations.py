@@ -61,7 +61,9 @@ def _before(preset: str) -> dict[str, int]:
 
     def step(params, x, text, grounding, timestep, gate):
         unet: UNet = nnx.merge(graph, params)
-        prepared = unet.prepare(text, grounding, timestep, wiring="sequential")
+        prepared = unet.prepare(
+            text, unet.tokens(grounding, dtype=text.dtype), timestep, wiring="sequential"
+        )
         both = jnp.concatenate([x, x])
         return unet(both, prepared, gate=gate, wiring="sequential", attend=ATTEND)
 
@@ -72,7 +74,9 @@ def _now(preset: str, wiring: Wiring) -> dict[str, int]:
     graph, params, x, text, grounding, timestep, gate = _shapes(preset)
 
     def prepare(params, text, grounding, timestep):
-        return nnx.merge(graph, params).prepare(text, grounding, timestep, wiring=wiring)
+        unet: UNet = nnx.merge(graph, params)
+        tokens = unet.tokens(grounding, dtype=text.dtype)
+        return unet.prepare(text, tokens, timestep, wiring=wiring)
 
     def step(params, x, prepared, gate):
         unet: UNet = nnx.merge(graph, params)

@@ -21,6 +21,7 @@ from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.version import __version__
 
 from . import configs, original_configs, single_file
+from .first_conv import WAY_OUT, find_first_conv
 from .full_disk import naming_a_full_disk
 from .keys import Leaf, foreign, match, normalize
 from .ldm import LDM_PREFIXES, rename
@@ -71,6 +72,7 @@ def convert(
     *,
     adapter: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    first_conv: str | Path | None = None,
     dtype: str | None = None,
     variant: str | None = None,
     progress: Progress | None = None,
@@ -79,7 +81,9 @@ def convert(
 
     source: a diffusers folder or Hub id, an original GLIGEN pickle, or a single-file SD1.x
     safetensors. adapter: only fusers and position net, to add to a base without them. tokenizer: a
-    folder, Hub id or merges file, if the source has none (default: OpenAI's). dtype: float32,
+    folder, Hub id or merges file, if the source has none (default: OpenAI's). first_conv: where
+    a model that reads a map finds the first convolution of Stable Diffusion, without which it only
+    generates with gamma 1 (see `find_first_conv`). dtype: float32,
     float16 or bfloat16 (default: the source's). variant: such as "fp16", for diffusers folders.
     Raises ValueError for anything wrong with the source, FileExistsError if `destination` exists or
     appears during the conversion, and OSError for a full disk; nothing is left behind.
@@ -97,6 +101,7 @@ def convert(
             f"{source} is a plain Stable Diffusion checkpoint: it has no fusers and no position "
             "net; use a GLIGEN checkpoint, or add GLIGEN's weights with --adapter"
         )
+    gathered = add_first_conv(gathered, source, first_conv)
     shapes = leaf_shapes(gathered.config)
     leaves = match(
         shapes,
@@ -107,8 +112,9 @@ def convert(
     )
     _name_foreign(source, [*gathered.foreign, *foreign(gathered.tensors)])
     info = {"source": str(source), "format": found.kind, "version": __version__}
-    if adapter is not None:
-        info["adapter"] = str(adapter)
+    for name, path in (("adapter", adapter), ("first_conv", first_conv)):
+        if path is not None:
+            info[name] = str(path)
     arrays = read_arrays(leaves, gathered.tensors, dtype, progress)
     with naming_a_full_disk(Path(destination)):
         return write_model(destination, gathered.config, arrays, gathered.tokenizer.json, info)
@@ -202,7 +208,7 @@ def _gather_diffusers(folder: Path, tokenizer: str | Path | None, variant: str |
 
 def _gather_original(path: Path, tokenizer: str | Path | None) -> Gathered:
     parts, fields = open_original(path)
-    config = original_configs.translate(fields, parts["text_encoder"])
+    config = original_configs.translate(fields, parts)
     _check_schedule(path, config, parts["diffusion"])
     names = {"unet": "model", "vae": "autoencoder", "text_encoder": "text_encoder"}
     tensors = {
@@ -314,3 +320,36 @@ def add_adapter(base: Gathered, adapter: Source) -> Gathered:
     extra = {rename("unet", name, config): Located(file, name) for name in file.keys()}
     tensors = base.tensors | {"unet": base.tensors["unet"] | extra}
     return dataclasses.replace(base, config=config, tensors=tensors)
+
+
+def add_first_conv(
+    gathered: Gathered, source: str | Path, first_conv: str | Path | None
+) -> Gathered:
+    """`gathered` with the first convolution of its steps without fusers, if it reads a map.
+
+    Warns if a model that reads a map gets none, and raises ValueError if one that does not, does.
+    """
+    unet = gathered.config.unet
+    if unet.map is None:
+        if first_conv is not None:
+            raise ValueError(
+                f"{source} reads no map, so it has only one first convolution: leave out "
+                "--first-conv"
+            )
+        return gathered
+    if first_conv is None:
+        warnings.warn(
+            f"{source} does not hold Stable Diffusion's first convolution, so the model will only "
+            f"generate with gamma 1: {WAY_OUT}",
+            stacklevel=3,
+        )
+        return gathered
+    file, names = find_first_conv(first_conv)
+    extra = {f"first_conv.{leaf}": Located(file, name) for leaf, name in names.items()}
+    return dataclasses.replace(
+        gathered,
+        config=dataclasses.replace(
+            gathered.config, unet=dataclasses.replace(unet, first_conv=True)
+        ),
+        tensors=gathered.tensors | {"unet": gathered.tensors["unet"] | extra},
+    )

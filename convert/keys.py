@@ -19,8 +19,10 @@ UNET: Rules = (
     (r"\.ff\.out\.", ".ff.net.2."),
     (r"\.to_out\.", ".to_out.0."),
     (r"\.(down|up)sampler\.", r".\1samplers.0."),
-    (r"^position_net\.linears\.2\.", "position_net.linears.4."),  # the odd ones are SiLUs
-    (r"^position_net\.linears\.1\.", "position_net.linears.2."),
+    (r"^position_net\.(linears\w*)\.2\.", r"position_net.\1.4."),  # the odd ones are SiLUs
+    (r"^position_net\.(linears\w*)\.1\.", r"position_net.\1.2."),
+    (r"^position_net\.backbone\.", "position_net.convnext_tiny_backbone."),
+    (r"^downsample_net\.layers\.1\.", "downsample_net.layers.2."),
 )
 VAE: Rules = (
     (r"\.attention\.", ".attentions.0."),

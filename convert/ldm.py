@@ -41,6 +41,7 @@ def unet_prefixes(config: UNetConfig) -> dict[str, str]:
         "out.2": "conv_out",
         "middle_block.1": "mid_block.attentions.0",
         "position_net": "position_net",
+        "downsample_net": "downsample_net",
     }
 
     def resnet(ldm: str, diffusers: str) -> None:

@@ -11,6 +11,7 @@ from reground_jax.config import ModelConfig, NoiseSchedule, UNetConfig, VAEConfi
 
 from .config_fields import CHANNELS, HEADS, LAYERS, NO_DROPOUT, WIDTH
 from .configs import check_together
+from .original_grounding import grounding_fields
 from .rules import (
     FLAG,
     Rule,
@@ -19,7 +20,6 @@ from .rules import (
     listed,
     real,
     refused,
-    shown,
     whole,
 )
 from .single_file import SCALE, text_config
@@ -38,6 +38,7 @@ UNET_TRANSLATED = {
     "context_dim": WIDTH,
     "inpaint_mode": FLAG,
     "grounding_tokenizer": PART,
+    "grounding_downsampler": PART,
 }
 UNET_REQUIRED = (
     "image_size in_channels out_channels model_channels attention_resolutions num_res_blocks "
@@ -47,7 +48,6 @@ UNET_NEUTRAL = {
     "conv_resample": (True,),
     "dims": (2,),
     "fuser_type": ("gatedSA",),
-    "grounding_downsampler": (None,),  # hed, canny, depth, normal, sem: wider first convolutions
     "transformer_depth": (1,),
     "use_scale_shift_norm": (False,),
 }
@@ -83,21 +83,19 @@ DIFFUSION_NEUTRAL = {
     "parameterization": ("eps",),
 }
 
-POSITION_NET = "text_grounding_net.PositionNet"
 
+def translate(config: Mapping[str, Any], arrays: Mapping[str, TensorFile]) -> ModelConfig:
+    """All configs of an original GLIGEN checkpoint; both arguments from `sources.open_original`.
 
-def translate(config: Mapping[str, Any], text_encoder: TensorFile) -> ModelConfig:
-    """All configs of an original GLIGEN checkpoint.
-
-    config: from `sources.open_original`. text_encoder: the arrays of that part. Raises
-    UnsupportedConfig for a checkpoint that is not a text-box model or is otherwise unsupported.
+    Raises UnsupportedConfig for a checkpoint that is not one of GLIGEN's ten or is otherwise
+    unsupported.
     """
     parts = ("model", "autoencoder", "diffusion")
     if missing := [part for part in parts if part not in config]:
         raise UnsupportedConfig(f"the checkpoint's config has no {', '.join(missing)} part")
     unet, vae, diffusion = (_params(part, config[part]) for part in parts)
-    network = unet_config(unet)
-    text = text_config(text_encoder.shapes(), network.num_heads[0])
+    network = unet_config(unet, arrays["model"])
+    text = text_config(arrays["text_encoder"].shapes(), network.num_heads[0])
     return check_together(
         ModelConfig(
             unet=network,
@@ -122,7 +120,7 @@ def _params(name: str, part: Any) -> dict[str, Any]:
     return dict(params)
 
 
-def unet_config(params: Mapping[str, Any]) -> UNetConfig:
+def unet_config(params: Mapping[str, Any], arrays: TensorFile) -> UNetConfig:
     """`ldm.modules.diffusionmodules.openaimodel.UNetModel`."""
     where = "original U-Net config"
     given = check_fields(where, params, UNET_TRANSLATED, UNET_NEUTRAL, UNET_IGNORED)
@@ -133,8 +131,10 @@ def unet_config(params: Mapping[str, Any]) -> UNetConfig:
     latent = given["out_channels"]
     if given["in_channels"] != latent:
         raise refused(where, "in_channels", given["in_channels"], f"{latent}")
-    _check_position_net(given.get("grounding_tokenizer"), given["context_dim"])
+    grounding = grounding_fields(given, arrays)
     inpainting = bool(given.get("inpaint_mode"))
+    if inpainting and "map" in grounding:
+        raise refused(where, "inpaint_mode", True, f"false with {grounding['grounding']}")
     return UNetConfig(
         in_channels=2 * latent + 1 if inpainting else latent,
         out_channels=latent,
@@ -145,24 +145,9 @@ def unet_config(params: Mapping[str, Any]) -> UNetConfig:
         up_attention=tuple(reversed(attention)),
         text_width=given["context_dim"],
         sample_size=given["image_size"],
-        grounding="text",
         inpainting=inpainting,
+        **grounding,
     )
-
-
-def _check_position_net(part: Mapping[str, Any] | None, text_width: int) -> None:
-    target = (part or {}).get("target")
-    if part is None or not str(target).endswith(POSITION_NET):
-        raise UnsupportedConfig(
-            f"original U-Net config: grounding_tokenizer is {shown(target)}, expected "
-            f"{POSITION_NET}; use a text-box checkpoint (gligen-generation-text-box, "
-            "gligen-inpainting-text-box)"
-        )
-    supported = {"in_dim": text_width, "out_dim": text_width, "fourier_freqs": 8}
-    for field, value in _params("grounding_tokenizer", part).items():
-        if supported.get(field) != value:
-            wanted = supported.get(field, f"only the fields {', '.join(supported)}")
-            raise refused("original position net config", field, value, wanted)
 
 
 def vae_config(params: Mapping[str, Any]) -> VAEConfig:

@@ -92,7 +92,8 @@ def _attend() -> Any:
 
 def _both_wirings(unet: Any, x: Any, text: Any, timesteps: Any, *grounding: Any) -> Any:
     def forward(wiring: Wiring) -> Any:
-        prepared = unet.prepare(text, Grounding(*grounding), timesteps, wiring=wiring)
+        tokens = unet.tokens(Grounding(*grounding), dtype=text.dtype)
+        prepared = unet.prepare(text, tokens, timesteps, wiring=wiring)
         return unet(x, prepared, gate=jnp.float32(1), wiring=wiring, attend=_attend())
 
     return forward("sequential"), forward("parallel")

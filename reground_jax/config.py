@@ -9,7 +9,7 @@ supported.
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from reground_jax.basics.fields import as_object, check_fields, check_range, typed
 from reground_jax.basics.wording import shown
@@ -17,7 +17,11 @@ from reground_jax.settings import MAX_SIDE
 
 T = TypeVar("T")
 
-GroundingKind = Literal["text"]  # each has a file in networks/grounding/
+# What the fusers of a checkpoint read: phrases in boxes, phrases and reference images in boxes, the
+# joints of persons, or one map of the whole image (networks/grounding/).
+GroundingKind = Literal["text", "text_image", "keypoint", "hed", "canny", "depth", "normal", "sem"]
+MapKind = Literal["hed", "canny", "depth", "normal", "sem"]
+MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
 
 MAX_LEVELS = 8  # resolutions of a U-Net or autoencoder
 CHANNELS, LAYERS, WIDTH = (1, 2**14), (1, 32), (1, 2**16)
@@ -46,6 +50,52 @@ class UNetLevel:
 
 
 @dataclass(frozen=True)
+class MapConfig:
+    """How a model reads its map; the defaults are GLIGEN's for canny and depth.
+
+    A ConvNeXt makes grounding tokens of it, one per `stride` x `stride` pixels, and a down-sampler
+    makes more input channels of the U-Net's first convolution.
+    """
+
+    side: int = 256  # the side to which the map is resized for the ConvNeXt
+    depths: tuple[int, ...] = (3, 3, 9, 3)  # blocks per stage
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    downsampler: tuple[int, ...] = (4, 8)  # channels of its two convolutions; (): it has none
+    classes: int | None = None  # of a semantic map; 0 is unlabeled
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, side=(1, MAX_SIDE), depths=LAYERS, widths=CHANNELS, downsampler=CHANNELS,
+            classes=(2, 256),
+        )  # fmt: skip
+        stages = len(self.widths)
+        check_range("the number of MapConfig's stages", stages, 1, MAX_LEVELS)
+        if len(self.depths) != stages or len(self.downsampler) not in (0, 2):
+            raise ValueError(
+                f"MapConfig has depths {self.depths}, widths {self.widths} and down-sampler "
+                f"{self.downsampler}: give a depth for each width, and two channels or none"
+            )
+        if self.side % self.stride:
+            raise ValueError(
+                f"MapConfig.side is {self.side}: it must be a multiple of {self.stride}"
+            )
+
+    @property
+    def stride(self) -> int:
+        return 2 ** (len(self.widths) + 1)
+
+    @property
+    def tokens(self) -> int:
+        """The number of grounding tokens."""
+        return (self.side // self.stride) ** 2
+
+    @property
+    def channels(self) -> int:
+        """What the map adds to the U-Net's input channels."""
+        return self.downsampler[-1] if self.downsampler else 1
+
+
+@dataclass(frozen=True)
 class UNetConfig:
     """A Stable Diffusion 1.x / 2.x U-Net, with or without GLIGEN's fusers.
 
@@ -69,13 +119,19 @@ class UNetConfig:
     grounding: GroundingKind | None = "text"  # what its fusers read; None: no fusers
     inpainting: bool = False  # also reads the known part of the latent, and a mask
     transformer_layers: tuple[int, ...] | None = None
+    persons: int = 8  # of the grounding kind "keypoint"
+    map: MapConfig | None = None  # of the kinds in MAP_KINDS
+    # Steps without fusers have a first convolution of their own, that of Stable Diffusion, which
+    # knows no map.
+    first_conv: bool = False
 
     def __post_init__(self) -> None:
         check_fields(
             self, in_channels=CHANNELS, out_channels=CHANNELS, block_channels=CHANNELS,
             layers_per_block=LAYERS, num_heads=CHANNELS, text_width=WIDTH, norm_groups=CHANNELS,
-            sample_size=(1, MAX_SIDE), transformer_layers=LAYERS,
+            sample_size=(1, MAX_SIDE), transformer_layers=LAYERS, persons=(1, 2**10),
         )  # fmt: skip
+        self._check_map()
         levels = len(self.block_channels)
         check_range("the number of UNetConfig's levels", levels, 1, MAX_LEVELS)
         per_level = ["layers_per_block", "num_heads", "down_attention", "up_attention"]
@@ -94,6 +150,23 @@ class UNetConfig:
                     f"UNetConfig: {channels} channels do not divide into {heads} heads and "
                     f"{self.norm_groups} norm groups; choose numbers that divide the channels"
                 )
+
+    def _check_map(self) -> None:
+        mapped = self.grounding in MAP_KINDS
+        if mapped != (self.map is not None):
+            raise ValueError(
+                f"UNetConfig has grounding {self.grounding} and map {self.map}: give both or "
+                f"neither; {', '.join(MAP_KINDS)} need a map"
+            )
+        if self.map is not None and (self.grounding == "sem") != (self.map.classes is not None):
+            raise ValueError(
+                f"UNetConfig.map has {self.map.classes} classes, but its grounding is "
+                f"{self.grounding}: only sem has classes"
+            )
+        if self.inpainting and mapped:
+            raise ValueError("UNetConfig: a model that reads a map cannot be an inpainting model")
+        if self.first_conv and not mapped:
+            raise ValueError("UNetConfig.first_conv is only for models that read a map")
 
     def levels(self) -> tuple[UNetLevel, ...]:
         """All levels in order of execution: the one place that follows the skip connections."""
@@ -349,13 +422,7 @@ def from_json(kind: type[T], value: Any) -> T:
 
     Raises ValueError for unknown fields and for values of the wrong type.
     """
-    as_object(kind.__name__, value)
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(value) - known):
-        raise ValueError(
-            f"{kind.__name__} has no field {', '.join(unknown)}; it has {sorted(known)}"
-        )
-    return kind(**typed(kind, value))
+    return kind(**typed(kind, as_object(kind.__name__, value)))
 
 
 def _text_encoder(value: Any) -> TextEncoderConfig:

@@ -41,7 +41,7 @@ def unet_macs(
     macs["time"] = first * time_width + time_width * time_width
     kind = config.grounding if fusers else None
     if kind is not None:
-        macs["grounding"] = KINDS[kind].macs(config.text_width, grounding_tokens)
+        macs["grounding"] = KINDS[kind].macs(config, grounding_tokens)
     for level in config.levels():
         area, c = pixels[level.depth], level.channels
         for fan_in in level.inputs:

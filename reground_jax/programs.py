@@ -210,7 +210,7 @@ class Programs:
         """(U-Net's params, conditioning, timesteps) -> Prepared"""
         run = functools.partial(
             prepare, network(self.config, "unet")[0], wiring=wiring, guided=guided,
-            dtype=jnp.dtype(self.hardware.dtype),
+            dtype=jnp.dtype(self.hardware.dtype), downsampling=self.config.vae.downsampling,
             # One product of width 4C saves kernel launches on GPU. On CPU it is slower than 3C plus
             # C, and on TPU its result is cut inside a tile of 128 lanes, and copied.
             pack=self.hardware.devices[0].platform == "gpu",

@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from reground_jax.convert.sources import TensorFile, open_original
 from tests.reference import DATA, SD14_SCHEDULER, byte_symbols, small_vocabulary
 
-TEXT_BOX = DATA / "original" / "original_text_box_tiny.bin"
-INPAINT = DATA / "original" / "original_inpaint_tiny.bin"
+TEXT_BOX = DATA / "original_text_box_tiny.bin"
+INPAINT = DATA / "original_inpaint_tiny.bin"
 # Where a single file of Stable Diffusion has the parts of the original GLIGEN pickle.
 PREFIXES = {
     "model": "model.diffusion_model.",

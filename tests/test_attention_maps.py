@@ -26,7 +26,9 @@ def call(wiring: Wiring, watch=frozenset(), attend=plain, dtype=jnp.float32, gat
     grounding = Grounding(boxes, normal(2, TOKENS, config.text_width), jnp.ones((2, TOKENS)))
     unet = module(MODEL, "unet")
     text = normal(2, 7, config.text_width).astype(dtype)
-    prepared = unet.prepare(text, grounding, jnp.array([500.0]), wiring=wiring)
+    prepared = unet.prepare(
+        text, unet.tokens(grounding, dtype=text.dtype), jnp.array([500.0]), wiring=wiring
+    )
     x = normal(2, 8, 8, config.in_channels)
     options = {"wiring": wiring, "attend": attend}
     return unet.watched(

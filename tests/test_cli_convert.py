@@ -43,7 +43,7 @@ def byte_tokenizer(tmp_path_factory) -> Path:
 
 
 def convert_original(destination: Path, tokenizer: Path, *options: str) -> list[str]:
-    source = DATA / "original" / "original_text_box_tiny.bin"
+    source = DATA / "original_text_box_tiny.bin"
     return ["convert", str(source), str(destination), "--tokenizer", str(tokenizer), *options]
 
 

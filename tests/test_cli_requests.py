@@ -147,7 +147,7 @@ def test_phrases_and_boxes_of_different_number_are_refused(tmp_path, capsys):
         (["paint"], "invalid choice: 'paint'"),
         (["convert", "only-a-source"], "required: DIR; see `reground-jax convert --help`"),
         (["info", "nowhere"], "nowhere does not exist"),
-        (["info", str(DATA / "original" / "original_text_box_tiny.bin")], "not converted yet"),
+        (["info", str(DATA / "original_text_box_tiny.bin")], "not converted yet"),
         (["compare", "x", "--columns", "gligan"], "wiring 'gligan' is unknown"),
         (["compare", "x", "--columns", "sequential", "gligan"], "wiring 'gligan' is unknown"),
         (["compare", "x", "--columns", "boxdif+parallel"], "did you mean 'boxdiff'"),

@@ -50,7 +50,7 @@ def test_an_original_config_of_wrong_kinds_is_refused(part, change):
             whole = config[part]["params"]["ddconfig"]
             change["params"]["ddconfig"] = whole | inner
     with pytest.raises(ValueError) as caught:
-        original_configs.translate(config | {part: change}, parts["text_encoder"])
+        original_configs.translate(config | {part: change}, parts)
     assert "\n" not in str(caught.value)
 
 

@@ -15,7 +15,8 @@ from reground_jax.convert.rewire import rewire
 from reground_jax.model import network
 from reground_jax.networks import transformer
 from reground_jax.networks.attention import attention_for
-from reground_jax.networks.grounding.text import Grounding, fourier_features
+from reground_jax.networks.grounding.features import fourier_features
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.networks.transformer import (
     packs,
     plain_without_fusers,
@@ -75,7 +76,9 @@ class Call:
         grounding = Grounding(*(jnp.asarray(a.numpy()) for a in arrays))
         text = jnp.asarray(self.text.numpy(), dtype)
         timesteps = jnp.asarray(self.t.numpy(), jnp.float32)
-        prepared = unet.prepare(text, grounding, timesteps, wiring=wiring)
+        prepared = unet.prepare(
+            text, unet.tokens(grounding, dtype=text.dtype), timesteps, wiring=wiring
+        )
         if wiring == "coupled":
             amounts = mixed_amounts(len(prepared.blocks)) if amounts is None else amounts
         out = unet(
@@ -215,7 +218,9 @@ def test_branches_share_what_comes_before_their_contexts():
     unet, call = module(model, "unet"), Call(theirs.unet)
     text = jnp.asarray(call.text.numpy())
     grounding = Grounding(*(jnp.asarray(a.numpy()) for a in (call.boxes, call.phrases, call.mask)))
-    prepared = unet.prepare(text, grounding, jnp.array([300.0]), wiring="parallel")
+    prepared = unet.prepare(
+        text, unet.tokens(grounding, dtype=text.dtype), jnp.array([300.0]), wiring="parallel"
+    )
     x = jnp.asarray(nhwc(call.x[:1]))
 
     def run(x):
@@ -231,12 +236,14 @@ def test_the_packed_projection_changes_only_rounding(name, wiring):
     unet, call = module(model, "unet"), Call(theirs.unet)
     grounding = Grounding(*(jnp.asarray(a.numpy()) for a in (call.boxes, call.phrases, call.mask)))
     text, time = jnp.asarray(call.text.numpy()), jnp.array([300.0])
-    prepared = unet.prepare(text, grounding, time, wiring=wiring)
+    prepared = unet.prepare(text, unet.tokens(grounding, dtype=text.dtype), time, wiring=wiring)
     if not packs(wiring):  # its two branches read different features, or it has only one
         assert set(prepared.packed) == {None}
         return
     assert all(packed is not None for packed in prepared.packed)
-    unpacked = unet.prepare(text, grounding, time, wiring=wiring, pack=False)
+    unpacked = unet.prepare(
+        text, unet.tokens(grounding, dtype=text.dtype), time, wiring=wiring, pack=False
+    )
 
     def run(prepared):
         x = jnp.asarray(nhwc(call.x))

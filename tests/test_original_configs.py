@@ -17,12 +17,12 @@ from reground_jax.config import (
 from reground_jax.convert import original_configs, single_file, sources
 from reground_jax.convert.rules import UnsupportedConfig
 
-DATA = Path(__file__).parent / "data" / "original"
+DATA = Path(__file__).parent / "data"
 
 
 def test_the_original_text_box_checkpoint_is_translated():
     parts, config = sources.open_original(DATA / "original_text_box_tiny.bin")
-    assert original_configs.translate(config, parts["text_encoder"]) == ModelConfig(
+    assert original_configs.translate(config, parts) == ModelConfig(
         unet=UNetConfig(
             block_channels=(32, 64, 64, 64),
             num_heads=(4, 4, 4, 4),
@@ -52,7 +52,7 @@ def test_the_original_text_box_checkpoint_is_translated():
 
 def test_the_original_inpainting_checkpoint_has_nine_channels_and_three_levels():
     parts, config = sources.open_original(DATA / "original_inpaint_tiny.bin")
-    unet = original_configs.translate(config, parts["text_encoder"]).unet
+    unet = original_configs.translate(config, parts).unet
     assert unet.in_channels == parts["model"].shape("input_blocks.0.0.weight")[1] == 9
     assert unet.inpainting
     assert unet.down_attention == (True, True, False)
@@ -62,7 +62,7 @@ def test_the_original_inpainting_checkpoint_has_nine_channels_and_three_levels()
 def test_attention_resolutions_are_down_sampling_factors():
     parts, config = sources.open_original(DATA / "original_text_box_tiny.bin")
     config["model"]["params"]["attention_resolutions"] = [8, 2]
-    unet = original_configs.translate(config, parts["text_encoder"]).unet
+    unet = original_configs.translate(config, parts).unet
     assert unet.down_attention == (False, True, False, True)
 
 
@@ -73,8 +73,8 @@ def test_attention_resolutions_are_down_sampling_factors():
         ("model", {"grounding_downsampler": {"target": "x"}}, "grounding_downsampler is"),
         (
             "model",
-            {"grounding_tokenizer": {"target": "x.text_image_grounding_net.PositionNet"}},
-            "use a text-box checkpoint",
+            {"grounding_tokenizer": {"target": "x.sketch_grounding_net.PositionNet"}},
+            "expected KIND_grounding_net.PositionNet with a KIND of text, text_image",
         ),
         (
             "model",
@@ -98,14 +98,14 @@ def test_an_original_checkpoint_that_is_not_built_is_refused(part, change, messa
     parts, config = sources.open_original(DATA / "original_text_box_tiny.bin")
     config[part]["params"] |= change
     with pytest.raises(UnsupportedConfig, match=message):
-        original_configs.translate(config, parts["text_encoder"])
+        original_configs.translate(config, parts)
 
 
 def test_attention_inside_the_original_vaes_levels_is_refused():
     parts, config = sources.open_original(DATA / "original_text_box_tiny.bin")
     config["autoencoder"]["params"]["ddconfig"]["attn_resolutions"] = [16]
     with pytest.raises(UnsupportedConfig, match=r"attn_resolutions is \[16\].* an empty list"):
-        original_configs.translate(config, parts["text_encoder"])
+        original_configs.translate(config, parts)
 
 
 def test_the_text_encoder_of_stable_diffusion_1_has_12_heads_and_the_real_special_tokens():
@@ -135,7 +135,7 @@ def as_single_file(parts):
 @pytest.mark.parametrize("name", ["text_box", "inpaint"])
 def test_the_shapes_of_a_single_file_tell_what_the_config_tells(name):
     parts, config = sources.open_original(DATA / f"original_{name}_tiny.bin")
-    expected = original_configs.translate(config, parts["text_encoder"])
+    expected = original_configs.translate(config, parts)
     heads = expected.unet.num_heads[0]
     model = single_file.from_single_file(as_single_file(parts), num_heads=heads)
     # The size that it was trained at leaves no trace in the arrays.

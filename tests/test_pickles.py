@@ -15,7 +15,7 @@ from reground_jax.convert.pickles import load_torch, plain
 from reground_jax.convert.stored import StoredArray
 from reground_jax.convert.zips import BadZip
 
-ORIGINAL = Path(__file__).parent / "data" / "original"
+ORIGINAL = Path(__file__).parent / "data"
 
 
 def write_zip(path, content, compression=zipfile.ZIP_STORED):

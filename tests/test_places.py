@@ -25,7 +25,12 @@ def lowered(config: UNetConfig) -> str:
 
     def call(params, x, text, *grounding):
         unet = nnx.merge(graph, params)
-        prepared = unet.prepare(text, Grounding(*grounding), jnp.ones(1), wiring="parallel")
+        prepared = unet.prepare(
+            text,
+            unet.tokens(Grounding(*grounding), dtype=text.dtype),
+            jnp.ones(1),
+            wiring="parallel",
+        )
         gate = jnp.float32(1)
         return unet(x, prepared, gate=gate, wiring="parallel", attend=attention_for("cpu"))
 

@@ -15,7 +15,7 @@ import torch
 from reground_jax.convert import hub, sources
 from reground_jax.convert.sources import detect, open_folder, open_tensors, resolve
 
-ORIGINAL = Path(__file__).parent / "data" / "original" / "original_text_box_tiny.bin"
+ORIGINAL = Path(__file__).parent / "data" / "original_text_box_tiny.bin"
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(4, dtype=torch.float16)}
 
 

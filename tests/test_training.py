@@ -105,7 +105,9 @@ def test_new_fusers_do_not_change_the_u_net(start, base, tmp_path, monkeypatch):
 
     def output(config, leaves, wiring, gate):
         unet = nnx.merge(network(config, "unet")[0], nested(leaves)["unet"])
-        prepared = unet.prepare(text, grounding, timesteps, wiring=wiring)
+        prepared = unet.prepare(
+            text, unet.tokens(grounding, dtype=text.dtype), timesteps, wiring=wiring
+        )
         attend = attention_for("cpu", "plain")
         return np.asarray(unet(x, prepared, gate=gate, wiring=wiring, attend=attend))
 

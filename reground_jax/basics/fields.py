@@ -44,11 +44,15 @@ def parse(kind: type[T], value: Any, name: str, *, known: Iterable[str] | None =
 def typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """Field values of a dataclass from JSON, checked against their annotations.
 
-    Checks bool, int, float (finite), str, Literal of strings, tuples of these, and unions of one
-    with None; integers in float fields become floats, and lists become tuples. Other types are not
-    checked. Raises ValueError.
+    Checks bool, int, float (finite), str, Literal of strings, dataclasses (also as JSON objects),
+    tuples of these, and unions of one with None; integers in float fields become floats, and lists
+    become tuples. Other types are not checked. Raises ValueError.
     """
     hints = _hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ValueError(
+            f"{kind.__name__} has no field {', '.join(unknown)}; it has {sorted(hints)}"
+        )
     return {k: _typed(v, hints[k], f"{kind.__name__}.{k}") for k, v in values.items()}
 
 
@@ -158,6 +162,8 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
             known = ", ".join(map(repr, parts))
             raise ValueError(f"{name} is {shown(value)}: it must be one of {known}")
         return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else hint(**typed(hint, as_object(name, value)))
     for kind, words in ((bool, "true or false"), (str, "a string")):
         if hint is kind and not isinstance(value, kind):
             raise ValueError(f"{name} is {shown(value)}: it must be {words}")

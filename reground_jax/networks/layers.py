@@ -37,7 +37,10 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """2-D convolution, NHWC by HWIO. `padding` is ((top, bottom), (left, right))."""
+    """2-D convolution, NHWC by HWIO. `padding` is ((top, bottom), (left, right)).
+
+    groups: the channels are convolved in that many separate groups.
+    """
 
     def __init__(
         self,
@@ -47,22 +50,29 @@ class Conv(nnx.Module):
         kernel: int = 3,
         stride: int = 1,
         padding: Sequence[tuple[int, int]] = ((1, 1), (1, 1)),
+        groups: int = 1,
         rngs: nnx.Rngs,
     ):
+        fan_in //= groups
         area = kernel * kernel
         self.kernel = _uniform(rngs, (kernel, kernel, fan_in, fan_out), fan_in * area)
         self.bias = _uniform(rngs, (fan_out,), fan_in * area)
-        self.stride, self.padding = stride, tuple(padding)
+        self.stride, self.padding, self.groups = stride, tuple(padding), groups
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
-        y = jax.lax.conv_general_dilated(
+        y = self.part(x, slice(None))
+        return y + per_channel(self.bias[...].astype(x.dtype), y)
+
+    def part(self, x: Float[Array, "B H W P"], inputs: slice) -> Float[Array, "B H2 W2 O"]:
+        """What some of the input channels add to the output, without the bias."""
+        return jax.lax.conv_general_dilated(
             x,
-            self.kernel[...].astype(x.dtype),
+            self.kernel[:, :, inputs].astype(x.dtype),
             (self.stride, self.stride),
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
         )
-        return y + per_channel(self.bias[...].astype(x.dtype), y)
 
 
 def normalize(x: Float[Array, "... C"], eps: float) -> Float[Array, "... C"]:

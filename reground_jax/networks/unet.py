@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Float32, Int
 
 from reground_jax.basics.short_repr import short_repr
@@ -29,6 +30,7 @@ from reground_jax.networks.layers import (
     Linear,
     ResnetBlock,
     Upsample,
+    per_channel,
 )
 from reground_jax.networks.places import InBlock, Place, within
 from reground_jax.networks.recompute import recomputed
@@ -45,6 +47,8 @@ class Prepared(NamedTuple):
     blocks: tuple[BlockContext, ...]  # per transformer block in execution order, batch k * B
     time: tuple[Float[Array, "M C"], ...]  # per resnet in order, one row per time step, float32
     packed: tuple[Packed | None, ...]  # per transformer block; None if the wiring does not pack
+    # What the first convolution makes of the channels that a map appends to x, batch B.
+    appended: Float[Array, "B H W C"] | None = None
 
     __repr__ = short_repr
 
@@ -68,7 +72,7 @@ class Prepared(NamedTuple):
         blocks = tuple(
             block if block.text is None else block._replace(grounding=None) for block in self.blocks
         )
-        return self._replace(blocks=blocks, packed=(None,) * len(self.packed))
+        return self._replace(blocks=blocks, packed=(None,) * len(self.packed), appended=None)
 
 
 BlockArguments = tuple[BlockContext, Packed | None, Float[Array, "3"] | None]
@@ -187,11 +191,17 @@ class UNet(nnx.Module):
         self.config = config
         channels, levels = config.block_channels[0], config.levels()
         kind = None if config.grounding is None else KINDS[config.grounding]
-        extra = 0 if kind is None else kind.input_channels
+        extra = 0 if config.map is None else config.map.channels
         self.conv_in = Conv(config.in_channels + extra, channels, rngs=rngs)
+        self.first_conv = (
+            Conv(config.in_channels, channels, rngs=rngs) if config.first_conv else None
+        )
         self.time_embedding = TimeEmbedding(channels, rngs=rngs)
-        self.position_net = (
-            None if kind is None else kind.position_net(config.text_width, rngs=rngs)
+        self.position_net = None if kind is None else kind.position_net(config, rngs=rngs)
+        self.downsample_net = (
+            None
+            if kind is None or kind.downsampler is None
+            else kind.downsampler(config, rngs=rngs)
         )
 
         kinds = {"down": DownLevel, "mid": Level, "up": UpLevel}
@@ -218,25 +228,37 @@ class UNet(nnx.Module):
         resnets = (r for level in self.levels() for r in level.resnets)
         return tuple(r.time_emb_proj(h) for r in resnets if r.time_emb_proj is not None)
 
+    def tokens(
+        self, grounding: Grounding | None, *, dtype: DTypeLike
+    ) -> Float[Array, "B G E"] | None:
+        """The grounding tokens in `dtype`; None without grounding or without fusers."""
+        if grounding is None or self.position_net is None:
+            return None
+        return self.position_net(grounding, dtype=dtype)
+
     @jax.named_scope("prepare")
     def prepare(
         self,
-        text: Float[Array, "B S E"],
-        grounding: Grounding | None,
+        text: Float[Array, "K S E"],
+        tokens: Float[Array, "K G E"] | None,
         timesteps: Float[ArrayLike, "M"],
         *,
         wiring: Wiring,
+        appended: Float[Array, "B H W X"] | None = None,
         pack: bool = True,
     ) -> Prepared:
         """Everything that is the same at every step, in the dtype of `text`.
 
-        B includes all guidance branches. `grounding` may be None for a wiring that does not read it
-        and for a U-Net without fusers. pack: let branches that read the same features share one
-        matrix product (`Packed`), which pays off where wide products are fast.
+        K = k * B includes all guidance branches. tokens: of `self.tokens`; may be None for a
+        wiring that does not read them and for a U-Net without fusers. appended: the channels that
+        `downsample_net` appends to x, for a model that reads a map. pack: let branches that read
+        the same features share one matrix product (`Packed`), which pays off where wide products
+        are fast.
         """
-        tokens = None
-        if reads_grounding(wiring) and grounding is not None and self.position_net is not None:
-            tokens = self.position_net(grounding, dtype=text.dtype)
+        if not reads_grounding(wiring):
+            tokens = appended = None
+        if appended is not None:
+            appended = self.conv_in.part(appended, slice(self.config.in_channels, None))
         attentions = [attention for level in self.levels() for attention in level.attentions]
         blocks = [block for attention in attentions for block in attention.blocks]
         return Prepared(
@@ -245,7 +267,17 @@ class UNet(nnx.Module):
             packed=tuple(
                 block.pack(text.dtype, wiring=wiring) if pack else None for block in blocks
             ),
+            appended=appended,
         )
+
+    def _first(self, x: Array, appended: Array | None, grounded: bool) -> Array:
+        """The first convolution. A model with a map has another one for steps without fusers."""
+        if self.first_conv is not None and not grounded:
+            return self.first_conv(x)
+        if appended is None:
+            return self.conv_in(x)
+        own = self.conv_in.part(x, slice(self.config.in_channels))
+        return own + appended + per_channel(self.conv_in.bias[...].astype(x.dtype), own)
 
     def __call__(
         self,
@@ -305,7 +337,7 @@ class UNet(nnx.Module):
                 maps.update({Place(name, i, *key): attention for key, attention in found.items()})
             return h
 
-        h = self.conv_in(x.astype(dtype))
+        h = self._first(x.astype(dtype), prepared.appended, gate is not None)
         skips = [h]
         for shape, level in zip(self.config.levels(), self.levels(), strict=True):
             with jax.named_scope(shape.name):

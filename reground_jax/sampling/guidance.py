@@ -3,12 +3,9 @@
 The unconditional branch reads the negative prompt and keeps its fusers on, over null tokens only.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
-
-from reground_jax.networks.grounding import Grounding
 
 
 def interleave(
@@ -23,11 +20,6 @@ def branch_text(
 ) -> Float[Array, "K S E"]:
     """Text for both branches, K = 2 B."""
     return interleave(text, null_text)
-
-
-def branch_grounding(grounding: Grounding) -> Grounding:
-    """Grounding for both branches: the layout's, and the same number of null tokens."""
-    return jax.tree.map(interleave, grounding, grounding.null())
 
 
 def guide(

@@ -19,11 +19,12 @@ from reground_jax.devices import SPLIT, WHOLE
 from reground_jax.model import Params
 from reground_jax.networks.attention import Attend
 from reground_jax.networks.recompute import blockwise_attention
+from reground_jax.networks.transformer import reads_grounding
 from reground_jax.networks.unet import Prepared
 from reground_jax.sampling.attention_guidance.guide import Guide, Guided, guide_step
 from reground_jax.sampling.attention_guidance.maps import Maps
 from reground_jax.sampling.attention_guidance.steps import Steps
-from reground_jax.sampling.guidance import branch_grounding, branch_text, guide
+from reground_jax.sampling.guidance import branch_text, guide, interleave
 from reground_jax.sampling.noise import ETA, step_noise
 from reground_jax.sampling.solvers.plan import Plan, Solver, State
 from reground_jax.settings import Wiring
@@ -59,7 +60,7 @@ INPUT_SPECS = Inputs(
     plan=WHOLE, gates=WHOLE, guidance_scale=WHOLE, seeds=SPLIT, inpaint=SPLIT,  # type: ignore
     guided=SPLIT, guidance_steps=WHOLE, amounts=WHOLE,  # type: ignore
 )  # fmt: skip
-PREPARED_SPECS = Prepared(blocks=SPLIT, time=WHOLE, packed=WHOLE)  # type: ignore[arg-type]
+PREPARED_SPECS = Prepared(blocks=SPLIT, time=WHOLE, packed=WHOLE, appended=SPLIT)  # type: ignore
 PREPARE_SPECS = (WHOLE, SPLIT, WHOLE)  # params, conditioning, timesteps
 # params, state, prepared, inputs, start, stop
 ADVANCE_SPECS = (WHOLE, SPLIT, PREPARED_SPECS, INPUT_SPECS, WHOLE, WHOLE)
@@ -87,15 +88,27 @@ def prepare(
     wiring: Wiring,
     guided: bool,
     dtype: DTypeLike,
+    downsampling: int = 8,
     pack: bool = True,
 ) -> Prepared:
-    """Everything that is the same at every step. `guided`: each sample has both branches."""
+    """Everything that is the same at every step. `guided`: each sample has both branches.
+
+    downsampling: the VAE's, for the size of the latents that a map belongs to.
+    """
+    unet = nnx.merge(graph, params)
     text, grounding = conditioning.text, conditioning.grounding
+    tokens = unet.tokens(grounding, dtype=dtype) if reads_grounding(wiring) else None
+    appended = None
     if guided:
         text = branch_text(text, conditioning.null_text)
-        grounding = branch_grounding(grounding)
-    unet = nnx.merge(graph, params)
-    return unet.prepare(text.astype(dtype), grounding, timesteps, wiring=wiring, pack=pack)
+        if tokens is not None:
+            tokens = interleave(tokens, unet.position_net.null_tokens(grounding, dtype=dtype))
+    if unet.downsample_net is not None:
+        size = tuple(side // downsampling for side in grounding.map.shape[1:3])
+        appended = unet.downsample_net(grounding, size, dtype=dtype)
+    return unet.prepare(
+        text.astype(dtype), tokens, timesteps, wiring=wiring, appended=appended, pack=pack
+    )
 
 
 def advance(

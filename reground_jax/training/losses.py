@@ -170,17 +170,17 @@ class DiffusionLoss:
     ) -> tuple[Array, Array | None]:
         """The U-Net's output, and the box-attention loss if its weight is not zero."""
         unet = nnx.merge(network(self.config, "unet")[0], params)
-        grounding, gate, watch = batch.grounding, None, frozenset[Place]()
+        grounding, tokens, gate, watch = batch.grounding, None, None, frozenset[Place]()
         if grounding is not None:
             drop = chance(self.seed, batch.position, GROUNDING_DROP, self.terms.grounding_drop)
             grounding = grounding._replace(mask=jnp.where(drop[:, None], 0.0, grounding.mask))
-            gate = jnp.float32(1)
+            tokens, gate = unet.tokens(grounding, dtype=text.dtype), jnp.float32(1)
             if self.terms.box_attention:
                 known = places(self.config.unet)
                 watch = frozenset(place for place in known if place.attention == "fuser")
         # Not packed: folding the weights pays off over many denoising steps, not for a single one.
         prepared = unet.prepare(
-            text, grounding, timesteps.astype(jnp.float32), wiring=self.wiring, pack=False
+            text, tokens, timesteps.astype(jnp.float32), wiring=self.wiring, pack=False
         )
         output, maps = unet.watched(
             noisy, prepared, watch, gate=gate, wiring=self.wiring, attend=self.attend,

@@ -1,11 +1,13 @@
-"""The kinds of grounding, one file each, and the registry of them.
+"""The kinds of grounding, and the registry of them.
 
 A kind is a property of a checkpoint (`UNetConfig.grounding`). Its file defines
 
     Grounding     the input, a NamedTuple of arrays. `null()` returns one with the same number of
-                  null tokens; what it adds to the U-Net's input stays the same
-    PositionNet   `PositionNet(text_width, rngs=...)`; called with a Grounding and a dtype, it
-                  returns the grounding tokens [B, G, E]
+                  null tokens
+    PositionNet   `PositionNet(config, rngs=...)`; called with a Grounding and a dtype, it returns
+                  the grounding tokens [B, G, E]. `null_tokens` are those of the unconditional
+                  branch of guidance
+    Downsampler   if it appends channels to the latents: the same channels for all branches
     macs          multiply-accumulates of the position net
 
 `KINDS` lists it under its name in configs.
@@ -14,16 +16,22 @@ A kind is a property of a checkpoint (`UNetConfig.grounding`). Its file defines
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from reground_jax.config import GroundingKind
-from reground_jax.networks.grounding import text
+from reground_jax.config import MAP_KINDS, GroundingKind, UNetConfig
+from reground_jax.networks.grounding import keypoint, maps, text, text_image
 
-Grounding = text.Grounding  # the input of any kind
+# The input of any kind.
+Grounding = text.Grounding | text_image.Grounding | keypoint.Grounding | maps.Grounding
 
 
 class Kind(NamedTuple):
     position_net: Callable[..., Any]
-    macs: Callable[[int, int], int]  # of text width and number of tokens
-    input_channels: int = 0  # what it adds to the U-Net's input, such as a map
+    macs: Callable[[UNetConfig, int], int]  # of the number of tokens
+    downsampler: Callable[..., Any] | None = None
 
 
-KINDS: dict[GroundingKind, Kind] = {"text": Kind(text.PositionNet, text.macs)}
+KINDS: dict[GroundingKind, Kind] = {
+    "text": Kind(text.PositionNet, text.macs),
+    "text_image": Kind(text_image.PositionNet, text_image.macs),
+    "keypoint": Kind(keypoint.PositionNet, keypoint.macs),
+    **{name: Kind(maps.PositionNet, maps.macs, maps.Downsampler) for name in MAP_KINDS},
+}

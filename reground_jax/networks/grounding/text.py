@@ -9,11 +9,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from reground_jax.basics.short_repr import short_repr
-from reground_jax.networks.layers import Linear
+from reground_jax.config import UNetConfig
+from reground_jax.networks.grounding.features import (
+    blend,
+    fourier_features,
+    fourier_width,
+    mlp,
+    mlp_macs,
+    through,
+)
 
-NUM_FREQUENCIES = 8
-FOURIER_WIDTH = NUM_FREQUENCIES * 2 * 4  # frequencies x (sin, cos) x (x0, y0, x1, y1)
-HIDDEN = 512
+BOX_WIDTH = fourier_width(4)
 
 
 class Grounding(NamedTuple):
@@ -30,45 +36,28 @@ class Grounding(NamedTuple):
         return self._replace(mask=jnp.zeros_like(self.mask))
 
 
-def fourier_features(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 64"]:
-    """Features [..., 64] of boxes [..., 4] (xyxy, 0..1), in float32.
-
-    Ordered by frequency, then sin and cos, then x0 y0 x1 y1. Frequencies are 100 ** (k / 8), not
-    times pi. Always float32: bfloat16 boxes would be off by 0.1 radian at the highest frequency.
-    """
-    frequencies = 100.0 ** (jnp.arange(NUM_FREQUENCIES, dtype=jnp.float32) / NUM_FREQUENCIES)
-    edges = boxes.astype(jnp.float32)[..., None, :]
-    angles = edges * jnp.expand_dims(frequencies, (*range(edges.ndim - 2), -1))  # [..., 8, 4]
-    waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-2)  # [..., 8, 2, 4]
-    return waves.reshape(*boxes.shape[:-1], FOURIER_WIDTH)
-
-
 class PositionNet(nnx.Module):
-    """Linear, SiLU, Linear, SiLU, Linear over [phrase, Fourier(box)]; learned null features."""
+    """An MLP over [phrase, Fourier(box)], with learned features for what is absent."""
 
-    def __init__(self, text_width: int, *, rngs: nnx.Rngs):
-        self.linears = nnx.List(
-            [
-                Linear(text_width + FOURIER_WIDTH, HIDDEN, rngs=rngs),
-                Linear(HIDDEN, HIDDEN, rngs=rngs),
-                Linear(HIDDEN, text_width, rngs=rngs),
-            ]
-        )
-        self.null_positive_feature = nnx.Param(jnp.zeros((text_width,)))
-        self.null_position_feature = nnx.Param(jnp.zeros((FOURIER_WIDTH,)))
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        width = config.text_width
+        self.linears = nnx.List(mlp(width + BOX_WIDTH, width, rngs=rngs))
+        self.null_positive_feature = nnx.Param(jnp.zeros((width,)))
+        self.null_position_feature = nnx.Param(jnp.zeros((BOX_WIDTH,)))
 
     @jax.named_scope("grounding_tokens")
     def __call__(self, grounding: Grounding, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
         """Grounding tokens, computed in `dtype` except for the Fourier features (float32)."""
-        slots = grounding.mask[..., None] > 0
-        null_phrase, null_box = self.null_positive_feature[...], self.null_position_feature[...]
-        phrases = jnp.where(slots, grounding.phrases.astype(dtype), null_phrase.astype(dtype))
-        features = jnp.where(slots, fourier_features(grounding.boxes), null_box)
-        h = jnp.concatenate([phrases, features.astype(dtype)], axis=-1)
-        first, second, last = self.linears
-        return last(jax.nn.silu(second(jax.nn.silu(first(h)))))
+        mask = grounding.mask
+        phrases = blend(grounding.phrases.astype(dtype), mask, self.null_positive_feature)
+        features = blend(fourier_features(grounding.boxes), mask, self.null_position_feature)
+        return through(self.linears, jnp.concatenate([phrases, features.astype(dtype)], axis=-1))
+
+    def null_tokens(self, grounding: Grounding, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
+        """As many null tokens, for the unconditional branch of guidance."""
+        return self(grounding.null(), dtype=dtype)
 
 
-def macs(text_width: int, tokens: int) -> int:
+def macs(config: UNetConfig, tokens: int) -> int:
     """Multiply-accumulates of the position net for one sample."""
-    return tokens * ((text_width + FOURIER_WIDTH) * HIDDEN + HIDDEN * HIDDEN + HIDDEN * text_width)
+    return tokens * mlp_macs(config.text_width + BOX_WIDTH, config.text_width)

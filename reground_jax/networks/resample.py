@@ -1,0 +1,56 @@
+"""Resizing as `torch.nn.functional.interpolate` does it, which `jax.image.resize` does not.
+
+Its "nearest" takes the pixel at or before a position (jax: at the center). Its "bicubic" has
+a = -0.75, repeats the edge, and never averages when it makes an image smaller (jax: a = -0.5,
+antialiased, renormalized at the edge).
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+Size = tuple[int, int]  # height, width
+
+
+def resize_nearest(x: Shaped[Array, "B H W *C"], size: Size) -> Shaped[Array, "B H2 W2 *C"]:
+    """`interpolate(mode="nearest")`."""
+    for axis, length in zip((1, 2), size, strict=True):
+        x = jnp.take(x, _nearest(x.shape[axis], length), axis=axis)
+    return x
+
+
+def resize_bicubic(x: Float[Array, "B H W C"], size: Size) -> Float[Array, "B H2 W2 C"]:
+    """`interpolate(mode="bicubic", align_corners=False)`."""
+    rows, columns = (_bicubic(x.shape[a], size[a - 1]).astype(x.dtype) for a in (1, 2))
+    return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns)
+
+
+@functools.cache
+def _nearest(length: int, size: int) -> np.ndarray:
+    """The index that each of `size` pixels reads, with torch's float32 rounding."""
+    scale = np.float32(length) / np.float32(size)
+    index = np.floor(np.arange(size, dtype=np.float32) * scale).astype(np.int32)
+    return np.minimum(index, length - 1)
+
+
+@functools.cache
+def _bicubic(length: int, size: int) -> np.ndarray:
+    """Weights [size, length] along one axis."""
+    position = (np.arange(size) + 0.5) * (length / size) - 0.5
+    first = np.floor(position).astype(int)
+    weights = np.zeros((size, length))
+    for tap in range(-1, 3):
+        distance = np.abs(position - (first + tap))
+        index = np.clip(first + tap, 0, length - 1)
+        np.add.at(weights, (np.arange(size), index), _keys(distance))
+    return weights
+
+
+def _keys(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    """The cubic convolution kernel of Keys (1981)."""
+    d = distance
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+    return np.where(d <= 1, near, np.where(d < 2, far, 0))
