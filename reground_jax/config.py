@@ -187,6 +187,41 @@ class CLIPTextConfig:
 
 
 @dataclass(frozen=True)
+class CLIPVisionConfig:
+    """CLIP's image transformer with its projection to CLIP's joint space; by default ViT-L/14."""
+
+    width: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    mlp_width: int = 4096
+    patch_size: int = 14
+    image_size: int = 224  # side of the square images that it reads
+    projection_width: int = 768  # P, of an image embedding
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, width=WIDTH, num_layers=(1, 128), num_heads=CHANNELS, mlp_width=WIDTH,
+            patch_size=(1, MAX_SIDE), image_size=(1, MAX_SIDE), projection_width=WIDTH,
+        )  # fmt: skip
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"CLIPVisionConfig: width {self.width} does not divide into {self.num_heads} "
+                "heads; choose a number that divides it"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"CLIPVisionConfig: an image of {self.image_size} pixels does not divide into "
+                f"patches of {self.patch_size}; choose a number that divides it"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Of an image: the class token, and one for each patch."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
 class NoiseSchedule:
     """The forward process, and the time step settings in the checkpoint's scheduler file.
 
@@ -254,6 +289,13 @@ class ModelConfig:
     vae: VAEConfig = VAEConfig()
     text_encoders: tuple[TextEncoderConfig, ...] = (TextEncoderConfig(),)
     schedule: NoiseSchedule = NoiseSchedule()
+    image_encoder: CLIPVisionConfig | None = None  # for grounding by reference images
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The names of the networks, in the order in which they are stored."""
+        image = () if self.image_encoder is None else ("image_encoder", "image_project")
+        return "text_encoder", "unet", "vae", *image
 
     @property
     def text_encoder(self) -> TextEncoderConfig:
@@ -263,18 +305,21 @@ class ModelConfig:
     def parts(self) -> dict[str, Any]:
         """The parts by their usual names: "text_encoder" is only the network."""
         text = self.text_encoder
+        image = {} if self.image_encoder is None else {"image_encoder": self.image_encoder}
         return {
             "unet": self.unet, "vae": self.vae, "text_encoder": text.network,
-            "schedule": self.schedule, "tokenizer": text.tokenizer,
+            "schedule": self.schedule, "tokenizer": text.tokenizer, **image,
         }  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Parts that the model does not have are absent."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_json`. Raises ValueError naming an unknown, missing or invalid part."""
-        check_parts(value, [field.name for field in dataclasses.fields(cls)])
+        optional = {"image_encoder"} - set(value)
+        check_parts(value, {field.name for field in dataclasses.fields(cls)} - optional)
         encoders = value["text_encoders"]
         if not isinstance(encoders, (list, tuple)):
             raise ValueError(f"text_encoders is {shown(encoders)}: it must be a list")
@@ -283,6 +328,7 @@ class ModelConfig:
             vae=from_json(VAEConfig, value["vae"]),
             text_encoders=tuple(_text_encoder(encoder) for encoder in encoders),
             schedule=from_json(NoiseSchedule, value["schedule"]),
+            image_encoder=None if optional else from_json(CLIPVisionConfig, value["image_encoder"]),
         )
 
     def changes(self) -> dict[str, dict[str, Any]]:
@@ -290,7 +336,7 @@ class ModelConfig:
 
         A field added later changes nothing here if its default keeps the old behavior.
         """
-        plain = ModelConfig().parts()
+        plain = ModelConfig(image_encoder=CLIPVisionConfig()).parts()
         ours = {name: dataclasses.asdict(part) for name, part in self.parts().items()}
         return {
             part: {name: v for name, v in fields.items() if v != getattr(plain[part], name)}
@@ -339,6 +385,13 @@ def check_together(config: ModelConfig) -> None:
         raise ValueError(
             f"the tokenizer's special tokens (begin, end, padding) are {ids}, but the text encoder "
             f"has {text.vocab_size} tokens and end token {text.eos_token_id}: they must match"
+        )
+    image = config.image_encoder
+    if image is not None and image.projection_width != unet.text_width:
+        raise ValueError(
+            f"the image encoder writes embeddings of width {image.projection_width}, but the U-Net "
+            f"reads text embeddings of width {unet.text_width}: they must be equal, as in the CLIP "
+            "that both are from"
         )
     side = unet.sample_size * vae.downsampling
     check_range("the side of an image, unet.sample_size times the VAE's factor,", side, 1, MAX_SIDE)

@@ -47,11 +47,12 @@ class Conv(nnx.Module):
         kernel: int = 3,
         stride: int = 1,
         padding: Sequence[tuple[int, int]] = ((1, 1), (1, 1)),
+        bias: bool = True,
         rngs: nnx.Rngs,
     ):
         area = kernel * kernel
         self.kernel = _uniform(rngs, (kernel, kernel, fan_in, fan_out), fan_in * area)
-        self.bias = _uniform(rngs, (fan_out,), fan_in * area)
+        self.bias = _uniform(rngs, (fan_out,), fan_in * area) if bias else None
         self.stride, self.padding = stride, tuple(padding)
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
@@ -62,7 +63,7 @@ class Conv(nnx.Module):
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + per_channel(self.bias[...].astype(x.dtype), y)
+        return y if self.bias is None else y + per_channel(self.bias[...].astype(x.dtype), y)
 
 
 def normalize(x: Float[Array, "... C"], eps: float) -> Float[Array, "... C"]:
