@@ -112,6 +112,7 @@ VAE_IGNORED = {
     "force_upcast": "the caller chooses the dtype",
 }
 
+NO_DECODER = dict.fromkeys(("is_encoder_decoder", "is_decoder", "add_cross_attention"), (False,))
 TEXT_TRANSLATED = {
     "vocab_size": whole(3, 2**20),
     "hidden_size": WIDTH,
@@ -126,10 +127,7 @@ TEXT_NEUTRAL = {
     "layer_norm_eps": (1e-5,),
     "model_type": ("clip_text_model",),
     "architectures": ("CLIPTextModel", "CLIPTextModelWithProjection", None),
-    "is_encoder_decoder": (False,),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-}
+} | NO_DECODER
 GENERIC = "a setting that transformers writes for every model; CLIP does not use it"
 CLIP_IGNORED = {
     "attention_dropout": NO_DROPOUT,
@@ -173,16 +171,13 @@ VISION_NEUTRAL = {
     "layer_norm_eps": (1e-5,),
     "model_type": ("clip_vision_model",),
     "architectures": ("CLIPVisionModelWithProjection", None),
-    "is_encoder_decoder": (False,),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-}
+} | NO_DECODER
 VISION_IGNORED = CLIP_IGNORED | dict.fromkeys(
     ("bos_token_id", "eos_token_id", "pad_token_id"), "an image has no such tokens"
 )
 # A full CLIPModel, whose two parts have their own fields.
 CLIP_TRANSLATED = {"projection_dim": WIDTH}
-CLIP_NEUTRAL = {"model_type": ("clip",), "architectures": ("CLIPModel", None)}
+CLIP_NEUTRAL = {"model_type": ("clip",), "architectures": ("CLIPModel", None)} | NO_DECODER
 CLIP_PARTS = dict.fromkeys(
     ("text_config", "text_config_dict", "vision_config", "vision_config_dict"), "checked apart"
 )

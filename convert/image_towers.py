@@ -109,8 +109,8 @@ def check_projection(project: Located, clip: TensorFile) -> None:
         else "holds a projection that is not this CLIP's"
     )
     warnings.warn(
-        f"{project.file.name} {problem} ({clip.name}): reference images would have wrong features; if "
-        "they look ignored, pass a full CLIPModel as the projection",
+        f"{project.file.name} {problem} ({clip.name}): reference images would have wrong features; "
+        "if they look ignored, pass a full CLIPModel as the projection",
         stacklevel=3,
     )
 
