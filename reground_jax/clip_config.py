@@ -1,4 +1,4 @@
-"""The shapes of CLIP's two transformers and the settings of its tokenizer; config.py has the rest."""
+"""The shapes of CLIP's two transformers, and the settings of its tokenizer; the rest: config.py."""
 
 from dataclasses import dataclass
 from typing import Literal
