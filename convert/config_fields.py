@@ -112,6 +112,7 @@ VAE_IGNORED = {
     "force_upcast": "the caller chooses the dtype",
 }
 
+NO_DECODER = dict.fromkeys(("is_encoder_decoder", "is_decoder", "add_cross_attention"), (False,))
 TEXT_TRANSLATED = {
     "vocab_size": whole(3, 2**20),
     "hidden_size": WIDTH,
@@ -126,19 +127,13 @@ TEXT_NEUTRAL = {
     "layer_norm_eps": (1e-5,),
     "model_type": ("clip_text_model",),
     "architectures": ("CLIPTextModel", "CLIPTextModelWithProjection", None),
-    "is_encoder_decoder": (False,),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-}
-GENERIC = "a setting that transformers writes for every model; CLIP's text encoder does not use it"
-TEXT_IGNORED = {
-    "projection_dim": "the projection to CLIP's joint space is not used",
+} | NO_DECODER
+GENERIC = "a setting that transformers writes for every model; CLIP does not use it"
+CLIP_IGNORED = {
     "attention_dropout": NO_DROPOUT,
     "dropout": NO_DROPOUT,
     "initializer_factor": "for random initialization",
     "initializer_range": "for random initialization",
-    "bos_token_id": "comes from the tokenizer",
-    "pad_token_id": "comes from the tokenizer",
     "dtype": "the arrays have their own",
     "torch_dtype": "the arrays have their own",
     "transformers_version": "describes the file",
@@ -155,6 +150,38 @@ TEXT_IGNORED = {
     use_cache""".split(),
     GENERIC,
 )
+TEXT_IGNORED = CLIP_IGNORED | {
+    "projection_dim": "the projection to CLIP's joint space is not used",
+    "bos_token_id": "comes from the tokenizer",
+    "pad_token_id": "comes from the tokenizer",
+}
+
+VISION_TRANSLATED = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": whole(1, 128),
+    "num_attention_heads": HEADS,
+    "intermediate_size": WIDTH,
+    "patch_size": per_level(whole(1, 1024)),  # both sides, in a list
+    "image_size": per_level(whole(1, 4096)),
+    "projection_dim": WIDTH,
+    "hidden_act": one_of("quick_gelu", "gelu"),
+}
+VISION_NEUTRAL = {
+    "num_channels": (3,),
+    "layer_norm_eps": (1e-5,),
+    "model_type": ("clip_vision_model",),
+    "architectures": ("CLIPVisionModelWithProjection", None),
+} | NO_DECODER
+VISION_IGNORED = CLIP_IGNORED | dict.fromkeys(
+    ("bos_token_id", "eos_token_id", "pad_token_id"), "an image has no such tokens"
+)
+# A full CLIPModel, whose two parts have their own fields.
+CLIP_TRANSLATED = {"projection_dim": WIDTH}
+CLIP_NEUTRAL = {"model_type": ("clip",), "architectures": ("CLIPModel", None)} | NO_DECODER
+CLIP_PARTS = dict.fromkeys(
+    ("text_config", "text_config_dict", "vision_config", "vision_config_dict"), "checked apart"
+)
+CLIP_MODEL_IGNORED = CLIP_IGNORED | CLIP_PARTS | {"logit_scale_init_value": "for training"}
 
 # The default beta_start and beta_end of each class; the default schedule is always "linear".
 SCHEDULER_BETAS = {

@@ -5,7 +5,7 @@ Every field is translated, must have a supported value (NEUTRAL), or is ignored 
 skipping a field could give a model that runs but draws something else. See `rules.check_fields`.
 
 Fields that a file leaves out get the defaults of diffusers' UNet2DConditionModel, AutoencoderKL and
-schedulers, and of transformers' CLIPTextConfig.
+schedulers, and of transformers' CLIPTextConfig, CLIPVisionConfig and CLIPConfig.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from typing import Any
 from reground_jax.basics.wording import shown
 from reground_jax.config import (
     CLIPTextConfig,
+    CLIPVisionConfig,
     GroundingKind,
     ModelConfig,
     NoiseSchedule,
@@ -212,6 +213,64 @@ def text_config(fields: Mapping[str, Any]) -> CLIPTextConfig:
         max_length=given.get("max_position_embeddings", 77),
         activation=given.get("hidden_act", "quick_gelu"),
         eos_token_id=None if eos == 2 else eos,
+    )
+
+
+def vision_config(fields: Mapping[str, Any]) -> CLIPVisionConfig:
+    """The `config.json` of a transformers CLIPVisionModelWithProjection, or of a full CLIPModel.
+
+    A full model's projection has the width that its own projection_dim says, whatever the one in
+    its vision_config.
+    """
+    if not is_full_clip(fields):
+        return _vision_config("image encoder config", fields)
+    where = "CLIP config"
+    given = check_fields(
+        where, fields, known.CLIP_TRANSLATED, known.CLIP_NEUTRAL, known.CLIP_MODEL_IGNORED
+    )
+    names = [n for n in ("vision_config", "vision_config_dict") if fields.get(n) is not None]
+    for name in names:
+        if not isinstance(fields[name], Mapping):
+            raise refused(where, name, fields[name], "a JSON object")
+    parts = [_vision_config(f"{where}, {name}", fields[name]) for name in names]
+    width = given.get("projection_dim", 512)
+    found = {
+        dataclasses.replace(part, projection_width=width)
+        for part in parts or [_vision_config(where, {})]
+    }
+    if len(found) > 1:  # transformers would take the latter, which old files have
+        raise UnsupportedConfig(
+            f"{where}: vision_config and vision_config_dict contradict each other; remove the "
+            "wrong one"
+        )
+    return found.pop()
+
+
+def is_full_clip(fields: Mapping[str, Any]) -> bool:
+    """Whether a config is that of a CLIPModel, text transformer included."""
+    return "vision_config" in fields or fields.get("model_type") == "clip"
+
+
+def _vision_config(where: str, fields: Mapping[str, Any]) -> CLIPVisionConfig:
+    given = check_fields(
+        where, fields, known.VISION_TRANSLATED, known.VISION_NEUTRAL, known.VISION_IGNORED
+    )
+    width, heads = given.get("hidden_size", 768), given.get("num_attention_heads", 12)
+    if width % heads:
+        raise refused(where, "num_attention_heads", heads, f"a divisor of hidden_size ({width})")
+    side = _one(where, "image_size", given.get("image_size", 224))
+    patch = _one(where, "patch_size", given.get("patch_size", 32))
+    if side % patch:
+        raise refused(where, "patch_size", patch, f"a divisor of image_size ({side})")
+    return CLIPVisionConfig(
+        width=width,
+        num_layers=given.get("num_hidden_layers", 12),
+        num_heads=heads,
+        mlp_width=given.get("intermediate_size", 3072),
+        patch_size=patch,
+        image_size=side,
+        projection_width=given.get("projection_dim", 512),
+        activation=given.get("hidden_act", "quick_gelu"),
     )
 
 

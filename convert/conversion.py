@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from reground_jax.config import ModelConfig, UNetConfig
-from reground_jax.model import NETWORKS, leaf_shapes, write_model
+from reground_jax.model import leaf_shapes, write_model
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.version import __version__
 
@@ -25,7 +25,16 @@ from .first_conv import WAY_OUT, find_first_conv
 from .full_disk import naming_a_full_disk
 from .keys import Leaf, foreign, match, normalize
 from .ldm import LDM_PREFIXES, rename
-from .sources import Source, TensorFile, open_folder, open_original, open_tensors, resolve
+from .sources import (
+    Located,
+    Source,
+    TensorFile,
+    Tensors,
+    open_folder,
+    open_original,
+    open_tensors,
+    resolve,
+)
 from .sources import resolve_tokenizer as find_tokenizer
 from .tokenizers import BuiltTokenizer, build_tokenizer
 
@@ -45,17 +54,6 @@ LDM_FOREIGN = ("denoiser.", "embedding_manager.", "logvar", "lvlb_weights", "saf
 CHECKED = 2**18  # values at a time, so that the NaN check takes no memory
 
 Progress = Callable[[int, int], None]  # (parameters done, total)
-
-
-@dataclass(frozen=True)
-class Located:
-    """One tensor of a source."""
-
-    file: TensorFile
-    name: str
-
-
-Tensors = dict[str, dict[str, Located]]  # network -> diffusers name -> tensor
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ def _gather_diffusers(folder: Path, tokenizer: str | Path | None, variant: str |
     config = configs.from_folder(folder, built.config)
     check_vocabulary(built, config)
     tensors: Tensors = {}
-    for network in NETWORKS:
+    for network in config.networks:
         file = open_folder(folder / network, variant)
         tensors[network] = {normalize(network, name): Located(file, name) for name in file.keys()}
     return Gathered(config, tensors, built)
@@ -224,7 +222,7 @@ def _gather_original(path: Path, tokenizer: str | Path | None) -> Gathered:
 def _gather_ldm(path: Path, tokenizer: str | Path | None) -> Gathered:
     file = open_tensors(path)
     config = single_file.from_single_file(file)
-    tensors: Tensors = {network: {} for network in NETWORKS}
+    tensors: Tensors = {network: {} for network in config.networks}
     strangers, passed = [], []
     for name in file.keys():
         for network, prefix in LDM_PREFIXES.items():

@@ -33,7 +33,19 @@ TEXT: Rules = (
     (r"^(token|position)_embedding\.", r"embeddings.\1_embedding."),
     (r"^layers\.", "encoder.layers."),
 )
-RULES: dict[str, Rules] = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
+VISION: Rules = (
+    (r"^(class|patch|position)_embedding\b", r"embeddings.\1_embedding"),
+    (r"^pre_layernorm\.", "pre_layrnorm."),  # sic
+    (r"^layers\.", "encoder.layers."),
+)
+PROJECT: Rules = ((r"^", "project."),)  # diffusers' CLIPImageProjection
+RULES: dict[str, Rules] = {
+    "unet": UNET,
+    "vae": VAE,
+    "text_encoder": TEXT,
+    "image_encoder": VISION,
+    "image_project": PROJECT,
+}
 
 PACKED = {  # one of ours is several of theirs, concatenated
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -43,13 +55,15 @@ PACKED = {  # one of ours is several of theirs, concatenated
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# The positions 0..76, stored in old files but not part of the model.
+# The positions 0, 1, 2, ..., stored in old files but not part of the model.
 POSITIONS = re.compile(r"(^|\.)embeddings\.position_ids$")
 # Training-only parts that are not used to generate images, by normalized name.
 FOREIGN = {
     "unet": re.compile(r"$^"),
     "vae": re.compile(r"^(loss|model_ema)\."),
     "text_encoder": re.compile(r"^(logit_scale|text_projection(\.weight)?)$"),
+    "image_encoder": re.compile(r"^(logit_scale$|text_projection\.weight$|text_model\.)"),
+    "image_project": re.compile(r"$^"),
 }
 
 
@@ -101,9 +115,11 @@ def torch_names(path: str) -> tuple[str, ...]:
 
 
 def normalize(network: str, name: str) -> str:
-    """A tensor's current diffusers name, without text encoder prefixes or old VAE names."""
+    """A tensor's current diffusers name, without CLIP's prefixes or old VAE names."""
     if network == "text_encoder":
         return re.sub(r"^(transformer\.)?(text_model\.)?", "", name)
+    if network == "image_encoder":
+        return name.removeprefix("vision_model.")
     if network == "vae":
         return re.sub(
             r"(attentions\.0\.)(query|key|value|proj_attn)\.",

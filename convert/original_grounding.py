@@ -6,15 +6,15 @@ say little about a map's networks, so widths and depths come from the shapes of 
 
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from reground_jax.config import MAP_KINDS, GroundingKind, MapConfig
+from reground_jax.config import MapConfig
+from reground_jax.kinds import KINDS, MAP_KINDS, GroundingKind
 
 from .config_fields import WIDTH
 from .rules import Rule, UnsupportedConfig, check_fields, one_of, refused, shown, whole
 from .sources import TensorFile
 
-KINDS: tuple[GroundingKind, ...] = get_args(GroundingKind)
 POSITION_NET = "_grounding_net.PositionNet"
 DOWNSAMPLER = "_grounding_downsampler.GroundingDownsampler"
 BACKBONE = "position_net.convnext_tiny_backbone"

@@ -24,6 +24,7 @@ from .stored import StoredArray
 
 Kind = Literal["ours", "diffusers", "original", "ldm", "adapter"]
 
+IMAGE_PARTS = ("image_encoder", "image_project")  # of models grounded by reference images
 ORIGINAL_PARTS = ("model", "text_encoder", "autoencoder", "diffusion")
 # A folder's weights, in order of preference: full precision before fp16, safetensors before
 # pickles, one file before shards.
@@ -82,6 +83,10 @@ class TensorFile:
         """NumPy dtype; bfloat16 is that of ml_dtypes."""
         return self._arrays[name].dtype
 
+    def stored(self, name: str) -> StoredArray:
+        """The array as it lies in its file."""
+        return self._arrays[name]
+
     def read(self, name: str) -> np.ndarray:
         """Reads the array from the file, without caching. Raises ValueError if truncated."""
         return self._arrays[name].read()
@@ -90,6 +95,17 @@ class TensorFile:
     def nbytes(self) -> int:
         """Total bytes of all arrays; every view of a shared storage counts."""
         return sum(array.size * array.dtype.itemsize for array in self._arrays.values())
+
+
+@dataclass(frozen=True)
+class Located:
+    """One tensor of a source."""
+
+    file: TensorFile
+    name: str
+
+
+Tensors = dict[str, dict[str, Located]]  # network -> diffusers name -> tensor
 
 
 def _is_name(value: Any) -> bool:
@@ -258,22 +274,50 @@ def resolve_tokenizer(source: str | Path) -> Path:
     return hub.download(str(source), hub.tokenizer_files)
 
 
+def resolve_clip(source: str | Path) -> Path:
+    """The same for a CLIP model or its projection: a folder, a file, or else a Hub id."""
+    path = expand_home(source)
+    if path.exists():
+        return path
+    if hub.parse(str(source)) is None:
+        raise ValueError(
+            f"CLIP {source!s} does not exist; pass a folder of transformers' CLIPModel or "
+            "CLIPVisionModelWithProjection, a file of its projection, or a Hub id (owner/name)"
+        )
+    return hub.download(str(source), clip_files)
+
+
+def clip_files(names: list[str]) -> list[str]:
+    """The files of a CLIP model: in a diffusers model's folders, or at the root of a repository."""
+    parts = [f"{part}/" for part in IMAGE_PARTS if f"{part}/config.json" in names] or [""]
+    found = [name for part in parts for name in _part_files(names, part)]
+    if not any(Path(name).name != "config.json" for name in found):
+        raise ValueError(f"it has no CLIP model: looked for {', '.join(weight_names())}")
+    return found
+
+
 def hub_files(names: list[str], variant: str | None = None) -> list[str]:
     """The files of a repository that a conversion needs."""
     if "unet/config.json" not in names:
         return [_only_weights([name for name in names if "/" not in name])]
     wanted = [name for name in names if name == "model_index.json"]
     wanted += [name for name in names if name.split("/")[0] in ("scheduler", "tokenizer")]
-    for part in ("unet", "vae", "text_encoder"):
-        inside = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
-        chosen = [name for name in inside if name == "config.json"]
-        if picked := pick_weights(inside, variant):
-            chosen.append(picked)
-            if picked.endswith(".json"):  # an index: also its shards
-                ending = "safetensors" if ".safetensors." in picked else "bin"
-                chosen += [name for name in inside if "-of-" in name and name.endswith(ending)]
-        wanted += [f"{part}/{name}" for name in chosen]
+    images = IMAGE_PARTS if any(name.startswith("image_project/") for name in names) else ()
+    for part in ("unet", "vae", "text_encoder", *images):
+        wanted += _part_files(names, f"{part}/", variant)
     return wanted
+
+
+def _part_files(names: list[str], folder: str, variant: str | None = None) -> list[str]:
+    """The config and the weights in a folder ("unet/", or "" for the root) of a repository."""
+    inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
+    chosen = [name for name in inside if name == "config.json"]
+    if picked := pick_weights(inside, variant):
+        chosen.append(picked)
+        if picked.endswith(".json"):  # an index: also its shards
+            ending = "safetensors" if ".safetensors." in picked else "bin"
+            chosen += [name for name in inside if "-of-" in name and name.endswith(ending)]
+    return [folder + name for name in chosen]
 
 
 def _only_weights(names: list[str]) -> str:

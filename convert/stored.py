@@ -8,7 +8,7 @@ but its touched pages count as resident memory of the process until it is closed
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,12 @@ class StoredArray:
         if self.strides is None:
             return self.size
         return reach(self.shape, self.strides)
+
+    @property
+    def transposed(self) -> "StoredArray":
+        """The same numbers with the axes in reverse order."""
+        strides = self.strides or contiguous_strides(self.shape)
+        return replace(self, shape=self.shape[::-1], strides=strides[::-1])
 
     def read(self) -> np.ndarray:
         """The array, of `shape` and `dtype`, row-major, in its own memory.

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from reground_jax.devices import compiler_options
-from reground_jax.model import NETWORKS, Model, network, read_model
+from reground_jax.model import Model, network, read_model
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.grounding.text import Grounding
 from reground_jax.settings import Wiring
@@ -48,12 +48,12 @@ def verify(
     found = resolve(source, variant)
     model = read_model(destination)
     theirs = reference_networks(found, model.config, libraries, adapter=adapter, variant=variant)
-    checks = {"unet": _unet_error, "vae": _vae_error, "text_encoder": _text_error}
+    checks = {"text_encoder": _text_error, "unet": _unet_error, "vae": _vae_error}
     errors = {}
     with libraries.torch.inference_mode():
-        for name in NETWORKS:
+        for name, check in checks.items():
             reference = _rounded(theirs.pop(name), model.info.get("dtype"), libraries)
-            errors[name] = checks[name](reference, model, libraries.torch)
+            errors[name] = check(reference, model, libraries.torch)
     return errors
 
 

@@ -9,193 +9,29 @@ supported.
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from reground_jax.basics.fields import as_object, check_fields, check_range, typed
 from reground_jax.basics.wording import shown
+from reground_jax.clip_config import (
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    TextEncoderConfig,
+    TokenizerConfig,
+)
 from reground_jax.settings import MAX_SIDE
+from reground_jax.unet_config import (
+    CHANNELS,
+    LAYERS,
+    MAX_LEVELS,
+    UNetConfig,
+)
+from reground_jax.unet_config import MapConfig as MapConfig
+from reground_jax.unet_config import UNetLevel as UNetLevel
 
 T = TypeVar("T")
 
-# What the fusers of a checkpoint read: phrases in boxes, phrases and reference images in boxes, the
-# joints of persons, or one map of the whole image (networks/grounding/).
-GroundingKind = Literal["text", "text_image", "keypoint", "hed", "canny", "depth", "normal", "sem"]
-MapKind = Literal["hed", "canny", "depth", "normal", "sem"]
-MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
-
-MAX_LEVELS = 8  # resolutions of a U-Net or autoencoder
-CHANNELS, LAYERS, WIDTH = (1, 2**14), (1, 32), (1, 2**16)
-TOKENS, LENGTH = 2**20, 2**12  # in a vocabulary; of a text in tokens
 MAX_TRAIN_STEPS = 10_000
-
-
-@dataclass(frozen=True)
-class UNetLevel:
-    """One resolution of a U-Net, in the down path, the middle or the up path."""
-
-    part: Literal["down", "mid", "up"]
-    index: int  # within its part, in order of execution
-    depth: int  # how often the latent's sides have been halved: the index into `block_channels`
-    channels: int
-    inputs: tuple[int, ...]  # input channels of each resnet
-    attentions: int  # number of spatial transformers, each after a resnet, from the first on
-    num_heads: int
-    transformer_layers: int  # transformer blocks per spatial transformer
-    resamples: bool  # ends in a downsampler or an upsampler
-
-    @property
-    def name(self) -> str:
-        """Such as "down_0"; also the level's scope in a profile."""
-        return f"{self.part}_{self.index}"
-
-
-@dataclass(frozen=True)
-class MapConfig:
-    """How a model reads its map; the defaults are GLIGEN's for canny and depth.
-
-    A ConvNeXt makes grounding tokens of it, one per `stride` x `stride` pixels, and a down-sampler
-    makes more input channels of the U-Net's first convolution.
-    """
-
-    side: int = 256  # the side to which the map is resized for the ConvNeXt
-    depths: tuple[int, ...] = (3, 3, 9, 3)  # blocks per stage
-    widths: tuple[int, ...] = (96, 192, 384, 768)
-    downsampler: tuple[int, ...] = (4, 8)  # channels of its two convolutions; (): it has none
-    classes: int | None = None  # of a semantic map; 0 is unlabeled
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self, side=(1, MAX_SIDE), depths=LAYERS, widths=CHANNELS, downsampler=CHANNELS,
-            classes=(2, 256),
-        )  # fmt: skip
-        stages = len(self.widths)
-        check_range("the number of MapConfig's stages", stages, 1, MAX_LEVELS)
-        if len(self.depths) != stages or len(self.downsampler) not in (0, 2):
-            raise ValueError(
-                f"MapConfig has depths {self.depths}, widths {self.widths} and down-sampler "
-                f"{self.downsampler}: give a depth for each width, and two channels or none"
-            )
-        if self.side % self.stride:
-            raise ValueError(
-                f"MapConfig.side is {self.side}: it must be a multiple of {self.stride}"
-            )
-
-    @property
-    def stride(self) -> int:
-        return 2 ** (len(self.widths) + 1)
-
-    @property
-    def tokens(self) -> int:
-        """The number of grounding tokens."""
-        return (self.side // self.stride) ** 2
-
-    @property
-    def channels(self) -> int:
-        """What the map adds to the U-Net's input channels."""
-        return self.downsampler[-1] if self.downsampler else 1
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """A Stable Diffusion 1.x / 2.x U-Net, with or without GLIGEN's fusers.
-
-    One entry per resolution level, highest resolution first: `block_channels`, `layers_per_block`,
-    `num_heads`, `down_attention` (the level's down path has transformers), `transformer_layers`
-    (blocks in each of the level's transformers; None: one each, at all levels). `up_attention` is
-    in execution order, lowest resolution first. The middle block always has one transformer, with
-    as many blocks as the last level's.
-    """
-
-    in_channels: int = 4  # C latent channels, or 2C + 1 for an inpainting model
-    out_channels: int = 4
-    block_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)
-    num_heads: tuple[int, ...] = (8, 8, 8, 8)
-    down_attention: tuple[bool, ...] = (True, True, True, False)
-    up_attention: tuple[bool, ...] = (False, True, True, True)
-    text_width: int = 768  # E, also the width of a phrase embedding
-    norm_groups: int = 32
-    sample_size: int = 64  # side of the latent that the checkpoint was trained on
-    grounding: GroundingKind | None = "text"  # what its fusers read; None: no fusers
-    inpainting: bool = False  # also reads the known part of the latent, and a mask
-    transformer_layers: tuple[int, ...] | None = None
-    persons: int = 8  # of the grounding kind "keypoint"
-    map: MapConfig | None = None  # of the kinds in MAP_KINDS
-    # Steps without fusers have a first convolution of their own, that of Stable Diffusion, which
-    # knows no map.
-    first_conv: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self, in_channels=CHANNELS, out_channels=CHANNELS, block_channels=CHANNELS,
-            layers_per_block=LAYERS, num_heads=CHANNELS, text_width=WIDTH, norm_groups=CHANNELS,
-            sample_size=(1, MAX_SIDE), transformer_layers=LAYERS, persons=(1, 2**10),
-        )  # fmt: skip
-        self._check_map()
-        levels = len(self.block_channels)
-        check_range("the number of UNetConfig's levels", levels, 1, MAX_LEVELS)
-        per_level = ["layers_per_block", "num_heads", "down_attention", "up_attention"]
-        per_level += ["transformer_layers"] if self.transformer_layers is not None else []
-        for name in per_level:
-            if len(getattr(self, name)) != levels:
-                raise ValueError(
-                    f"UNetConfig.{name} has {len(getattr(self, name))} entries, but block_channels "
-                    f"has {levels}: give one per level"
-                )
-        if self.transformer_layers == (1,) * levels:  # equal models get equal configs
-            object.__setattr__(self, "transformer_layers", None)
-        for channels, heads in zip(self.block_channels, self.num_heads, strict=True):
-            if channels % heads or channels % self.norm_groups:
-                raise ValueError(
-                    f"UNetConfig: {channels} channels do not divide into {heads} heads and "
-                    f"{self.norm_groups} norm groups; choose numbers that divide the channels"
-                )
-
-    def _check_map(self) -> None:
-        mapped = self.grounding in MAP_KINDS
-        if mapped != (self.map is not None):
-            raise ValueError(
-                f"UNetConfig has grounding {self.grounding} and map {self.map}: give both or "
-                f"neither; {', '.join(MAP_KINDS)} need a map"
-            )
-        if self.map is not None and (self.grounding == "sem") != (self.map.classes is not None):
-            raise ValueError(
-                f"UNetConfig.map has {self.map.classes} classes, but its grounding is "
-                f"{self.grounding}: only sem has classes"
-            )
-        if self.inpainting and mapped:
-            raise ValueError("UNetConfig: a model that reads a map cannot be an inpainting model")
-        if self.first_conv and not mapped:
-            raise ValueError("UNetConfig.first_conv is only for models that read a map")
-
-    def levels(self) -> tuple[UNetLevel, ...]:
-        """All levels in order of execution: the one place that follows the skip connections."""
-        widths, deepest = self.block_channels, len(self.block_channels) - 1
-        blocks = self.transformer_layers or (1,) * len(widths)
-        skips = [widths[0]]  # channels of the skip connections, in order of creation
-        found: list[UNetLevel] = []
-
-        def add(part, index: int, depth: int, inputs: list[int], attentions: int, resamples: bool):
-            found.append(
-                UNetLevel(
-                    part, index, depth, widths[depth], tuple(inputs), attentions,
-                    self.num_heads[depth], blocks[depth], resamples,
-                )
-            )  # fmt: skip
-
-        for depth, width in enumerate(widths):
-            layers, resamples = self.layers_per_block[depth], depth < deepest
-            inputs = [skips[-1]] + [width] * (layers - 1)
-            add("down", depth, depth, inputs, layers * self.down_attention[depth], resamples)
-            skips += [width] * (layers + resamples)
-        add("mid", 0, deepest, [widths[-1]] * 2, 1, False)
-        below = widths[-1]
-        for index, depth in enumerate(reversed(range(len(widths)))):
-            layers = self.layers_per_block[depth] + 1
-            inputs = [fan_in + skips.pop() for fan_in in [below] + [widths[depth]] * (layers - 1)]
-            add("up", index, depth, inputs, layers * self.up_attention[index], depth > 0)
-            below = widths[depth]
-        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -230,33 +66,6 @@ class VAEConfig:
     def downsampling(self) -> int:
         """Image pixels per latent pixel along a side."""
         return 2 ** (len(self.block_channels) - 1)
-
-
-@dataclass(frozen=True)
-class CLIPTextConfig:
-    """CLIP's text transformer: ViT-L/14 (SD1.x) or OpenCLIP ViT-H/14 (SD2.x)."""
-
-    vocab_size: int = 49408
-    width: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    mlp_width: int = 3072
-    max_length: int = 77
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    # Pooled output is read at the first `eos_token_id`; None reads it at the largest token id
-    # (which is what eos_token_id=2 means in config files).
-    eos_token_id: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self, vocab_size=(1, TOKENS), width=WIDTH, num_layers=(1, 128), num_heads=CHANNELS,
-            mlp_width=WIDTH, max_length=(3, LENGTH), eos_token_id=(0, TOKENS),
-        )  # fmt: skip
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"CLIPTextConfig: width {self.width} does not divide into {self.num_heads} heads; "
-                "choose a number that divides it"
-            )
 
 
 @dataclass(frozen=True)
@@ -296,30 +105,6 @@ class NoiseSchedule:
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
-    """Tokenizer settings that are not in `tokenizer.json`."""
-
-    max_length: int = 77
-    bos_token_id: int = 49406
-    eos_token_id: int = 49407
-    pad_token_id: int = 49407
-
-    def __post_init__(self) -> None:
-        ids = (0, TOKENS)
-        check_fields(
-            self, max_length=(3, LENGTH), bos_token_id=ids, eos_token_id=ids, pad_token_id=ids
-        )
-
-
-@dataclass(frozen=True)
-class TextEncoderConfig:
-    """A text encoder and the settings of its tokenizer."""
-
-    network: CLIPTextConfig = CLIPTextConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     """The configuration of a whole model."""
 
@@ -327,6 +112,13 @@ class ModelConfig:
     vae: VAEConfig = VAEConfig()
     text_encoders: tuple[TextEncoderConfig, ...] = (TextEncoderConfig(),)
     schedule: NoiseSchedule = NoiseSchedule()
+    image_encoder: CLIPVisionConfig | None = None  # for grounding by reference images
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The names of the networks, in the order in which they are stored."""
+        image = () if self.image_encoder is None else ("image_encoder", "image_project")
+        return "text_encoder", "unet", "vae", *image
 
     @property
     def text_encoder(self) -> TextEncoderConfig:
@@ -336,18 +128,21 @@ class ModelConfig:
     def parts(self) -> dict[str, Any]:
         """The parts by their usual names: "text_encoder" is only the network."""
         text = self.text_encoder
+        image = {} if self.image_encoder is None else {"image_encoder": self.image_encoder}
         return {
             "unet": self.unet, "vae": self.vae, "text_encoder": text.network,
-            "schedule": self.schedule, "tokenizer": text.tokenizer,
+            "schedule": self.schedule, "tokenizer": text.tokenizer, **image,
         }  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Parts that the model does not have are absent."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_json`. Raises ValueError naming an unknown, missing or invalid part."""
-        check_parts(value, [field.name for field in dataclasses.fields(cls)])
+        optional = {"image_encoder"} - set(value)
+        check_parts(value, {field.name for field in dataclasses.fields(cls)} - optional)
         encoders = value["text_encoders"]
         if not isinstance(encoders, (list, tuple)):
             raise ValueError(f"text_encoders is {shown(encoders)}: it must be a list")
@@ -356,6 +151,7 @@ class ModelConfig:
             vae=from_json(VAEConfig, value["vae"]),
             text_encoders=tuple(_text_encoder(encoder) for encoder in encoders),
             schedule=from_json(NoiseSchedule, value["schedule"]),
+            image_encoder=None if optional else from_json(CLIPVisionConfig, value["image_encoder"]),
         )
 
     def changes(self) -> dict[str, dict[str, Any]]:
@@ -363,7 +159,7 @@ class ModelConfig:
 
         A field added later changes nothing here if its default keeps the old behavior.
         """
-        plain = ModelConfig().parts()
+        plain = ModelConfig(image_encoder=CLIPVisionConfig()).parts()
         ours = {name: dataclasses.asdict(part) for name, part in self.parts().items()}
         return {
             part: {name: v for name, v in fields.items() if v != getattr(plain[part], name)}
@@ -412,6 +208,13 @@ def check_together(config: ModelConfig) -> None:
         raise ValueError(
             f"the tokenizer's special tokens (begin, end, padding) are {ids}, but the text encoder "
             f"has {text.vocab_size} tokens and end token {text.eos_token_id}: they must match"
+        )
+    image = config.image_encoder
+    if image is not None and image.projection_width != unet.text_width:
+        raise ValueError(
+            f"the image encoder writes embeddings of width {image.projection_width}, but the U-Net "
+            f"reads text embeddings of width {unet.text_width}: they must be equal, as in the CLIP "
+            "that both are from"
         )
     side = unet.sample_size * vae.downsampling
     check_range("the side of an image, unet.sample_size times the VAE's factor,", side, 1, MAX_SIDE)

@@ -6,7 +6,8 @@ DIR/tokenizer.json   in the format of the `tokenizers` library
 DIR/arrays/NNN/      Orbax checkpoints: the arrays of all networks by name
 
 Networks are named like diffusers' folders; a second text encoder, which no model has yet, would be
-"text_encoder_2", with a tokenizer_2.json. Directories in the previous format can also be read
+"text_encoder_2", with a tokenizer_2.json. "image_encoder" and "image_project" are only in models
+with grounding by reference images. Directories in the previous format can also be read
 (format1.py).
 
 A directory may have another one as its base (`"base"` in config.json, a relative path), and then
@@ -33,6 +34,8 @@ from flax import nnx
 from reground_jax.basics.atomic import publish
 from reground_jax.config import ModelConfig, check_together
 from reground_jax.networks.clip import CLIPTextModel
+from reground_jax.networks.clip_vision import CLIPVisionModel
+from reground_jax.networks.layers import Linear
 from reground_jax.networks.unet import UNet
 from reground_jax.networks.vae import AutoencoderKL
 from reground_jax.storage.checkpoint import (
@@ -53,7 +56,7 @@ from reground_jax.storage.description import (
     read_description,
 )
 from reground_jax.storage.description import is_model_directory as is_model_directory
-from reground_jax.storage.facts import NETWORKS, Facts, combined, digest, word_sum
+from reground_jax.storage.facts import Facts, combined, digest, word_sum
 
 MAX_BASES = 8  # in a chain
 
@@ -76,7 +79,8 @@ class Model:
 
 
 def build(config: ModelConfig, name: str, rngs: nnx.Rngs) -> nnx.Module:
-    """One of NETWORKS, with newly initialized parameters."""
+    """One of `config.networks`, with newly initialized parameters."""
+    image = config.image_encoder
     match name:
         case "text_encoder":
             return CLIPTextModel(config.text_encoder.network, rngs=rngs)
@@ -84,7 +88,12 @@ def build(config: ModelConfig, name: str, rngs: nnx.Rngs) -> nnx.Module:
             return UNet(config.unet, rngs=rngs)
         case "vae":
             return AutoencoderKL(config.vae, rngs=rngs)
-    raise ValueError(f"there is no network {name!r}: it must be one of {', '.join(NETWORKS)}")
+        case "image_encoder" if image is not None:
+            return CLIPVisionModel(image, rngs=rngs)
+        case "image_project" if image is not None:
+            return Linear(image.projection_width, config.unet.text_width, bias=False, rngs=rngs)
+    names = ", ".join(config.networks)
+    raise ValueError(f"there is no network {name!r}: it must be one of {names}")
 
 
 @functools.cache
@@ -98,7 +107,7 @@ def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter by name ("unet/conv_in/kernel"), in the order of the networks."""
     return {
         path: leaf.shape
-        for name in NETWORKS
+        for name in config.networks
         for path, leaf in flatten({name: network(config, name)[1]})
     }
 
@@ -134,7 +143,7 @@ def write_model(
         check_tokenizer(tokenizer_json, config)
     except ValueError as error:
         raise CheckpointError(f"the tokenizer cannot be used: {error}") from error
-    facts = Facts()
+    facts = Facts(config.networks)
     shared = set() if base is None else _digests(Path(base))
     new = _new_arrays(arrays, leaf_shapes(config), facts, shared)
     partial = _partial(directory)

@@ -12,7 +12,15 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionGLIGENPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 DATA = Path(__file__).parent / "data"
 
@@ -99,6 +107,17 @@ TEXTS = {
     "odd": TEXT | dict(hidden_size=20, eos_token_id=2),  # 2: read at the largest id
 }
 
+VISIONS = {
+    "b32": dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        patch_size=8, image_size=32, projection_dim=20,
+    ),
+    "l14": dict(
+        hidden_size=40, intermediate_size=80, num_hidden_layers=3, num_attention_heads=5,
+        patch_size=7, image_size=28, projection_dim=24,
+    ),
+}  # fmt: skip
+
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Every parameter and float buffer random and of a useful size, none at its initial value."""
@@ -128,6 +147,20 @@ def vae(name: str, **changes) -> AutoencoderKL:
 
 def text_encoder(name: str, **changes) -> CLIPTextModel:
     return randomise(CLIPTextModel(CLIPTextConfig(**(TEXTS[name] | changes))), seed=2)
+
+
+def image_encoder(name: str, **changes) -> CLIPVisionModelWithProjection:
+    config = CLIPVisionConfig(**(VISIONS[name] | changes))
+    return randomise(CLIPVisionModelWithProjection(config), seed=3)
+
+
+def clip_model(name: str, **changes) -> CLIPModel:
+    """A full CLIP, whose text transformer is as wide as its projection."""
+    vision = VISIONS[name] | changes
+    width = vision["projection_dim"]
+    text = TEXT | dict(hidden_size=width, projection_dim=width)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)
+    return randomise(CLIPModel(config), seed=4)
 
 
 def relative_error(ours, theirs) -> float:

@@ -55,6 +55,8 @@ def test_scheduler_files_of_the_first_diffusers_versions_are_read():
         (configs.unet_config, {}, "U-Net"),
         (configs.vae_config, {}, "VAE"),
         (configs.text_config, {}, "text encoder"),
+        (configs.vision_config, {}, "image encoder"),
+        (configs.vision_config, {"model_type": "clip"}, "CLIP"),
         (configs.noise_schedule, reference.SD14_SCHEDULER, "scheduler"),
     ],
 )

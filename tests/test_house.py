@@ -19,7 +19,7 @@ FLOORS = (
     # the request and its pictures
     "amounts attention_guidance settings hints layout images draw readers",
     # functions of arrays
-    "config counter devices networks regions",
+    "clip_config config counter devices networks regions",
     # models and sampling
     "storage model words conditioning sampling",
     # other people's checkpoints

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from reground_jax.conditioning import Conditioning
-from reground_jax.config import MAP_KINDS
 from reground_jax.convert.conversion import convert
 from reground_jax.devices import compiler_options
+from reground_jax.kinds import MAP_KINDS
 from reground_jax.model import network, read_model
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.grounding import keypoint, maps, text_image

@@ -1,4 +1,7 @@
-"""CLIP's text transformer (Radford et al., arXiv 2103.00020; transformers' CLIPTextModel names)."""
+"""CLIP's text transformer (Radford et al., arXiv 2103.00020; transformers' CLIPTextModel names).
+
+`Layer` is also that of the image transformer (clip_vision.py), without the mask.
+"""
 
 from typing import NamedTuple
 
@@ -8,11 +11,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from reground_jax.config import CLIPTextConfig
+from reground_jax.config import CLIPTextConfig, CLIPVisionConfig
 from reground_jax.networks.attention_blocks import merge_heads, split_heads
 from reground_jax.networks.layers import Embedding, LayerNorm, Linear
 
 EPS = 1e-5
+Config = CLIPTextConfig | CLIPVisionConfig
 
 
 class TextEncoding(NamedTuple):
@@ -21,7 +25,7 @@ class TextEncoding(NamedTuple):
 
 
 class MLP(nnx.Module):
-    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.fc1 = Linear(config.width, config.mlp_width, rngs=rngs)
         self.fc2 = Linear(config.mlp_width, config.width, rngs=rngs)
         self.quick = config.activation == "quick_gelu"
@@ -33,28 +37,29 @@ class MLP(nnx.Module):
         return self.fc2(h)
 
 
-class CausalAttention(nnx.Module):
-    """Causal mask only: padding is attended to, as in Stable Diffusion's training."""
+class SelfAttention(nnx.Module):
+    """With a causal mask or none: padding is attended to, as in Stable Diffusion's training."""
 
-    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, causal: bool, rngs: nnx.Rngs):
         self.qkv_proj = Linear(config.width, 3 * config.width, rngs=rngs)
         self.out_proj = Linear(config.width, config.width, rngs=rngs)
-        self.num_heads = config.num_heads
+        self.num_heads, self.causal = config.num_heads, causal
 
     @jax.named_scope("self_attention")
     def __call__(self, x: Float[Array, "B S E"]) -> Float[Array, "B S E"]:
         q, k, v = split_heads(self.qkv_proj(x), self.num_heads, 3)
         logits = jnp.einsum("btnd,bsnd->bnts", q, k, preferred_element_type=jnp.float32)
-        causal = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-        logits = jnp.where(causal, logits * q.shape[-1] ** -0.5, -jnp.inf)
+        logits = logits * q.shape[-1] ** -0.5
+        if self.causal:
+            logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         return self.out_proj(merge_heads(jnp.einsum("bnts,bsnd->btnd", weights, v)))
 
 
 class Layer(nnx.Module):
-    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, causal: bool, rngs: nnx.Rngs):
         self.layer_norm1 = LayerNorm(config.width, eps=EPS, rngs=rngs)
-        self.self_attn = CausalAttention(config, rngs=rngs)
+        self.self_attn = SelfAttention(config, causal=causal, rngs=rngs)
         self.layer_norm2 = LayerNorm(config.width, eps=EPS, rngs=rngs)
         self.mlp = MLP(config, rngs=rngs)
 
@@ -68,7 +73,9 @@ class CLIPTextModel(nnx.Module):
         self.config = config
         self.token_embedding = Embedding(config.vocab_size, config.width, rngs=rngs)
         self.position_embedding = Embedding(config.max_length, config.width, rngs=rngs)
-        self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.num_layers))
+        self.layers = nnx.List(
+            Layer(config, causal=True, rngs=rngs) for _ in range(config.num_layers)
+        )
         self.final_layer_norm = LayerNorm(config.width, eps=EPS, rngs=rngs)
 
     @jax.named_scope("clip")

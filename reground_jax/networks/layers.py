@@ -51,17 +51,18 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: Sequence[tuple[int, int]] = ((1, 1), (1, 1)),
         groups: int = 1,
+        bias: bool = True,
         rngs: nnx.Rngs,
     ):
         fan_in //= groups
         area = kernel * kernel
         self.kernel = _uniform(rngs, (kernel, kernel, fan_in, fan_out), fan_in * area)
-        self.bias = _uniform(rngs, (fan_out,), fan_in * area)
+        self.bias = _uniform(rngs, (fan_out,), fan_in * area) if bias else None
         self.stride, self.padding, self.groups = stride, tuple(padding), groups
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
         y = self.part(x, slice(None))
-        return y + per_channel(self.bias[...].astype(x.dtype), y)
+        return y if self.bias is None else y + per_channel(self.bias[...].astype(x.dtype), y)
 
     def part(self, x: Float[Array, "B H W P"], inputs: slice) -> Float[Array, "B H2 W2 O"]:
         """What some of the input channels add to the output, without the bias."""

@@ -27,7 +27,6 @@ PROGRAM = "reground-jax"
 FORMAT = f"{PROGRAM}/2"  # the one that is written; format1.py translates the previous one
 CONFIG_BYTES, TOKENIZER_BYTES = 2**24, 2**27
 MAX_GROUPS = 10**5
-PARTS = ("text_encoder", "unet", "vae", "grounding")  # whose parameters are counted
 LEAST_SIGNAL = 1e-10  # share of the image in the last timestep; Stable Diffusion's is 5e-3
 WAY_OUT = "undo the edit, or convert the checkpoint again"
 
@@ -98,7 +97,7 @@ def read_description(directory: Path) -> Description:
         old = content["format"] == format1.FORMAT
         config = ModelConfig.from_json(format1.config_json(parts) if old else parts)
         _check_config(config)
-        _check_info(info)
+        _check_info(info, config)
     except KeyError as error:
         raise CheckpointError(f"{path} has no {error}: {WAY_OUT}") from None
     except ValueError as error:
@@ -223,13 +222,14 @@ def _check_config(config: ModelConfig) -> None:
         raise ValueError(f"the noise schedule leaves {signal:.0e} of the image at its end")
 
 
-def _check_info(info: dict[str, Any]) -> None:
+def _check_info(info: dict[str, Any], config: ModelConfig) -> None:
     """Checks the facts that `write_model` records and `reground-jax info` shows."""
     for name in ("checksum", "dtype"):
         if not isinstance(info[name], str):
             raise ValueError(f"info.{name} is {shown(info[name])}: it must be a string")
     counts = as_object("info.parameters", info["parameters"])
-    counted = {name: counts[name] for name in PARTS} | counts | {"bytes": info["bytes"]}
+    needed = {name: counts[name] for name in (*config.networks, "grounding")}
+    counted = needed | counts | {"bytes": info["bytes"]}
     for name, count in counted.items():
         check_range(f"info's count of {name}", as_int(f"info's count of {name}", count), 0, 2**60)
     for block, gates in as_object("info.gates", info["gates"]).items():

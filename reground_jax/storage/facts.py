@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-NETWORKS = ("text_encoder", "unet", "vae")
 GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")  # suffixes of the fusers' gates
 
 
@@ -17,14 +16,14 @@ def is_grounding(name: str) -> bool:
 
 
 class Facts:
-    """Collects facts about arrays that arrive one by one."""
+    """Collects facts about arrays of the networks that arrive one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, networks: Iterable[str]) -> None:
         self.digests: list[str] = []
         self.sums: list[str] = []
         self.dtypes: set[str] = set()
         self.bytes = 0
-        self.parameters: dict[str, int] = dict.fromkeys((*NETWORKS, "grounding"), 0)
+        self.parameters: dict[str, int] = dict.fromkeys((*networks, "grounding"), 0)
         self.gates: dict[str, list[float]] = {}
         self.nonfinite: list[str] = []
 

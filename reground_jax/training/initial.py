@@ -13,7 +13,7 @@ from reground_jax.basics.fields import check_name, parse
 from reground_jax.config import ModelConfig, TextEncoderConfig
 from reground_jax.model import Model, build, leaf_shapes
 from reground_jax.storage.checkpoint import flatten
-from reground_jax.storage.facts import GATES, NETWORKS, is_grounding
+from reground_jax.storage.facts import GATES, is_grounding
 from reground_jax.training.state import Leaves, nested
 
 
@@ -49,7 +49,7 @@ def check_kept(model: ModelConfig, leaves: Leaves, may_be_new: Callable[[str], b
     may_be_new: predicate on flat names, true for parameters that the stage trains.
     """
     shapes = leaf_shapes(model)
-    for name in NETWORKS:
+    for name in model.networks:
         wanted = {k: shape for k, shape in shapes.items() if k.startswith(f"{name}/")}
         lost = _lost(wanted, leaves)
         if lost and not all(map(may_be_new, wanted)):
@@ -69,7 +69,7 @@ def completed(
     GLIGEN's additions are missing.
     """
     result: Leaves = {}
-    for name in NETWORKS:
+    for name in model.networks:
         fresh = dict(flatten({name: initialized(model, name, seed)}))
         if fuser_start == "outputs":
             fresh = {k: opened(k, v) for k, v in fresh.items()}

@@ -16,7 +16,8 @@ A kind is a property of a checkpoint (`UNetConfig.grounding`). Its file defines
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from reground_jax.config import MAP_KINDS, GroundingKind, UNetConfig
+from reground_jax.config import UNetConfig
+from reground_jax.kinds import MAP_KINDS, GroundingKind
 from reground_jax.networks.grounding import keypoint, maps, text, text_image
 
 # The input of any kind.
