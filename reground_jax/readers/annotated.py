@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from reground_jax.layout import Box, Layout
+from reground_jax.layout import Layout
+from reground_jax.layout_fields import Box
 from reground_jax.readers.pictures import read_picture
 
 MIN_AREA = 0.01  # of the cropped image
@@ -35,7 +36,7 @@ class Annotated:
 
     path: Path
     captions: tuple[str, ...]
-    phrases: Sequence[str]
+    phrases: Sequence[str | None]
     boxes: Sequence[Sequence[float]]
     annotated_size: tuple[int, int] | None = None
 
