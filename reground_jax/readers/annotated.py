@@ -69,7 +69,7 @@ def cropped(
     return np.asarray(square), layout
 
 
-def crop_box(box: Sequence[float], image_size: tuple[int, int]) -> Box:
+def crop_box(box: Sequence[float], image_size: tuple[float, float]) -> Box:
     """A box of an image of (width, height) in fractions of the image's center square, clipped."""
     side = min(image_size)
     edges = []
