@@ -49,7 +49,10 @@ def paste_reference(panel: Image.Image, picture: Picture, place: Rectangle) -> N
     if min(x1 - x0, y1 - y0) < 8:
         return
     room = (x1 - x0 - 2, y1 - y0 - 2)
-    small = ImageOps.contain(_seen(picture, room), room, Image.Resampling.LANCZOS)
+    image = _seen(picture, room)
+    scale = min(room[0] / image.width, room[1] / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = image.resize(size, Image.Resampling.LANCZOS)
     framed = ImageOps.expand(small, 1, RIM)
     panel.paste(framed, ((x0 + x1 - framed.width) // 2, (y0 + y1 - framed.height) // 2))
 
