@@ -183,7 +183,9 @@ def test_a_file_of_key_points_is_recognized_with_and_without_captions(tmp_path):
     content["categories"] = [{"id": 1, "name": "person"}]
     content["annotations"][0]["bbox"] = [50, 0, 50, 50]
     (tmp_path / "persons.json").write_text(json.dumps(content))
-    (layout,) = read_layouts(path, "coco", captions) or ()
+    entries = read_layouts(path, "coco", captions)
+    assert entries is not None
+    (layout,) = entries
     assert isinstance(layout, Layout) and layout.phrases == ("a person",) and not layout.keypoints
 
 

@@ -160,6 +160,12 @@ def test_a_recipe_cannot_lead_to_another_machine(path):
         Recipe.from_json(value)
 
 
+def test_a_recipe_without_a_checksum_is_not_followed():
+    for value in ("/a.png", {"path": "/a.png"}):
+        with pytest.raises(ValueError, match="map of .* has no sha256: the recipe was edited"):
+            Recipe.from_json(json.loads(with_map(value)))
+
+
 def test_a_recipe_of_an_image_in_memory_asks_for_the_image():
     recipe = Recipe.from_json(json.loads(with_map(Picture.of(RED).to_json())))
     with pytest.raises(ValueError, match="only the checksum was recorded: give the image again"):

@@ -61,6 +61,16 @@ def test_pictures_in_memory_are_equal_by_mode_size_and_pixels():
     assert Picture.of(indexed[0]) != Picture.of(indexed[1])
 
 
+def test_an_image_in_memory_is_turned_upright_as_a_file_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image = Image.open(saved(tmp_path, NOISE, exif=exif))
+    assert Picture.of(image) == Picture.of(np.rot90(NOISE, -1).copy())
+    keyed = Image.fromarray(NOISE)
+    keyed.info["transparency"] = RED
+    assert Picture.of(keyed) != Picture.of(NOISE)
+
+
 def test_an_image_in_memory_is_copied():
     array = NOISE.copy()
     picture = Picture.of(array)

@@ -103,11 +103,16 @@ class Picture:
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes; of an image in memory, of its mode, size and pixels."""
+        """Of the file's bytes; of an image in memory, of its mode, size, colors and pixels."""
         if self._sha256 is None:
             self._read()
         assert self._sha256 is not None
         return self._sha256
+
+    @property
+    def has_checksum(self) -> bool:
+        """Whether it is known which bytes these are, so that no others will be read."""
+        return self._sha256 is not None
 
     def check(self) -> None:
         """Raises ValueError unless this is an image that can be read, and that is unchanged."""
@@ -175,14 +180,17 @@ def _in_memory(value: Any, name: str) -> Picture:
     import numpy as np
     from PIL import Image
 
+    from reground_jax.pictures.decoding import upright
+
     if isinstance(value, np.ndarray):
         fits = value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4))
         if value.dtype != np.uint8 or not fits or not value.size:
             raise ValueError(f"{name} is {value.dtype}{list(value.shape)}: {GIVE}")
         image = Image.fromarray(value)
     elif isinstance(value, Image.Image):
-        image = value.copy()
+        image = upright(value.copy())
     else:
         raise ValueError(f"{name} is {shown(value)}: {GIVE}")
-    header = f"{image.mode} {image.width} {image.height} {image.getpalette()}"
+    colors = f"{image.getpalette()} {image.info.get('transparency')}"
+    header = f"{image.mode} {image.width} {image.height} {colors}"
     return Picture(None, hashlib.sha256(header.encode() + image.tobytes()).hexdigest(), image)
