@@ -112,7 +112,8 @@ def distinct_texts(layouts: Sequence[Layout]) -> list[str]:
     """Every prompt, negative prompt and phrase, each once, in order of appearance."""
     texts: dict[str, None] = {}
     for layout in layouts:
-        texts.update(dict.fromkeys((layout.prompt, layout.negative_prompt, *layout.phrases)))
+        phrases = (phrase for phrase in layout.phrases if phrase is not None)
+        texts.update(dict.fromkeys((layout.prompt, layout.negative_prompt, *phrases)))
     return list(texts)
 
 

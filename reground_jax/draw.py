@@ -7,6 +7,7 @@ caption, so three boxes of "a clock" look alike. The font is Pillow's built-in o
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reground_jax.basics.boxes import area, overlap
 from reground_jax.layout import Layout
+from reground_jax.panel import Rectangle, background, draw_persons, paste_reference
+from reground_jax.pictures import Picture as Reference
 
 Picture = UInt8[np.ndarray, "H W 3"] | Image.Image
-Rectangle = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 Words = list[tuple[str, str]]  # (word, color)
 
 # Each has a contrast of at least 4.5 with white (WCAG AA), as text and as background.
@@ -37,17 +39,21 @@ SUBTITLES = {
 
 
 def draw_boxes(image: Picture, layout: Layout) -> Image.Image:
-    """The image with the layout's boxes and labels; images under 512 px are enlarged first."""
+    """The image with the layout's boxes, labels and persons; below 512 px it is enlarged first."""
     picture = _resized(_picture(image), at_least=SMALLEST)
-    _paint(picture, layout, tint=0)
+    _paint(picture, layout, panel=False)
     return picture
 
 
 def draw_layout(layout: Layout, *, width: int = 512, height: int = 512) -> Image.Image:
-    """The layout alone on a plain panel of this size in pixels."""
-    picture = Image.new("RGB", (width, height), PANEL)
+    """The layout alone on a panel of this size in pixels.
+
+    The panel is plain, or shows the map, or the source of an inpainting request; reference images
+    are in their boxes. One that cannot be read is a crossed gray area.
+    """
+    picture = background(layout, (width, height), PANEL)
     ImageDraw.Draw(picture).rectangle((0, 0, width - 1, height - 1), outline=EDGE)
-    _paint(picture, layout, tint=TINT)
+    _paint(picture, layout, panel=True)
     return picture
 
 
@@ -88,9 +94,11 @@ def comparison_grid(
     return _stacked(parts, unit, gutter=2 * unit if row_labels else 0)
 
 
-def phrase_colors(phrases: Iterable[str]) -> dict[str, str]:
-    """A color for each distinct phrase, in order of appearance."""
-    return {p: PALETTE[i % len(PALETTE)] for i, p in enumerate(dict.fromkeys(phrases))}
+def phrase_colors(phrases: Iterable[str | None]) -> dict[str | None, str]:
+    """A color for each distinct phrase, in order of appearance; gray for no phrase."""
+    distinct = dict.fromkeys(phrases)
+    colors = {p: PALETTE[i % len(PALETTE)] for i, p in enumerate(filter(None, distinct))}
+    return {p: MUTED if p is None else colors[p] for p in distinct}
 
 
 def _check_grid(
@@ -115,36 +123,78 @@ def _check_grid(
 # ---- boxes and their labels
 
 
-def _paint(picture: Image.Image, layout: Layout, *, tint: int) -> None:
-    """Draw boxes and labels into the picture; large boxes first, to keep small ones visible."""
+class Thing(NamedTuple):
+    """A box in pixels, and what belongs into it."""
+
+    box: Rectangle
+    label: str
+    color: str
+    image: Reference | None
+
+
+def _things(layout: Layout, size: tuple[int, int]) -> list[Thing]:
+    """Large boxes first, to keep small ones visible."""
     colors = phrase_colors(layout.phrases)
-    boxes = [
-        (phrase, _pixels(box, picture.size))
-        for phrase, box in zip(layout.phrases, layout.boxes, strict=True)
-    ]
-    boxes.sort(key=lambda item: -area(item[1]))
+    images = layout.images or (None,) * len(layout.boxes)
+    things = []
+    for phrase, box, image in zip(layout.phrases, layout.boxes, images, strict=True):
+        label = phrase or ("" if area(box) else "style")
+        things.append(Thing(_pixels(box, size), label, colors[phrase], image))
+    return sorted(things, key=lambda thing: -area(thing.box))
+
+
+def _paint(picture: Image.Image, layout: Layout, *, panel: bool) -> None:
+    """Draw boxes, labels and persons into the picture; into a panel also reference images."""
+    things = _things(layout, picture.size)
     pen = ImageDraw.Draw(picture, "RGBA")
     line = max(2, min(picture.size) // 170)
-    for phrase, (x0, y0, x1, y1) in boxes:
-        pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(255, 255, 255, 200), width=1)
-        inner = line + 1
-        if min(x1 - x0, y1 - y0) > 2 * inner:
-            light = (x0 + line, y0 + line, x1 - line, y1 - line)
-            pen.rectangle(light, outline=(255, 255, 255, 140), width=1)
-        pen.rectangle((x0, y0, x1, y1), outline=colors[phrase], width=line)
-        if tint:
-            pen.rectangle((x0, y0, x1, y1), fill=(*_rgb(colors[phrase]), tint))
-
     font = _font(max(11, sum(picture.size) // 60))
+    for thing in things:
+        _outline(pen, thing, line, tint=TINT if panel else 0)
+        if panel and thing.image is not None:
+            place = _reference_place(thing, font, picture.size)
+            paste_reference(picture, thing.image, place)
+
+    if layout.keypoints:
+        draw_persons(picture, layout.keypoints, PALETTE)
     taken: list[Rectangle] = []
-    for phrase, box in reversed(boxes):  # small boxes have the fewest places for a label
-        text = _shown(phrase, font, picture.width - 2 * _pad(font))
-        tag = _tag_place(box, text, font, picture.size, taken)
+    for thing in reversed(things):  # small boxes have the fewest places for a label
+        if not thing.label:
+            continue
+        text = _shown(thing.label, font, picture.width - 2 * _pad(font))
+        tag = _tag_place(thing.box, text, font, picture.size, taken)
         taken.append(tag)
         # The white rim separates adjacent labels of the same color.
-        pen.rectangle(tag, fill=colors[phrase], outline=(255, 255, 255, 160))
+        pen.rectangle(tag, fill=thing.color, outline=(255, 255, 255, 160))
         middle = ((tag[0] + tag[2] + 1) / 2, (tag[1] + tag[3] + 1) / 2)
         pen.text(middle, text, fill="white", font=font, anchor="mm")
+
+
+def _outline(pen: ImageDraw.ImageDraw, thing: Thing, line: int, *, tint: int) -> None:
+    x0, y0, x1, y1 = thing.box
+    pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(255, 255, 255, 200), width=1)
+    inner = line + 1
+    if min(x1 - x0, y1 - y0) > 2 * inner:
+        light = (x0 + line, y0 + line, x1 - line, y1 - line)
+        pen.rectangle(light, outline=(255, 255, 255, 140), width=1)
+    pen.rectangle((x0, y0, x1, y1), outline=thing.color, width=line)
+    if tint:
+        pen.rectangle((x0, y0, x1, y1), fill=(*_rgb(thing.color), tint))
+
+
+def _reference_place(
+    thing: Thing, font: ImageFont.FreeTypeFont, size: tuple[int, int]
+) -> Rectangle:
+    """Where the reference image of a box goes: below its label, or beside a box without area."""
+    x0, y0, x1, y1 = thing.box
+    if not area(thing.box):
+        side = min(size) // 5
+        left = min(max(x0 - side // 2, 0), size[0] - side)
+        top = min(max(y0 - side - _height(font), 0), size[1] - side)
+        return left, top, left + side, top + side
+    pad = max(4, min(x1 - x0, y1 - y0) // 16)
+    below = _height(font) if thing.label else 0
+    return x0 + pad, y0 + pad + below, x1 - pad, y1 - pad
 
 
 def _tag_place(
@@ -157,7 +207,7 @@ def _tag_place(
     """Where the label of a box goes: at its edge, inside the picture, and clear of other labels."""
     x0, y0, x1, y1 = box
     width = round(font.getlength(text)) + 2 * _pad(font)
-    height = sum(font.getmetrics()) + _pad(font) // 2
+    height = _height(font)
     inside = [(x0, y0), (x1 - width, y0), (x0, y1 - height), (x1 - width, y1 - height)]
     outside = [(x0, y0 - height), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1)]
     roomy = x1 - x0 >= width and y1 - y0 >= 2 * height
@@ -253,7 +303,7 @@ def _colored_words(layout: Layout) -> Words:
         return [("(empty", MUTED), ("prompt)", MUTED)]
     colors = phrase_colors(layout.phrases)
     marks = [INK] * len(layout.prompt)
-    for phrase in sorted(colors, key=len, reverse=True):  # "a cat toy" before "a cat"
+    for phrase in sorted(filter(None, colors), key=len, reverse=True):  # "a cat toy" before "a cat"
         bare = re.sub(r"^(a|an|the)\s+", "", phrase.strip(), flags=re.IGNORECASE)
         for text in (phrase.strip(), bare):
             pattern = rf"(?<!\w){re.escape(text)}(e?s)?(?!\w)"
@@ -298,6 +348,11 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
     return font
+
+
+def _height(font: ImageFont.FreeTypeFont) -> int:
+    """Of a label."""
+    return sum(font.getmetrics()) + _pad(font) // 2
 
 
 def _pad(font: ImageFont.FreeTypeFont) -> int:

@@ -75,6 +75,9 @@ class Recipe:
         seed = as_int("seed", value["seed"])
         check_range("seed", seed, 0, MAX_SEED)
         layout = Layout.from_json(value["layout"])
+        for name, picture in layout.pictures.items():
+            if not picture.has_checksum:  # a stranger's recipe must not read just any file
+                raise ValueError(f"{name} of {layout.name} has no sha256: the recipe was edited")
         return cls(layout, Settings.from_json(value["settings"]), seed, **names)
 
 

@@ -1,30 +1,32 @@
-"""`Layout`: what to generate, a prompt and phrases in boxes, as one frozen value.
+"""`Layout`: what to generate, as one frozen value.
+
+That is a prompt, and what grounds it: phrases and images in boxes, key points, or a map.
 
 Inside the package all boxes have GLIGEN's format: x0, y0, x1, y1 as fractions 0..1 of the image,
-origin at the top left. Other formats are converted on input (`Layout.from_json`, readers/).
+origin at the top left. Other formats are converted on input (`Layout.from_json`, readers/). Which
+fields a model takes depends on its kind (layout_kinds.py).
 """
 
 import base64
 import dataclasses
 import html
 import io
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
 from pathlib import Path
 from typing import Any, no_type_check
 
-from reground_jax.basics.fields import as_int, check_name
+from reground_jax import layout_fields
+from reground_jax.basics.fields import check_name
 from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import shown
+from reground_jax.keypoints import checked_persons
+from reground_jax.layout_fields import check_text
+from reground_jax.pictures import Picture
 from reground_jax.settings import MAX_BOXES
 
-Box = tuple[float, float, float, float]
-
 BOX_FORMATS = ("xyxy", "xywh")
-# Corners, or x + width, of a box that ends at the image's edge may be off by a float32 rounding
-# error, which is not a mistake.
-EDGE_TOLERANCE = 1e-6
+PER_BOX = ("phrases", "boxes", "tokens", "images", "phrase_weights", "image_weights")
 
 
 @no_type_check  # the checks and messages below must run before the tests' type checker
@@ -33,7 +35,7 @@ class Layout:
     """One image to generate. Lists are stored as tuples, so a Layout is hashable.
 
     prompt           text for the whole image; may be empty
-    phrases          one nonempty text per box
+    phrases          one nonempty text per box; None for a box that has an image instead
     boxes            one (x0, y0, x1, y1) per phrase, fractions 0..1 of the image, x0 <= x1 and
                      y0 <= y1. A box may have zero area: (0, 1, 0, 1) is GLIGEN's style token.
                      Edges within 1e-6 of the image's are snapped to it
@@ -41,41 +43,68 @@ class Layout:
     id               a name for error messages and files
     tokens           for attention guidance: the positions of each box's words in the encoded
                      prompt, where 0 is its begin token; by default, where the phrase is found
+    images           a picture of the thing in each box, cropped to it, or None: a path, a PIL image
+                     or a uint8 array (see `Picture`)
+    phrase_weights, image_weights  how much phrases and images count: a number of at least 0, or one
+                     per box; by default 1
+    keypoints        persons, each 17 joints in COCO's order: None, (x, y) or (x, y, visibility), as
+                     fractions of the image. Stored largest first, invisible joints as None
+    map              a picture of the whole image's edges, depth, normals or classes
+    source           for inpainting: the picture whose boxes are filled
     box_format       format of the `boxes` argument: "xyxy" (corners) or "xywh" (top left corner,
                      width and height), both as fractions. Boxes are stored as corners
+    folder           what relative paths of pictures are relative to; by default, the working
+                     directory
 
-    Raises ValueError naming the layout, the box (counting from 1), the rule and the way out.
+    Raises ValueError naming the layout, the box (counting from 1), the rule and the way out. Files
+    of pictures are read when they are needed, which is also for comparing and hashing layouts.
     The maximum number of boxes depends on the settings: see `check_max_boxes`.
     """
 
     prompt: str
-    phrases: Sequence[str] = ()
+    phrases: Sequence[str | None] = ()
     boxes: Sequence[Sequence[float]] = ()
     negative_prompt: str = ""
     id: str | None = None
     _: KW_ONLY
     tokens: Sequence[Sequence[int]] | None = None
+    images: Sequence[Any] | None = None
+    phrase_weights: float | Sequence[float] | None = None
+    image_weights: float | Sequence[float] | None = None
+    keypoints: Sequence[Sequence[Any]] | None = None
+    map: Any = None
+    source: Any = None
     box_format: InitVar[str] = "xyxy"
+    folder: InitVar[str | Path | None] = None
 
-    def __post_init__(self, box_format: str) -> None:
+    def __post_init__(self, box_format: str, folder: str | Path | None) -> None:
         check_name("box_format", box_format, BOX_FORMATS)
         for field in ("prompt", "negative_prompt"):
-            if not isinstance(value := getattr(self, field), str):
-                raise ValueError(f"{field} of {self.name} is {shown(value)}: it must be a string")
-            _check_encodable(f"{field} of {self.name}", value)
+            check_text(f"{field} of {self.name}", getattr(self, field))
         if self.id is not None:
-            if not isinstance(self.id, str):
-                raise ValueError(f"id of {self.name} is {shown(self.id)}: it must be a string")
-            _check_encodable(f"id of {self.name}", self.id)
-        object.__setattr__(self, "phrases", _phrases(self.phrases, self.name))
-        object.__setattr__(self, "boxes", _boxes(self.boxes, self.name, box_format))
-        if len(self.phrases) != len(self.boxes):
-            raise ValueError(
-                f"{self.name} has {len(self.phrases)} phrases and {len(self.boxes)} boxes: "
-                "give one box per phrase, in the same order"
-            )
+            check_text(f"id of {self.name}", self.id)
+        for field, value in self._checked(box_format, folder):
+            object.__setattr__(self, field, value)
+
+    def _checked(self, box_format: str, folder: str | Path | None) -> Iterator[tuple[str, Any]]:
+        """The fields in the form in which they are stored."""
+        name = self.name
+        boxes = layout_fields.checked_boxes(self.boxes, name, box_format)
+        count = len(boxes)
+        images = layout_fields.checked_images(self.images, name, count, folder)
+        yield "boxes", boxes
+        yield "images", images
+        yield "phrases", layout_fields.checked_phrases(self.phrases, name, count, images)
         if self.tokens is not None:
-            object.__setattr__(self, "tokens", _tokens(self.tokens, self.name, len(self.boxes)))
+            yield "tokens", layout_fields.checked_tokens(self.tokens, name, count)
+        for field in ("phrase_weights", "image_weights"):
+            weights = getattr(self, field)
+            yield field, layout_fields.checked_weights(weights, field, name, count)
+        if self.keypoints is not None:
+            yield "keypoints", checked_persons(self.keypoints, name) or None
+        for field in ("map", "source"):
+            if (picture := getattr(self, field)) is not None:
+                yield field, Picture.of(picture, folder, name=f"{field} of {name}")
 
     @property
     def name(self) -> str:
@@ -98,23 +127,45 @@ class Layout:
         words = html.escape(self.prompt)
         return f'<img width="256" alt="" src="{source}"><br>{words}'
 
+    @property
+    def pictures(self) -> dict[str, Picture]:
+        """All pictures, by name in messages: "image 1", "map"."""
+        named = {f"image {number}": image for number, image in enumerate(self.images or (), 1)}
+        named |= {"map": self.map, "source": self.source}
+        return {name: picture for name, picture in named.items() if picture is not None}
+
+    @property
+    def text_masks(self) -> tuple[float, ...]:
+        """How much the phrase of each box counts; 0 for a box without one."""
+        return _masks(self.phrases, self.phrase_weights)
+
+    @property
+    def image_masks(self) -> tuple[float, ...]:
+        """How much the image of each box counts; 0 for a box without one."""
+        return _masks(self.images or (None,) * len(self.boxes), self.image_weights)
+
+    def only(self, boxes: Sequence[int]) -> "Layout":
+        """With the boxes of these indices, in this order, and what belongs to them."""
+        lists = {name: getattr(self, name) for name in PER_BOX}
+        kept: Any = {
+            name: tuple(value[index] for index in boxes)
+            for name, value in lists.items()
+            if isinstance(value, tuple)
+        }
+        return dataclasses.replace(self, **kept)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, boxes as xyxy lists; `from_json` returns an equal Layout."""
-        value = dataclasses.asdict(self)
-        value |= {"phrases": list(self.phrases), "boxes": [list(box) for box in self.boxes]}
-        if self.id is None:
-            del value["id"]
-        if self.tokens is None:
-            del value["tokens"]
-        else:
-            value["tokens"] = [list(own) for own in self.tokens]
-        return value
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: _json(value) for name, value in fields.items() if value is not None}
 
     @classmethod
-    def from_json(cls, value: Any, *, box_format: str = "xyxy") -> "Layout":
+    def from_json(
+        cls, value: Any, *, box_format: str = "xyxy", folder: str | Path | None = None
+    ) -> "Layout":
         """A Layout from its JSON form; every field except "prompt" may be absent or null.
 
-        box_format  as in the constructor. A "box_format" in `value` takes precedence.
+        box_format, folder  as in the constructor. A "box_format" in `value` takes precedence.
         """
         if not isinstance(value, dict):
             raise ValueError(
@@ -127,13 +178,16 @@ class Layout:
             raise ValueError(
                 f"layout {value.get('id', '')!r} has no prompt: add one; it may be empty"
             )
-        given: dict[str, Any] = {"box_format": box_format}
+        given: dict[str, Any] = {"box_format": box_format, "folder": folder}
         given |= {k: v for k, v in value.items() if v is not None or k == "prompt"}
         return cls(**given)
 
     @classmethod
     def load(cls, path: str | Path, *, box_format: str = "xyxy") -> "Layout":
-        """The layout in a JSON file (see `from_json`). Raises ValueError naming the file."""
+        """The layout in a JSON file (see `from_json`). Raises ValueError naming the file.
+
+        Relative paths of pictures are relative to the file.
+        """
         layouts = cls.load_all(path, box_format=box_format)
         if len(layouts) != 1:
             raise ValueError(
@@ -153,9 +207,10 @@ class Layout:
             value = parse_json(content)
         except ValueError as error:
             raise ValueError(f"layout file {path} is not JSON: {error}; correct it") from error
+        form: Any = {"box_format": box_format, "folder": Path(path).parent}
         try:
             values = value if isinstance(value, list) and value else [value]
-            return [cls.from_json(value, box_format=box_format) for value in values]
+            return [cls.from_json(value, **form) for value in values]
         except ValueError as error:
             raise ValueError(f"layout file {path}: {error}") from error
 
@@ -172,96 +227,18 @@ def check_max_boxes(layout: Layout, max_boxes: int) -> None:
         )
 
 
-def _check_encodable(what: str, text: str) -> None:
-    """Raise ValueError for an unpaired surrogate: no tokenizer or file can encode it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{what} has an unpaired surrogate ({text[error.start]!a}) at character "
-            f"{error.start + 1}: remove it, or write the whole character"
-        ) from None
-
-
-def _phrases(phrases: Any, name: str) -> tuple[str, ...]:
-    if isinstance(phrases, str) or not hasattr(phrases, "__iter__"):
-        raise ValueError(
-            f"phrases of {name} are {shown(phrases)}: give a list with one text per box"
-        )
-    phrases = tuple(phrases)
-    for number, phrase in enumerate(phrases, 1):
-        if not isinstance(phrase, str) or not phrase.strip():
-            raise ValueError(
-                f"phrase {number} of {name} is {shown(phrase)}: a phrase must be a nonempty "
-                "string; say what is in the box, or remove both"
-            )
-        _check_encodable(f"phrase {number} of {name}", phrase)
-    return phrases
-
-
-def _tokens(tokens: Any, name: str, count: int) -> tuple[tuple[int, ...], ...]:
-    lists = list(tokens) if isinstance(tokens, (list, tuple)) else []
-    if len(lists) != count or not all(isinstance(own, (list, tuple)) for own in lists):
-        raise ValueError(
-            f"tokens of {name} are {shown(tokens)}: give {count} lists of positions, one per box"
-        )
-    rule = "give positions in the encoded prompt, from 1"
-    made = tuple(
-        tuple(as_int(f"a token of box {number} of {name}", token, rule) for token in own)
-        for number, own in enumerate(lists, 1)
+def _masks(given: Sequence[Any], weights: Any) -> tuple[float, ...]:
+    """One number per box: its weight, or 0 if nothing is given."""
+    numbers = (
+        weights
+        if isinstance(weights, tuple)
+        else (1.0 if weights is None else weights,) * len(given)
     )
-    if any(token < 1 for own in made for token in own):
-        raise ValueError(f"tokens of {name} are {shown(tokens)}: {rule}")
-    return made
+    pairs = zip(given, numbers, strict=True)
+    return tuple(0.0 if value is None else number for value, number in pairs)
 
 
-def _boxes(boxes: Any, name: str, box_format: str) -> tuple[Box, ...]:
-    if isinstance(boxes, (str, dict)) or not hasattr(boxes, "__iter__"):
-        raise ValueError(
-            f"boxes of {name} are {shown(boxes)}: give a list of boxes of four numbers"
-        )
-    return tuple(_box(box, f"box {i} of {name}", box_format) for i, box in enumerate(boxes, 1))
-
-
-def _box(box: Any, name: str, box_format: str) -> Box:
-    """One checked box as xyxy floats."""
-    way_out = {
-        "xyxy": "give xyxy fractions of the image, or box_format='xywh'",
-        "xywh": "give x, y, width, height as fractions of the image, or box_format='xyxy'",
-    }[box_format]
-    try:
-        if isinstance(box, str) or any(isinstance(value, (str, bool)) for value in box):
-            raise TypeError
-        given = [float(value) for value in box]
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(
-            f"{name} is {shown(box)}: a box is a list of four numbers; {way_out}"
-        ) from None
-    name = f"{name} is {shown(given)}"
-    if len(given) != 4:
-        raise ValueError(f"{name}: a box has four numbers, not {len(given)}; {way_out}")
-    if not all(map(math.isfinite, given)):
-        raise ValueError(f"{name}: every number must be finite; {way_out}")
-
-    x0, y0, x1, y1 = given
-    edges = ("x0", "y0", "x1", "y1")
-    orders = ("x1 must not be less than x0", "y1 must not be less than y0")
-    if box_format == "xywh":
-        x1, y1 = x0 + x1, y0 + y1
-        edges = ("x", "y", "x + width", "y + height")
-        orders = ("width must not be negative", "height must not be negative")
-    x0, y0, x1, y1 = map(_snap, (x0, y0, x1, y1))
-    for edge, value in zip(edges, (x0, y0, x1, y1), strict=True):
-        if not 0 <= value <= 1:
-            pixels = " (divide pixels by the image's width and height)" if value > 1 else ""
-            raise ValueError(f"{name}: {edge} is {value:.9g}, outside 0..1; {way_out}{pixels}")
-    for order, low, high in zip(orders, (x0, y0), (x1, y1), strict=True):
-        if high < low:
-            raise ValueError(f"{name}: {order}; {way_out}")
-    return x0, y0, x1, y1
-
-
-def _snap(edge: float) -> float:
-    """Snap an edge that is outside the image by no more than a rounding error to its edge."""
-    inside = min(max(edge, 0.0), 1.0)
-    return inside if abs(edge - inside) <= EDGE_TOLERANCE else edge
+def _json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json(entry) for entry in value]
+    return value.to_json() if isinstance(value, Picture) else value

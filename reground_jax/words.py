@@ -86,6 +86,9 @@ def _spans(layout: Layout) -> Iterator[tuple[int, int] | None]:
     """Where the phrase of each box is found."""
     seen: Counter[str] = Counter()
     for phrase in layout.phrases:
+        if phrase is None:  # of a box with an image only
+            yield None
+            continue
         name = " ".join(ARTICLE.sub("", phrase.strip(), count=1).casefold().split())
         yield phrase_span(layout.prompt, phrase, seen[name])
         seen[name] += 1
@@ -94,7 +97,7 @@ def _spans(layout: Layout) -> Iterator[tuple[int, int] | None]:
 def _refuse(layout: Layout, index: int, where: str = "") -> None:
     """Raises ValueError for a phrase without words, unless its box has no area."""
     x0, y0, x1, y1 = layout.boxes[index]
-    if x0 < x1 and y0 < y1:
+    if layout.phrases[index] is not None and x0 < x1 and y0 < y1:
         raise ValueError(
             f"phrase {index + 1} of {layout.name}, {layout.phrases[index]!r}, is not in the prompt "
             f"{layout.prompt!r}{where}: attention guidance needs its words there. Name it in the "

@@ -17,7 +17,8 @@ FLOORS = (
     # plain Python
     "basics version",
     # the request and its pictures
-    "amounts attention_guidance settings hints layout images draw readers",
+    "amounts attention_guidance settings hints pictures keypoints "
+    "layout layout_fields layout_kinds images draw panel readers",
     # functions of arrays
     "clip_config config counter devices networks regions",
     # models and sampling
@@ -68,7 +69,9 @@ LONGER = {
     "write_model": "a third of it is its docstring",
 }
 # Rooms in which every public name must be documented.
-PUBLIC = "__init__ layout settings images draw conditioning devices sampling".split()
+PUBLIC = (
+    "__init__ layout layout_kinds pictures settings images draw conditioning devices sampling"
+).split()
 
 
 def sources(*folders: str) -> Iterator[tuple[str, ast.Module]]:

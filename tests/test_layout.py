@@ -154,6 +154,10 @@ def test_an_unreadable_layout_file_is_named(tmp_path: Path):
     "name",
     [
         "layout",
+        "layout_fields",
+        "layout_kinds",
+        "keypoints",
+        "pictures/__init__",
         "settings",
         "amounts",
         "attention_guidance",
@@ -178,7 +182,10 @@ def test_request_modules_import_nothing_heavy(name: str):
         "amounts",
         "attention_guidance",
         "basics",
+        "keypoints",
         "layout",
+        "layout_fields",
+        "pictures",
         "readers",
         "settings",
     }

@@ -11,6 +11,7 @@ import pytest
 
 import reground_jax.convert.conversion
 import reground_jax.convert.locate
+from reground_jax.basics.small_files import local_path
 from reground_jax.cli import build_parser, generate, main
 from reground_jax.convert.locate import BUILT_IN, MODELS
 from reground_jax.images import Recipe, read_recipe, save_png
@@ -67,7 +68,7 @@ def test_a_name_in_a_recipe_is_not_followed(name, checksum, tmp_path, monkeypatc
     "name", ["//host/share", "\\\\host\\share", "/\\host", "http://host/x", "~nobody", "a\0b"]
 )
 def test_names_that_may_mean_another_machine_are_no_paths(name):
-    assert generate.local_path(name) is None
+    assert local_path(name) is None
 
 
 def test_a_folder_or_file_that_would_need_conversion_is_not_opened(tmp_path, capsys):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
+from reground_jax.basics.home import expand_home
 from reground_jax.basics.json_text import parse_json
 from reground_jax.batch.store import Store, open_input, write
 from reground_jax.layout import check_max_boxes
@@ -40,6 +41,11 @@ class Source:
 
     lines: str
     sha256: str
+
+    @property
+    def folder(self) -> Path | None:
+        """What relative paths of pictures are relative to; None for a URL."""
+        return None if "://" in self.lines else expand_home(self.lines).parent
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +77,17 @@ class Index:
         with open_input(source.lines) as file:
             for row, expected in enumerate(self.hashes[start:stop].tolist(), start):
                 begin, end = edges[row - start : row - start + 2]
-                lines.append(_read_line(file, begin, end, row, expected) if expected else None)
+                if not expected:
+                    lines.append(None)
+                    continue
+                file.seek(begin)
+                text = file.read(end - begin)
+                lines.append(_checked_line(text, source.folder, row, expected))
         return lines
 
 
-def _read_line(file: Any, begin: int, end: int, row: int, expected: int) -> Line:
-    file.seek(begin)
-    line = attempt("", parse_line, file.read(end - begin))
+def _checked_line(text: bytes, folder: Path | None, row: int, expected: int) -> Line:
+    line = attempt("", parse_line, text, folder)
     if not isinstance(line, Line) or hash_of(line.id) != expected:
         raise ValueError(
             f"line {row + 1} of the input has changed since the run began: run the same command "
@@ -183,7 +193,7 @@ def build_index(source: Source, rejected: Any, *, rules: dict[str, Any], strict:
     position = count = 0
     with io.BufferedReader(open_input(source.lines), CHUNK) as file:
         for number, (text, length) in enumerate(_lines(file), 1):
-            value = attempt(f"line {number}", _hash_of_line, text, length, rules)
+            value = attempt(f"line {number}", _hash_of_line, text, length, source.folder, rules)
             if isinstance(value, Rejected):
                 if strict:
                     raise ValueError(f"{value.source}: {value.reason} (--strict)")
@@ -212,11 +222,11 @@ def _lines(file: io.BufferedReader) -> Iterator[tuple[bytes, int]]:
         yield text, length
 
 
-def _hash_of_line(text: bytes, length: int, rules: dict[str, Any]) -> int:
+def _hash_of_line(text: bytes, length: int, folder: Path | None, rules: dict[str, Any]) -> int:
     """`hash_of` the line's id, 0 for a blank line. Raises ValueError if it breaks the rules."""
     if length > LONGEST_LINE:
         raise ValueError(f"the line has {length} bytes, more than the limit of {LONGEST_LINE}")
-    line = parse_line(text)
+    line = parse_line(text, folder)
     if line is None:
         return 0
     check_line(line, **rules)

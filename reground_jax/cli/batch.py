@@ -73,7 +73,9 @@ def _add_input_options(parser: Parser) -> None:
         help=f"form of LAYOUTS: {', '.join(FORMS)} (default: recognized from its content)",
     )  # fmt: skip
     group.add_argument(
-        "--captions", metavar="FILE", help="COCO's captions file; LAYOUTS is its instances file"
+        "--captions",
+        metavar="FILE",
+        help="COCO's captions file; LAYOUTS is its instances or key points file",
     )
     group.add_argument(
         "--strict", action="store_true",

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reground_jax.basics.small_files import local_path
 from reground_jax.basics.wording import plural, shown
 from reground_jax.cli import request
 from reground_jax.cli.options import add_options, given, made
@@ -172,20 +173,6 @@ def recorded_model(source: str, recipe: Recipe) -> Path:
         f"{another_model(source, recipe, name, found)}: pass the old model with --model, or "
         f"--model {shown(name)} for a different image"
     )
-
-
-def local_path(name: str) -> Path | None:
-    """The path in an untrusted string, or None if opening it might contact another machine."""
-    if "\0" in name or "://" in name or name[:2] in ("//", "\\\\", "/\\", "\\/"):
-        return None
-    if name.startswith("~"):
-        if not name.startswith("~/"):  # users may be looked up in a directory service
-            return None
-        try:
-            return Path(name).expanduser()
-        except RuntimeError:  # there is no home directory
-            return None
-    return Path(name)
 
 
 def another_model(source: str | None, recipe: Recipe, name: str, checksum: str) -> str:

@@ -96,7 +96,10 @@ def nsr1k_cases(path: str | Path, categories: Sequence[str]) -> list[Case]:
     for layout in read_nsr1k(path):
         if isinstance(layout, Rejected):
             continue
-        names = [nouns.get(re.sub(r"^an? ", "", phrase.lower())) for phrase in layout.phrases]
+        names = [
+            nouns.get(re.sub(r"^an? ", "", phrase.lower()))
+            for phrase in filter(None, layout.phrases)
+        ]
         if not names or None in names:
             continue
         objects = [

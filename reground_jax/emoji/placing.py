@@ -8,7 +8,7 @@ from importlib.resources import files
 import numpy as np
 
 from reground_jax.basics.boxes import area, iou, overlap
-from reground_jax.layout import Box
+from reground_jax.layout_fields import Box
 
 # Maximum share of the smaller box that another may cover: objects must stay recognizable.
 MAX_COVER = 0.12

@@ -25,7 +25,7 @@ from reground_jax.devices import compiler_options
 from reground_jax.emoji.probe_networks import PROBES, Vocabulary
 from reground_jax.evaluation.detections import Detection
 from reground_jax.images import from_uint8
-from reground_jax.layout import Box
+from reground_jax.layout_fields import Box
 from reground_jax.model import Params
 from reground_jax.storage.checkpoint import flatten, unflatten
 

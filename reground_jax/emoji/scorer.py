@@ -27,7 +27,7 @@ from reground_jax.evaluation.statistics import (
     frechet_distance,
     share,
 )
-from reground_jax.layout import Box
+from reground_jax.layout_fields import Box
 
 RULES = 1  # incremented whenever `record` changes
 SMALLEST = 16  # minimum geometric mean of a box's sides, pixels: the probe is untested below it

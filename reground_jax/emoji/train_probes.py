@@ -35,7 +35,7 @@ from reground_jax.emoji.probe_networks import (
 from reground_jax.emoji.probes import Probes, crop
 from reground_jax.emoji.world import Example, World, WorldConfig
 from reground_jax.images import from_uint8
-from reground_jax.layout import Box
+from reground_jax.layout_fields import Box
 from reground_jax.model import Params
 from reground_jax.storage.checkpoint import flatten, unflatten
 from reground_jax.training.recipe import Recipe

@@ -20,7 +20,8 @@ from reground_jax.emoji.captions import UPSIDE_DOWN, Group, caption
 from reground_jax.emoji.categories import CATEGORIES, SMALL_CATEGORIES
 from reground_jax.emoji.placing import MAX_COVER_REAL, cover, random_boxes, real_boxes
 from reground_jax.emoji.styles import STYLES
-from reground_jax.layout import Box, Layout
+from reground_jax.layout import Layout
+from reground_jax.layout_fields import Box
 
 TINTS: dict[str, tuple[int, int, int]] = {
     "blue": (40, 90, 250),

@@ -1,6 +1,5 @@
 """Evaluation cases: layouts, and what an image of each must show."""
 
-import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -41,14 +40,8 @@ class Case:
         objects = self.facts["objects"]
         names = [thing["category"] for thing in objects if thing["boxed"]]
         layout = self.layout
-        kept = [
-            (phrase, box)
-            for name, phrase, box in zip(names, layout.phrases, layout.boxes, strict=True)
-            if name not in categories
-        ]
-        layout = dataclasses.replace(
-            layout, phrases=[phrase for phrase, _ in kept], boxes=[box for _, box in kept]
-        )
+        pairs = enumerate(zip(names, layout.boxes, strict=True))
+        layout = layout.only([index for index, (name, _) in pairs if name not in categories])
         objects = [
             thing | {"boxed": thing["boxed"] and thing["category"] not in categories}
             for thing in objects

@@ -12,7 +12,7 @@ import numpy as np
 
 from reground_jax.basics.boxes import iou
 from reground_jax.evaluation.cases import Case
-from reground_jax.layout import Box
+from reground_jax.layout_fields import Box
 
 
 class Detection(NamedTuple):

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from reground_jax.layout import Box, Layout
+from reground_jax.layout import Layout
+from reground_jax.layout_fields import Box
 from reground_jax.readers.pictures import read_picture
 
 MIN_AREA = 0.01  # of the cropped image
@@ -35,7 +36,7 @@ class Annotated:
 
     path: Path
     captions: tuple[str, ...]
-    phrases: Sequence[str]
+    phrases: Sequence[str | None]
     boxes: Sequence[Sequence[float]]
     annotated_size: tuple[int, int] | None = None
 
@@ -68,7 +69,7 @@ def cropped(
     return np.asarray(square), layout
 
 
-def crop_box(box: Sequence[float], image_size: tuple[int, int]) -> Box:
+def crop_box(box: Sequence[float], image_size: tuple[float, float]) -> Box:
     """A box of an image of (width, height) in fractions of the image's center square, clipped."""
     side = min(image_size)
     edges = []

@@ -35,7 +35,7 @@ def read_coco(
     Raises ValueError if a file cannot be read or is not in COCO's format.
     """
     texts = None if captions is None else read_json(captions, "COCO")
-    split = _join(read_json(instances, "COCO"), instances, texts, captions)
+    split = join(read_json(instances, "COCO"), instances, texts, captions)
     for source, image in split.sources():
         yield attempt(source, _annotated, split, image, Path(images))
     yield from split.strays
@@ -59,14 +59,14 @@ def coco_layouts(
     content: Any, path: str | Path, captions: str | Path
 ) -> Iterator[Layout | Rejected]:
     """`read_coco_layouts` for the parsed content of an instances file."""
-    split = _join(content, path, read_json(captions, "COCO"), captions)
+    split = join(content, path, read_json(captions, "COCO"), captions)
     for source, image in split.sources():
         yield attempt(source, _layout, split, image)
     yield from split.strays
 
 
 @dataclass(frozen=True)
-class _Split:
+class Split:
     """The content of the files, unchecked, keyed by ids as strings.
 
     images: as listed. same: images by id. categories: all names by id, of which there should be
@@ -102,27 +102,34 @@ class _Split:
         for annotation in self.captions.get(name, ()):
             text = annotation.get("caption")
             if not isinstance(text, str):
-                called = _called(annotation)
-                raise ValueError(f"caption of {called} is {shown(text)}: it must be a string")
+                raise ValueError(
+                    f"caption of {called(annotation)} is {shown(text)}: it must be a string"
+                )
             captions.append(text.strip())
         return tuple(captions)
 
-    def grounding_of(self, image: Record, name: str) -> Layout:
-        """Phrases and boxes of the whole image, before any crop."""
-        size = image_size(image)
-        phrases, boxes, seen = [], [], {}
+    def objects_of(self, name: str) -> Iterator[Record]:
+        """The annotations of an image, without crowds, whose boxes surround many objects."""
+        seen: dict[str, Record] = {}
         for thing in self.objects.get(name, ()):
-            if _is_crowd(thing):  # its box surrounds many objects of one category
+            if _is_crowd(thing):
                 continue
             number = id_text(thing.get("id"))
             if number is not None and seen.setdefault(number, thing) is not thing:
                 if seen[number] == thing:
-                    raise ValueError(f"{_called(thing)} appears twice: leave one of them out")
+                    raise ValueError(f"{called(thing)} appears twice: leave one of them out")
+            yield thing
+
+    def grounding_of(self, image: Record, name: str) -> Layout:
+        """Phrases and boxes of the whole image, before any crop."""
+        size = image_size(image)
+        phrases, boxes = [], []
+        for thing in self.objects_of(name):
             try:
                 phrases.append(phrase(self._category(thing)))
                 boxes.append(fractions(thing.get("bbox"), size))
             except ValueError as error:
-                raise ValueError(f"{_called(thing)}: {error}") from None
+                raise ValueError(f"{called(thing)}: {error}") from None
         return Layout("", phrases, boxes, id=name)
 
     def _category(self, thing: Record) -> str:
@@ -139,9 +146,14 @@ class _Split:
         return names[0]
 
 
-def _join(
+def called(annotation: Record) -> str:
+    """An annotation's name in messages."""
+    return f"annotation {shown(annotation.get('id'))}"
+
+
+def join(
     instances: Any, path: str | Path, captions: Any, captions_path: str | Path | None
-) -> _Split:
+) -> Split:
     """captions: the content of the captions file, None if there is no such file."""
     images, annotations, categories = _lists(
         instances, path, ("images", "annotations", "categories")
@@ -162,7 +174,7 @@ def _join(
         (captions,) = _lists(captions, captions_path, ("annotations",))
         texts, more = _by_image(captions, f"{path}, caption")
         strays += more
-    return _Split(path, images, dict(same), names, objects, texts, strays)
+    return Split(path, images, dict(same), names, objects, texts, strays)
 
 
 def _lists(content: Any, path: str | Path | None, parts: tuple[str, ...]) -> list[list[Any]]:
@@ -201,7 +213,7 @@ def _by_image(
 def _unknown_image(path: str | Path, name: str, annotations: list[Record]) -> Rejected:
     return Rejected(
         f"{path}, image {shown(name)}",
-        f"{plural(len(annotations), 'annotation')}, the first of them {_called(annotations[0])}, "
+        f"{plural(len(annotations), 'annotation')}, the first of them {called(annotations[0])}, "
         "of this image_id, which is not in images",
     )
 
@@ -212,18 +224,14 @@ def _record(value: Any) -> Record:
     return value
 
 
-def _called(annotation: Record) -> str:
-    return f"annotation {shown(annotation.get('id'))}"
-
-
 def _is_crowd(annotation: Record) -> bool:
     crowd = annotation.get("iscrowd")
     if crowd not in (None, 0, 1):
-        raise ValueError(f"iscrowd of {_called(annotation)} is {shown(crowd)}: it must be 0 or 1")
+        raise ValueError(f"iscrowd of {called(annotation)} is {shown(crowd)}: it must be 0 or 1")
     return bool(crowd)
 
 
-def _annotated(split: _Split, image: Any, folder: Path) -> Annotated:
+def _annotated(split: Split, image: Any, folder: Path) -> Annotated:
     name = split.id_of(image)
     file = image.get("file_name")
     if not isinstance(file, str) or not file:
@@ -236,7 +244,7 @@ def _annotated(split: _Split, image: Any, folder: Path) -> Annotated:
     return Annotated(folder / file, captions, grounding.phrases, grounding.boxes, size)
 
 
-def _layout(split: _Split, image: Any) -> Layout:
+def _layout(split: Split, image: Any) -> Layout:
     name = split.id_of(image)
     captions = split.captions_of(name)
     if not captions:

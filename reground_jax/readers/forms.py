@@ -11,6 +11,7 @@ from reground_jax.readers import Rejected, read_json
 from reground_jax.readers.boxdiff import boxdiff_layouts, is_boxdiff
 from reground_jax.readers.cobench import read_cobench
 from reground_jax.readers.coco import coco_layouts, is_coco
+from reground_jax.readers.coco_keypoints import coco_keypoints_layouts, is_coco_keypoints
 from reground_jax.readers.drawbench import drawbench_layouts, is_drawbench
 from reground_jax.readers.instancediffusion import instancediffusion_layouts, is_instancediffusion
 from reground_jax.readers.lmd import is_lmd, lmd_layouts
@@ -18,7 +19,7 @@ from reground_jax.readers.nsr1k import is_nsr1k, nsr1k_layouts
 
 
 class Form(NamedTuple):
-    """A JSON format. layouts: called with (content, path), and for COCO also its captions file."""
+    """A JSON format. layouts: called with (content, path), and for COCO with its captions file."""
 
     title: str
     fits: Callable[[Any], bool]  # whether a file's content has this format
@@ -26,6 +27,7 @@ class Form(NamedTuple):
 
 
 JSON_FORMS = {
+    "coco_keypoints": Form("COCO key points", is_coco_keypoints, coco_keypoints_layouts),
     "coco": Form("COCO", is_coco, coco_layouts),
     "nsr1k": Form("NSR-1K", is_nsr1k, nsr1k_layouts),
     "lmd": Form("LMD", is_lmd, lmd_layouts),
@@ -45,13 +47,13 @@ def read_layouts(
     form: one of FORMS, or None to detect it. captions: COCO's second file, only for COCO.
     Raises ValueError if the file has no known format, or does not have the given one.
     """
+    title = "layout" if captions is None else "COCO"
     if form is not None:
         check_name("form", form, FORMS)
-    elif captions is not None:
-        form = "coco"
-    elif path.endswith(".csv"):
+        title = JSON_FORMS[form].title if form in JSON_FORMS else title
+    elif captions is None and path.endswith(".csv"):
         form = "cobench"
-    elif not path.endswith(".json") or _is_jsonl(path):
+    elif captions is None and (not path.endswith(".json") or _is_jsonl(path)):
         form = "jsonl"
     if form is not None:
         _check_captions(form, captions)
@@ -59,8 +61,10 @@ def read_layouts(
         return None
     if form == "cobench":
         return read_cobench(path)
-    content = read_json(path, "layout" if form is None else JSON_FORMS[form].title)
-    if form is None:
+    content = read_json(path, title)
+    if form is None and captions is not None:
+        form = "coco_keypoints" if is_coco_keypoints(content) else "coco"
+    elif form is None:
         form = form_of(content, path)
         _check_captions(form, captions)
     more = () if captions is None else (captions,)
@@ -79,16 +83,17 @@ def form_of(content: Any, path: str) -> str:
         holds = "an empty list" if content == [] else f"a JSON {type(content).__name__}"
     raise ValueError(
         f"{path} holds {holds}, which is not a known form of layouts: give one layout per line "
-        "(name that file *.jsonl), COCO instances (with --captions), an NSR-1K or LayoutGPT list, "
-        "an LLM-grounded diffusion cache, BoxDiff's or DrawBench's list, CoBench's CSV, or an "
-        "InstanceDiffusion demo"
+        "(name that file *.jsonl), COCO instances (with --captions) or key points, an NSR-1K or "
+        "LayoutGPT list, an LLM-grounded diffusion cache, BoxDiff's or DrawBench's list, CoBench's "
+        "CSV, or an InstanceDiffusion demo"
     )
 
 
 def _check_captions(form: str, captions: str | None) -> None:
-    if (captions is not None) != (form == "coco"):
+    if form != "coco_keypoints" and (captions is not None) != (form == "coco"):
         raise ValueError(
-            f"the form is {form}: COCO instances need a captions file, and other forms take none"
+            f"the form is {form}: COCO instances need a captions file, COCO key points may have "
+            "one, and other forms take none"
         )
 
 

@@ -2,12 +2,14 @@
 
     {"id": "a7", "prompt": "a cat", "phrases": ["a cat"], "boxes": [[0.1, 0.2, 0.5, 0.9]]}
 
-"id" and "prompt" are required; phrases, boxes, negative_prompt, box_format ("xyxy" or "xywh") and
-seed (0..2**32-1) are optional. An id may also be a whole number. Lines end with a line feed.
+"id" and "prompt" are required; the other fields of a layout, box_format ("xyxy" or "xywh") and
+seed (0..2**32-1) are optional. An id may also be a whole number. Paths of pictures are relative to
+the file. Lines end with a line feed.
 """
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from reground_jax.basics.json_text import parse_json
@@ -29,8 +31,11 @@ class Line(NamedTuple):
         return self.layout.id
 
 
-def parse_line(text: bytes) -> Line | None:
-    """The layout of a line, or None if it is blank. Raises ValueError that says what is wrong."""
+def parse_line(text: bytes, folder: str | Path | None = None) -> Line | None:
+    """The layout of a line, or None if it is blank. Raises ValueError that says what is wrong.
+
+    folder: what relative paths are relative to; by default, the working directory.
+    """
     if not text.strip():
         return None
     try:
@@ -47,7 +52,7 @@ def parse_line(text: bytes) -> Line | None:
     seed = whole_number(given)
     if given is not None and not (seed is not None and 0 <= seed <= MAX_SEED):
         raise ValueError(f"seed is {shown(given)}: a seed is an integer from 0 to {MAX_SEED}")
-    return Line(Layout.from_json(value | {"id": name}), seed)
+    return Line(Layout.from_json(value | {"id": name}, folder=folder), seed)
 
 
 def as_lines(entries: Iterable[Layout | Rejected], path: str) -> Iterator[str]:

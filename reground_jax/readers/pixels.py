@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from reground_jax.basics.wording import shown
-from reground_jax.layout import Box
+from reground_jax.layout_fields import Box
 
 
 def image_size(value: dict[str, Any]) -> tuple[float, float]:

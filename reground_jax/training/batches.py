@@ -79,8 +79,8 @@ class LatentBatches:
     def _grounding(self, layouts: Sequence[Layout]) -> Grounding:
         for layout in layouts:
             check_max_boxes(layout, self.max_boxes)
-        texts = dict.fromkeys(["", *(phrase for layout in layouts for phrase in layout.phrases)])
-        pooled = {text: self._phrase(text) for text in texts}
+        phrases = dict.fromkeys(phrase for layout in layouts for phrase in layout.phrases)
+        pooled = {text: self._phrase(text) for text in ["", *filter(None, phrases)]}
         return pack_boxes(layouts, pooled, max_boxes=self.max_boxes)
 
     def _phrase(self, text: str) -> np.ndarray:

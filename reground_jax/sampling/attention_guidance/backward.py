@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from reground_jax.layout import Box
+from reground_jax.layout_fields import Box
 from reground_jax.sampling.attention_guidance.boxes import (
     GuidedLayout,
     Object,

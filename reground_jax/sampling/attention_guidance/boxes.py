@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from reground_jax.layout import Box
+from reground_jax.layout_fields import Box
 from reground_jax.words import Words
 
 # Boxes, and pairs of a box and a token, are padded to this number, or 4, 16, ... times as many, so
