@@ -20,7 +20,7 @@ FLOORS = (
     "amounts attention_guidance settings hints pictures keypoints "
     "layout layout_fields layout_kinds images draw panel readers",
     # functions of arrays
-    "clip_config config counter devices networks regions",
+    "clip_config unet_config config counter devices networks regions",
     # models and sampling
     "storage model words conditioning sampling",
     # other people's checkpoints
