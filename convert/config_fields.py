@@ -34,7 +34,8 @@ UNET_TRANSLATED = {
     "cross_attention_dim": per_level(WIDTH),
     "norm_num_groups": GROUPS,
     "sample_size": per_level(whole(1, 1024)),
-    "attention_type": one_of("gated", "default"),  # with GLIGEN's fusers, or plain
+    # With GLIGEN's fusers, or plain.
+    "attention_type": one_of("gated", "gated-text-image", "default"),
     "transformer_layers_per_block": per_level(LAYERS),
     "use_gated_attention": FLAG,  # the same, in the fork that first had GLIGEN
 }

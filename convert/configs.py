@@ -18,7 +18,6 @@ from reground_jax.basics.wording import shown
 from reground_jax.config import (
     CLIPTextConfig,
     CLIPVisionConfig,
-    GroundingKind,
     ModelConfig,
     NoiseSchedule,
     TextEncoderConfig,
@@ -26,6 +25,7 @@ from reground_jax.config import (
     UNetConfig,
     VAEConfig,
 )
+from reground_jax.kinds import GroundingKind
 
 from . import config_fields as known
 from .rules import UnsupportedConfig, check_fields, read_json, refused
@@ -81,7 +81,6 @@ def check_together(model: ModelConfig) -> ModelConfig:
 def unet_config(fields: Mapping[str, Any]) -> UNetConfig:
     """`unet/config.json`, a diffusers UNet2DConditionModel with or without GLIGEN's fusers."""
     where = "U-Net config"
-    _refuse_image_grounding(fields)
     given = check_fields(
         where, fields, known.UNET_TRANSLATED, known.UNET_NEUTRAL, known.UNET_IGNORED
     )
@@ -124,26 +123,19 @@ def check_in_channels(where: str, in_channels: int, latent: int) -> None:
         raise refused(where, "in_channels", in_channels, rule)
 
 
-def _refuse_image_grounding(fields: Mapping[str, Any]) -> None:
-    if fields.get("attention_type") == "gated-text-image":
-        raise UnsupportedConfig(
-            "U-Net config: attention_type 'gated-text-image' (grounding by reference images) is "
-            "not supported; use a text-box checkpoint, whose attention_type is 'gated'"
-        )
-
-
 def _grounding(given: Mapping[str, Any]) -> GroundingKind | None:
     """The fusers' kind of grounding, if any, from the current field or the fork's."""
     by_type = given.get("attention_type")
     by_flag = given.get("use_gated_attention")
     if by_type is None:
         return "text" if by_flag else None
-    if by_flag is not None and by_flag != (by_type == "gated"):
+    if by_flag is not None and by_flag != (by_type != "default"):
         raise UnsupportedConfig(
             f"U-Net config: attention_type {by_type!r} and use_gated_attention {by_flag} "
             "contradict each other; remove the wrong one"
         )
-    return "text" if by_type == "gated" else None
+    kinds: dict[str, GroundingKind] = {"gated": "text", "gated-text-image": "text_image"}
+    return kinds.get(by_type)
 
 
 def _attention(

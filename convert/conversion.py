@@ -20,8 +20,7 @@ from reground_jax.model import leaf_shapes, write_model
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.version import __version__
 
-from . import configs, original_configs, single_file
-from .first_conv import WAY_OUT, find_first_conv
+from . import companions, configs, original_configs, single_file
 from .full_disk import naming_a_full_disk
 from .keys import Leaf, foreign, match, normalize
 from .ldm import LDM_PREFIXES, rename
@@ -70,6 +69,8 @@ def convert(
     *,
     adapter: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    clip: str | Path | None = None,
+    projection: str | Path | None = None,
     first_conv: str | Path | None = None,
     dtype: str | None = None,
     variant: str | None = None,
@@ -79,12 +80,14 @@ def convert(
 
     source: a diffusers folder or Hub id, an original GLIGEN pickle, or a single-file SD1.x
     safetensors. adapter: only fusers and position net, to add to a base without them. tokenizer: a
-    folder, Hub id or merges file, if the source has none (default: OpenAI's). first_conv: where
-    a model that reads a map finds the first convolution of Stable Diffusion, without which it only
-    generates with gamma 1 (see `find_first_conv`). dtype: float32,
-    float16 or bfloat16 (default: the source's). variant: such as "fp16", for diffusers folders.
-    Raises ValueError for anything wrong with the source, FileExistsError if `destination` exists or
-    appears during the conversion, and OSError for a full disk; nothing is left behind.
+    folder, Hub id or merges file, if the source has none (default: OpenAI's). clip, projection:
+    the image encoder of a model that reads reference images, and the projection of its output (see
+    `image_towers.gather_image_tower`). first_conv: the first convolution of Stable Diffusion, for a
+    model that reads a map, which without it only generates with gamma 1 (see `find_first_conv`).
+    dtype: float32, float16 or bfloat16 (default: the source's). variant: such as "fp16", for
+    diffusers folders. Raises ValueError for anything wrong with the source, FileExistsError if
+    `destination` exists or appears during the conversion, and OSError for a full disk; nothing is
+    left behind.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose from {', '.join(DTYPES)}, or leave it out")
@@ -99,23 +102,24 @@ def convert(
             f"{source} is a plain Stable Diffusion checkpoint: it has no fusers and no position "
             "net; use a GLIGEN checkpoint, or add GLIGEN's weights with --adapter"
         )
-    gathered = add_first_conv(gathered, source, first_conv)
-    shapes = leaf_shapes(gathered.config)
+    config, tensors = companions.add_image_tower(
+        gathered.config, gathered.tensors, found, clip=clip, projection=projection, variant=variant
+    )
+    config, tensors = companions.add_first_conv(config, tensors, found, first_conv)
     leaves = match(
-        shapes,
+        leaf_shapes(config),
         {
-            network: {name: t.file.shape(t.name) for name, t in tensors.items()}
-            for network, tensors in gathered.tensors.items()
+            network: {name: t.file.shape(t.name) for name, t in named.items()}
+            for network, named in tensors.items()
         },
     )
-    _name_foreign(source, [*gathered.foreign, *foreign(gathered.tensors)])
+    _name_foreign(source, [*gathered.foreign, *foreign(tensors)])
     info = {"source": str(source), "format": found.kind, "version": __version__}
-    for name, path in (("adapter", adapter), ("first_conv", first_conv)):
-        if path is not None:
-            info[name] = str(path)
-    arrays = read_arrays(leaves, gathered.tensors, dtype, progress)
+    others = {"adapter": adapter, "clip": clip, "projection": projection, "first_conv": first_conv}
+    info |= {name: str(path) for name, path in others.items() if path is not None}
+    arrays = read_arrays(leaves, tensors, dtype, progress)
     with naming_a_full_disk(Path(destination)):
-        return write_model(destination, gathered.config, arrays, gathered.tokenizer.json, info)
+        return write_model(destination, config, arrays, gathered.tokenizer.json, info)
 
 
 def _name_foreign(source: str | Path, names: list[str]) -> None:
@@ -318,36 +322,3 @@ def add_adapter(base: Gathered, adapter: Source) -> Gathered:
     extra = {rename("unet", name, config): Located(file, name) for name in file.keys()}
     tensors = base.tensors | {"unet": base.tensors["unet"] | extra}
     return dataclasses.replace(base, config=config, tensors=tensors)
-
-
-def add_first_conv(
-    gathered: Gathered, source: str | Path, first_conv: str | Path | None
-) -> Gathered:
-    """`gathered` with the first convolution of its steps without fusers, if it reads a map.
-
-    Warns if a model that reads a map gets none, and raises ValueError if one that does not, does.
-    """
-    unet = gathered.config.unet
-    if unet.map is None:
-        if first_conv is not None:
-            raise ValueError(
-                f"{source} reads no map, so it has only one first convolution: leave out "
-                "--first-conv"
-            )
-        return gathered
-    if first_conv is None:
-        warnings.warn(
-            f"{source} does not hold Stable Diffusion's first convolution, so the model will only "
-            f"generate with gamma 1: {WAY_OUT}",
-            stacklevel=3,
-        )
-        return gathered
-    file, names = find_first_conv(first_conv)
-    extra = {f"first_conv.{leaf}": Located(file, name) for leaf, name in names.items()}
-    return dataclasses.replace(
-        gathered,
-        config=dataclasses.replace(
-            gathered.config, unet=dataclasses.replace(unet, first_conv=True)
-        ),
-        tensors=gathered.tensors | {"unet": gathered.tensors["unet"] | extra},
-    )

@@ -1,19 +1,22 @@
 """From layouts to the inputs of the networks: token ids, and a typed tuple of arrays."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 from tokenizers import Tokenizer
 
 from reground_jax.attention_guidance import Missing
 from reground_jax.basics.short_repr import short_repr
-from reground_jax.config import TokenizerConfig
+from reground_jax.config import ModelConfig, TokenizerConfig
 from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.networks.clip import TextEncoding
-from reground_jax.networks.grounding.text import Grounding
+from reground_jax.networks.grounding import Grounding
+from reground_jax.packing import Known, Size, pack, pack_known
+from reground_jax.pictures import Picture
+from reground_jax.pictures.pixels import reference_pixels
 from reground_jax.words import Words, words_of
 
 
@@ -24,6 +27,7 @@ class Conditioning(NamedTuple):
     null_text: Float[Array | np.ndarray, "B S E"]  # of the negative prompts
     grounding: Grounding
     words: Words | None = None  # for attention guidance; stays on the host
+    known: Known | None = None  # for inpainting
 
     __repr__ = short_repr
 
@@ -78,19 +82,30 @@ class Texts:
         return words_of(layouts, self.tokenizer, self.config, **options)
 
 
+class ImageEncoder(NamedTuple):
+    """run: images [n, side, side, 3], normalized for CLIP -> their features [n, E], on the host."""
+
+    side: int
+    run: Callable[[np.ndarray], np.ndarray]
+
+
 def encode(
     layouts: Sequence[Layout],
     texts: Texts,
     run: Callable[[np.ndarray], TextEncoding],
+    config: ModelConfig,
     *,
     max_boxes: int,
+    size: Size,
+    images: ImageEncoder | None = None,
     missing: Missing | None = None,
 ) -> Conditioning:
-    """Conditioning of `layouts`; each distinct text is encoded once.
+    """Conditioning of `layouts`; each distinct text and reference image is encoded once.
 
-    run: token ids [n, S] -> their float32 TextEncoding, on the host. missing: what attention
-    guidance does with phrases that are not in the prompt; None without guidance. Raises ValueError
-    for a layout with more than `max_boxes` boxes, for an empty list, and for missing phrases.
+    run: token ids [n, S] -> their float32 TextEncoding, on the host. size: of the images, in
+    pixels. missing: what attention guidance does with phrases that are not in the prompt; None
+    without guidance. Raises ValueError for a layout with more than `max_boxes` boxes, for an empty
+    list, for missing phrases, and for pictures that cannot be read.
     """
     if not layouts:
         raise ValueError("there are no layouts to encode: give at least one")
@@ -99,13 +114,37 @@ def encode(
     words = missing and texts.words(layouts, max_boxes=max_boxes, missing=missing)
     distinct = distinct_texts(layouts)
     hidden, pooled = run(texts.ids(distinct))
-    conditioning = assemble(
-        layouts,
-        dict(zip(distinct, np.asarray(hidden), strict=True)),
-        dict(zip(distinct, np.asarray(pooled), strict=True)),
-        max_boxes=max_boxes,
+    by_text = dict(zip(distinct, np.asarray(hidden), strict=True))
+    factor = config.vae.downsampling
+    return Conditioning(
+        text=np.stack([by_text[layout.prompt] for layout in layouts]),
+        null_text=np.stack([by_text[layout.negative_prompt] for layout in layouts]),
+        grounding=pack(
+            layouts,
+            config.unet,
+            max_boxes=max_boxes,
+            size=size,
+            phrases=dict(zip(distinct, np.asarray(pooled), strict=True)),
+            images={} if images is None else image_features(layouts, images),
+        ),
+        words=words,
+        known=pack_known(layouts, size=size, latent_size=(size[0] // factor, size[1] // factor))
+        if config.unet.inpainting
+        else None,
     )
-    return conditioning._replace(words=words)
+
+
+def image_features(
+    layouts: Sequence[Layout], encoder: ImageEncoder
+) -> dict[Picture, Float32[np.ndarray, "E"]]:
+    """The feature of every reference image. Raises ValueError for one that cannot be read."""
+    distinct = dict.fromkeys(
+        image for layout in layouts for image in layout.images or () if image is not None
+    )
+    if not distinct:
+        return {}
+    pixels = np.stack([reference_pixels(image, encoder.side) for image in distinct])
+    return dict(zip(distinct, encoder.run(pixels), strict=True))
 
 
 def distinct_texts(layouts: Sequence[Layout]) -> list[str]:
@@ -115,38 +154,3 @@ def distinct_texts(layouts: Sequence[Layout]) -> list[str]:
         phrases = (phrase for phrase in layout.phrases if phrase is not None)
         texts.update(dict.fromkeys((layout.prompt, layout.negative_prompt, *phrases)))
     return list(texts)
-
-
-def assemble(
-    layouts: Sequence[Layout],
-    hidden: dict[str, np.ndarray],
-    pooled: dict[str, np.ndarray],
-    *,
-    max_boxes: int,
-) -> Conditioning:
-    """Conditioning of `layouts` from the encodings of their distinct texts.
-
-    hidden: [S, E] float32 by text. pooled: as in `pack_boxes`.
-    """
-    return Conditioning(
-        text=np.stack([hidden[layout.prompt] for layout in layouts]),
-        null_text=np.stack([hidden[layout.negative_prompt] for layout in layouts]),
-        grounding=pack_boxes(layouts, pooled, max_boxes=max_boxes),
-    )
-
-
-def pack_boxes(
-    layouts: Sequence[Layout], pooled: Mapping[str, np.ndarray], *, max_boxes: int
-) -> Grounding:
-    """The layouts' boxes and phrases in `max_boxes` slots each; unused slots have mask 0.
-
-    pooled: [E] float32 by text, at least one. No layout may have more than `max_boxes` boxes.
-    """
-    width = next(iter(pooled.values())).shape[-1]
-    boxes = np.zeros((len(layouts), max_boxes, 4), np.float32)
-    phrases = np.zeros((len(layouts), max_boxes, width), np.float32)
-    mask = np.zeros((len(layouts), max_boxes), np.float32)
-    for row, layout in enumerate(layouts):
-        for slot, (phrase, box) in enumerate(zip(layout.phrases, layout.boxes, strict=True)):
-            boxes[row, slot], phrases[row, slot], mask[row, slot] = box, pooled[phrase], 1
-    return Grounding(boxes, phrases, mask)  # type: ignore[arg-type]

@@ -43,16 +43,13 @@ def generate(
             chosen = [layouts[row] for row in rows]
             session = Session(
                 programs, params,
-                programs.encode(
-                    params, texts, chosen, max_boxes=settings.max_boxes,
-                    guidance=settings.attention_guidance,
-                ),
+                programs.encode(params, texts, chosen, settings=settings),
                 settings, request.seeds[rows],
                 latents=None if latents is None else latents[np.array(rows)],
             )  # fmt: skip
             finals = session.sweep(variants, progress=report(index))
             for result, final in zip(results, finals, strict=True):
-                made = final if request.output == "latents" else programs.decode(params, final)
+                made = final if request.output == "latents" else session.decode(final)
                 result.append(np.asarray(made)[: len(layouts) - start])
                 check_finite(result[-1], start, params, request)
     arrays = [np.concatenate(result) for result in results]

@@ -13,3 +13,4 @@ MapKind = Literal["hed", "canny", "depth", "normal", "sem"]
 
 KINDS: tuple[GroundingKind, ...] = get_args(GroundingKind)
 MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
+BOXED: tuple[GroundingKind, ...] = ("text", "text_image")  # have boxes

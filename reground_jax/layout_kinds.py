@@ -9,27 +9,28 @@ from typing import Any, NamedTuple
 from reground_jax.basics.boxes import area
 from reground_jax.basics.fields import check_name
 from reground_jax.basics.wording import plural
+from reground_jax.kinds import KINDS, GroundingKind
 from reground_jax.layout import Layout
 
 
-class Kind(NamedTuple):
+class Takes(NamedTuple):
     """words: what the model is grounded by. fields: of Layout, those that it reads."""
 
     words: str
     fields: tuple[str, ...]
 
 
-KINDS = {
-    "text": Kind("text in boxes", ("boxes",)),
-    "text_image": Kind(
+TAKES: dict[GroundingKind, Takes] = {
+    "text": Takes("text in boxes", ("boxes",)),
+    "text_image": Takes(
         "texts and images in boxes", ("boxes", "images", "phrase_weights", "image_weights")
     ),
-    "keypoint": Kind("the key points of persons", ("keypoints",)),
-    "hed": Kind("a map of soft edges", ("map",)),
-    "canny": Kind("a map of edges", ("map",)),
-    "depth": Kind("a depth map", ("map",)),
-    "normal": Kind("a map of surface normals", ("map",)),
-    "sem": Kind("a semantic map", ("map",)),
+    "keypoint": Takes("the key points of persons", ("keypoints",)),
+    "hed": Takes("a map of soft edges", ("map",)),
+    "canny": Takes("a map of edges", ("map",)),
+    "depth": Takes("a depth map", ("map",)),
+    "normal": Takes("a map of surface normals", ("map",)),
+    "sem": Takes("a semantic map", ("map",)),
 }
 # What a layout may have, with what it is called in messages.
 NAMES = {
@@ -42,23 +43,23 @@ NAMES = {
 }
 
 
-def check_kind(layout: Layout, kind: str, inpainting: bool = False) -> None:
+def check_kind(layout: Layout, kind: GroundingKind, inpainting: bool = False) -> None:
     """Raise ValueError unless a model of this kind reads all that the layout has.
 
-    kind: one of KINDS. The error names what the layout has, and what the model takes.
+    The error names what the layout has, and what the model takes.
     """
     check_name("kind", kind, KINDS)
     for field, words in NAMES.items():
-        if _given(getattr(layout, field)) and field not in KINDS[kind].fields:
-            takers = ", ".join(name for name, other in KINDS.items() if field in other.fields)
+        if _given(getattr(layout, field)) and field not in TAKES[kind].fields:
+            takers = ", ".join(name for name, other in TAKES.items() if field in other.fields)
             it = "it" if field == "map" else "them"
             raise ValueError(
-                f"{layout.name} has {words}, but this model is grounded by {KINDS[kind].words} "
+                f"{layout.name} has {words}, but this model is grounded by {TAKES[kind].words} "
                 f"(kind {kind}): leave {it} out, or use a checkpoint of kind {takers}"
             )
-    if "map" in KINDS[kind].fields and layout.map is None:
+    if "map" in TAKES[kind].fields and layout.map is None:
         raise ValueError(
-            f"{layout.name} has no map, but this model is grounded by {KINDS[kind].words} (kind "
+            f"{layout.name} has no map, but this model is grounded by {TAKES[kind].words} (kind "
             f"{kind}): it needs a map; give the path of its picture"
         )
     _check_source(layout, inpainting)

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 from PIL import Image
 
-from reground_jax.attention_guidance import AttentionGuidance
 from reground_jax.conditioning import Conditioning, Texts
 from reground_jax.config import ModelConfig
 from reground_jax.devices import Device, Mapper
@@ -25,7 +24,14 @@ from reground_jax.layout import Layout
 from reground_jax.model import Model, Params, read_model
 from reground_jax.networks.attention import Backend
 from reground_jax.programs import Programs
-from reground_jax.request import CallFields, Output, Request, check_layouts
+from reground_jax.request import (
+    CallFields,
+    Output,
+    Request,
+    check_layout,
+    check_layouts,
+    check_model,
+)
 from reground_jax.sampling.gate import Gamma
 from reground_jax.session import Session
 from reground_jax.settings import Settings
@@ -157,7 +163,7 @@ class Pipeline:
 
         settings: by default, those recommended by the model. Fields may also be given as keywords,
         which take precedence: wiring, gamma, num_steps, guidance_scale, guidance_interval, solver,
-        eta, height, width, max_boxes (see `Settings`).
+        eta, height, width, max_boxes, paste ... (see `Settings`).
         seeds: one per image, 0..2**32-1; by default 0, 1, 2, ... One layout may take a single int.
         latents: unit normal initial latents [B, h, w, C] float32, instead of the seeds' noise.
         output: "pil", "numpy" ([B, H, W, 3] float32 in 0..1) or "latents" ([B, h, w, C] float32).
@@ -232,6 +238,7 @@ class Pipeline:
         for values in itertools.product(*lists.values()):
             fields: dict[str, Any] = dict(zip(lists, values, strict=True))
             variant = dataclasses.replace(request.settings, **fields)
+            check_model(self.config, variant)
             keys = [getattr(variant, field) for field in lists]
             chosen[tuple(keys) if len(keys) > 1 else keys[0]] = variant
         images = generate(self.programs, self.params, self.texts, request, list(chosen.values()))
@@ -247,28 +254,25 @@ class Pipeline:
         request = self._request("session", layouts, settings, "latents", keywords)
         return Session(
             self.programs, self.params,
-            self.encode(
-                request.layouts, max_boxes=request.settings.max_boxes,
-                guidance=request.settings.attention_guidance,
-            ),
-            request.settings, request.seeds, latents=request.latents,
+            self.encode(request.layouts, request.settings), request.settings, request.seeds,
+            latents=request.latents,
         )  # fmt: skip
 
     def encode(
-        self,
-        layouts: Sequence[Layout] | Layout,
-        *,
-        max_boxes: int = 30,
-        guidance: AttentionGuidance | None = None,
+        self, layouts: Sequence[Layout] | Layout, settings: Settings | None = None
     ) -> Conditioning:
-        """Texts and boxes as arrays on the host; each distinct text is encoded once.
+        """Texts, boxes and pictures as arrays on the host; each distinct one is encoded once.
 
-        guidance: the attention guidance that will read it. Raises ValueError for a layout with more
-        than `max_boxes` boxes, for an empty list, and for phrases that the guidance does not find.
+        settings: by default, those recommended by the model; read are the size, `max_boxes` and the
+        attention guidance. Raises ValueError for a layout that the model does not take, for an
+        empty list, for phrases that the guidance does not find, and for pictures that cannot be
+        read.
         """
-        return self.programs.encode(
-            self.params, self.texts, check_layouts(layouts), max_boxes=max_boxes, guidance=guidance
-        )
+        given = check_layouts(layouts)
+        for layout in given:
+            check_layout(self.config, layout)
+        chosen = self.recommended if settings is None else settings
+        return self.programs.encode(self.params, self.texts, given, settings=chosen)
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float32[Array, "B H W 3"]:
         """Images in 0..1, clipped. Raises ValueError unless the devices divide B evenly."""

@@ -10,7 +10,7 @@ a trainer's running average.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,21 +21,24 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Float32, Int, UInt32
 
-from reground_jax.attention_guidance import AttentionGuidance
-from reground_jax.conditioning import Conditioning, Texts, encode
+from reground_jax.conditioning import Conditioning, ImageEncoder, Texts, encode
 from reground_jax.config import ModelConfig
 from reground_jax.devices import SPLIT, WHOLE, Mapped
 from reground_jax.hardware import Hardware
+from reground_jax.images import from_uint8
 from reground_jax.layout import Layout
 from reground_jax.model import Params, network
 from reground_jax.networks.clip import TextEncoding
+from reground_jax.networks.clip_vision import image_features
 from reground_jax.networks.transformer import plain_without_fusers, reads_grounding
 from reground_jax.networks.unet import Prepared, UNet
+from reground_jax.packing import Known
 from reground_jax.sampling.attention_guidance.guide import Guide
 from reground_jax.sampling.loop import (
     ADVANCE_SPECS,
     PREPARE_SPECS,
     PREPARED_SPECS,
+    Inpaint,
     Inputs,
     Program,
     advance,
@@ -46,7 +49,8 @@ from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.sampling.solvers.plan import Plan, State
 from reground_jax.settings import Settings, Wiring, wiring_name
 
-TEXT_CHUNK = 8  # texts per device at once; fixed, so other numbers of texts do not recompile
+# Texts and reference images per device at once; fixed, so other numbers of them do not recompile.
+TEXT_CHUNK, IMAGE_CHUNK = 8, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,27 +93,49 @@ class Programs:
         texts: Texts,
         layouts: Sequence[Layout],
         *,
-        max_boxes: int = 30,
-        guidance: AttentionGuidance | None = None,
+        settings: Settings = Settings(),  # noqa: B008
     ) -> Conditioning:
-        """Texts and boxes as arrays on the host; each distinct text is encoded once.
+        """Texts, boxes and pictures as arrays on the host; each distinct one is encoded once.
 
-        guidance: the attention guidance that will read it. Raises ValueError for a layout with more
-        than `max_boxes` boxes, for an empty list, and for phrases that the guidance does not find.
+        Reads only the size, `max_boxes` and the attention guidance from `settings`. What a layout
+        has for another kind of model is ignored (see `layout_kinds.check_kind`), and what it lacks
+        becomes null tokens. Raises ValueError for a layout that has too many boxes, for an empty
+        list, for phrases that the guidance does not find, and for pictures that cannot be read.
         """
-        run = functools.partial(self.encode_ids, params)
-        missing = None if guidance is None else guidance.missing
-        return encode(layouts, texts, run, max_boxes=max_boxes, missing=missing)
+        height, width, _ = self.latent_shape(settings)
+        factor, guidance = self.config.vae.downsampling, settings.attention_guidance
+        vision, images = self.config.image_encoder, None
+        if vision is not None:
+            run = functools.partial(self.encode_images, params)
+            images = ImageEncoder(vision.image_size, run)
+        return encode(
+            layouts, texts, functools.partial(self.encode_ids, params), self.config,
+            max_boxes=settings.max_boxes, size=(height * factor, width * factor), images=images,
+            missing=None if guidance is None else guidance.missing,
+        )  # fmt: skip
 
     def encode_ids(self, params: Params, ids: Int[np.ndarray, "n S"]) -> TextEncoding:
         """Any number of texts, in fixed-size chunks: float32 on the host, [n, S, E] and [n, E]."""
-        chunk = TEXT_CHUNK * len(self.hardware.devices)
-        padded = np.resize(ids, (-(-len(ids) // chunk) * chunk, ids.shape[1]))
-        run, encoder = self.text_program(), params["text_encoder"]
-        parts = [run(encoder, padded[at : at + chunk]) for at in range(0, len(padded), chunk)]
+        run = functools.partial(self.text_program(), params["text_encoder"])
+        return TextEncoding(*self._in_chunks(run, ids, TEXT_CHUNK))  # type: ignore[arg-type]
+
+    def encode_images(
+        self, params: Params, pixels: Float32[np.ndarray, "n S S 3"]
+    ) -> Float32[np.ndarray, "n E"]:
+        """The features of reference images, in fixed-size chunks; float32, on the host."""
+        own = {name: params[name] for name in ("image_encoder", "image_project")}
+        run = functools.partial(self.image_program(), own)
+        return self._in_chunks(lambda chunk: (run(chunk),), pixels, IMAGE_CHUNK)[0]
+
+    def _in_chunks(
+        self, run: Callable[[np.ndarray], Iterable[Array]], rows: np.ndarray, per_device: int
+    ) -> list[np.ndarray]:
+        """The results of a program for any number of rows; one shape, so one compilation."""
+        chunk = per_device * len(self.hardware.devices)
+        padded = np.resize(rows, (-(-len(rows) // chunk) * chunk, *rows.shape[1:]))
+        parts = [run(padded[at : at + chunk]) for at in range(0, len(padded), chunk)]
         host = [[np.asarray(array, np.float32) for array in part] for part in parts]
-        hidden, pooled = (np.concatenate(arrays)[: len(ids)] for arrays in zip(*host, strict=True))
-        return TextEncoding(hidden, pooled)  # type: ignore[arg-type]
+        return [np.concatenate(arrays)[: len(rows)] for arrays in zip(*host, strict=True)]
 
     def prepare(
         self,
@@ -125,7 +151,7 @@ class Programs:
         check_grounded(self.config, wiring)
         self.hardware.check_batch("conditioning", len(conditioning.text))
         run = self.prepare_program(wiring, guided)
-        return run(params["unet"], conditioning._replace(words=None), timesteps)
+        return run(params["unet"], conditioning._replace(words=None, known=None), timesteps)
 
     def start(
         self,
@@ -199,6 +225,11 @@ class Programs:
                 ))  # fmt: skip
         self._ahead.update(calls)
 
+    def known_part(self, params: Params, known: Known) -> Inpaint:
+        """What the sampling loop keeps of the sources: the mean of their latents."""
+        self.hardware.check_batch("sources", len(known.mask))
+        return Inpaint(self.known_program()(params["vae"], known.pixels), known.mask)  # type: ignore[arg-type]
+
     def decode(self, params: Params, latents: Float[Array, "B h w C"]) -> Float32[Array, "B H W 3"]:
         """Images in 0..1, clipped."""
         self.hardware.check_batch("latents", len(latents))
@@ -241,6 +272,32 @@ class Programs:
             return nnx.merge(graph, params)(ids, dtype=dtype)
 
         return self._program(("text",), encode, (WHOLE, SPLIT), SPLIT)
+
+    def image_program(self) -> Mapped:
+        """({image_encoder, image_project}, images) -> features, in float32"""
+        encoder, project = (
+            network(self.config, name)[0] for name in ("image_encoder", "image_project")
+        )
+        dtype = jnp.dtype(self.hardware.dtype)
+
+        def features(params, images):
+            embeds = nnx.merge(encoder, params["image_encoder"])(images, dtype=dtype)
+            kernel = nnx.merge(project, params["image_project"]).kernel[...]
+            return image_features(embeds, kernel)
+
+        return self._program(("images",), features, (WHOLE, SPLIT), SPLIT)
+
+    def known_program(self) -> Mapped:
+        """(VAE's params, pixels) -> scaled latents, in float32"""
+        graph, dtype = network(self.config, "vae")[0], self.hardware.dtype
+        attend = self.hardware.attend
+
+        def latents(params, pixels):
+            vae = nnx.merge(graph, params)
+            images = from_uint8(pixels).astype(dtype)
+            return vae.encode_in_chunks(images, attend=attend).astype(jnp.float32)
+
+        return self._program(("known",), latents, (WHOLE, SPLIT), SPLIT)
 
     def _start_program(
         self, solver: str, shape: tuple[int, int, int] | None, latched: bool

@@ -13,9 +13,13 @@ from reground_jax.basics.fields import check_name
 from reground_jax.basics.wording import shown
 from reground_jax.config import ModelConfig
 from reground_jax.hints import refuse_keywords
+from reground_jax.kinds import BOXED
 from reground_jax.layout import Layout, check_max_boxes
+from reground_jax.layout_kinds import check_kind, check_max_persons, check_pictures
+from reground_jax.networks.transformer import reads_grounding
 from reground_jax.programs import Programs, check_grounded
 from reground_jax.sampling.coupling import amount_table
+from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.settings import Settings, checked_seeds
 
 Output = Literal["pil", "numpy", "latents"]
@@ -43,6 +47,7 @@ class SettingsFields(TypedDict, total=False):
     height: int | None
     width: int | None
     max_boxes: int
+    paste: bool
 
 
 class CallFields(SettingsFields, total=False):
@@ -94,7 +99,9 @@ class Request:
         latents, batch_size = keywords.get("latents"), keywords.get("batch_size")
         check_latents(latents, (len(given), *programs.latent_shape(chosen)))
         for layout in given:
+            check_layout(programs.config, layout)
             check_max_boxes(layout, chosen.max_boxes)
+            check_pictures(layout)
         return cls(
             given, chosen, seeds, latents, cast(Output, output),
             check_batch_size(batch_size, -(-len(given) // len(programs.hardware.devices))),
@@ -154,14 +161,34 @@ def choose_seeds(seeds: Any, count: int) -> UInt32[np.ndarray, "B"]:
 
 def check_model(config: ModelConfig, settings: Settings) -> None:
     """Raises ValueError for settings that the model does not support."""
-    if config.unet.inpainting:
-        raise ValueError(
-            "this is an inpainting checkpoint (9-channel U-Net), which needs an image to fill: "
-            "use a text-box generation checkpoint, or reground_jax.sampling.advance with "
-            "Inpaint(latents, mask, noise)"
-        )
+    unet = config.unet
     check_grounded(config, settings.wiring)
-    amount_table(settings, config.unet)
+    amount_table(settings, unet)
+    if unet.map is not None and not unet.first_conv:
+        gates = gate_table(settings.gamma, settings.num_steps)
+        if not reads_grounding(settings.wiring) or grounded_steps(gates) < settings.num_steps:
+            raise ValueError(
+                "this model was converted without Stable Diffusion's first convolution, which "
+                "steps without grounding need: use gamma=1 and a wiring with grounding, or convert "
+                "it again with --first-conv"
+            )
+    if settings.attention_guidance is not None and unet.grounding not in (None, *BOXED):
+        raise ValueError(
+            f"attention guidance moves things toward their boxes, but this model has none (kind "
+            f"{unet.grounding}): use attention_guidance=None"
+        )
+    if settings.paste and not unet.inpainting:
+        raise ValueError(
+            "paste=True puts the source back outside the boxes, but this model makes whole images: "
+            "leave it out, or use an inpainting checkpoint"
+        )
+
+
+def check_layout(config: ModelConfig, layout: Layout) -> None:
+    """Raises ValueError for a layout that the model does not take; opens no pictures."""
+    if config.unet.grounding is not None:
+        check_kind(layout, config.unet.grounding, config.unet.inpainting)
+        check_max_persons(layout, config.unet.persons)
 
 
 def check_batch_size(batch_size: int | None, layouts_per_device: int) -> int:

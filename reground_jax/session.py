@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Float32, UInt32
 from reground_jax.conditioning import Conditioning
 from reground_jax.model import Params
 from reground_jax.networks.unet import Prepared
+from reground_jax.packing import Known
 from reground_jax.programs import Programs
 from reground_jax.sampling.attention_guidance.guide import guidance_inputs
 from reground_jax.sampling.loop import Inputs
@@ -68,6 +69,8 @@ class Session:
         self._before: Array | None = None  # x, one step earlier
         self._canceled = threading.Event()
         self._state: State | None = programs.start(self._plan, settings, seeds, latents=latents)
+        known = conditioning.known
+        self._known = None if known is None else programs.known_part(params, known)
         self._guided, self._guidance_steps = guidance_inputs(
             settings.attention_guidance, conditioning.words, programs.config.unet,
             self._state.x.shape[1:3], self._plan,
@@ -112,8 +115,17 @@ class Session:
         return self
 
     def finish(self, *, progress: StepProgress | None = None) -> Float32[Array, "B h w C"]:
-        """The latents after the last step."""
-        return self.run(progress=progress).latents
+        """The latents after the last step; for inpainting, with the known part as it was."""
+        return self._with_known(self.run(progress=progress).latents)
+
+    def decode(self, latents: Float[Array, "B h w C"]) -> Float32[Array, "B H W 3"]:
+        """Images in 0..1, clipped; with `Settings.paste`, the sources outside the boxes."""
+        images, known = self._programs.decode(self._params, latents), self._conditioning.known
+        return paste(images, known) if known is not None and self.settings.paste else images
+
+    def _with_known(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+        known = self._known
+        return x if known is None else jnp.where(known.mask > 0, known.latents, x)
 
     def preview(self) -> Float32[Array, "B H W 3"]:
         """What the images would become, in 0..1, if the model's last prediction were right.
@@ -135,7 +147,7 @@ class Session:
             else:
                 scale = alpha * earlier_sigma - earlier_alpha * sigma
                 x = (earlier_sigma * x - sigma * self._before) / scale
-        return self._programs.decode(self._params, x)
+        return self.decode(self._with_known(x))
 
     def cancel(self) -> None:
         """Frees the arrays. Another thread may call this while `run` reports progress."""
@@ -169,7 +181,7 @@ class Session:
             return state
 
         start = jax.tree.map(jnp.copy, state)
-        return [final.x for final in branch(start, schedules, advance)]
+        return [self._with_known(final.x) for final in branch(start, schedules, advance)]
 
     def _variant(self, settings: Settings) -> Schedule:
         if other := self.settings.diff(settings).keys() - {"gamma", *AMOUNTS}:
@@ -201,7 +213,7 @@ class Session:
         scale = np.float32(self.settings.guidance_scale)
         return Inputs(
             self._plan, schedule.gates, scale, self._seeds,  # type: ignore[arg-type]
-            guided=self._guided, guidance_steps=self._guidance_steps,
+            inpaint=self._known, guided=self._guided, guidance_steps=self._guidance_steps,
             amounts=schedule.amounts,  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -234,3 +246,10 @@ class Session:
         if self._state is None:
             raise Canceled("this session was canceled: start a new one")
         return self._state
+
+
+def paste(images: Float[Array, "B H W 3"], known: Known) -> Float[Array, "B H W 3"]:
+    """`images` in 0..1 inside the boxes, their sources elsewhere."""
+    factor = images.shape[1] // known.mask.shape[1]
+    mask = jnp.repeat(jnp.repeat(jnp.asarray(known.mask), factor, 1), factor, 2) > 0
+    return jnp.where(mask, jnp.asarray(known.pixels, jnp.float32) / 255, images)

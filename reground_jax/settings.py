@@ -72,6 +72,8 @@ class Settings:
                     None: the dtype that the pipeline was loaded with
     max_boxes       grounding tokens G per image, 1..1024. Unused ones are learned null tokens that
                     take part in attention, so changing it changes the image; trained with 30
+    paste           for inpainting: outside the boxes, put back the source's own pixels, which the
+                    autoencoder changes slightly; the borders of boxes may then show
     """
 
     wiring: Wiring = option(
@@ -172,6 +174,11 @@ class Settings:
         "N",
         read=read_number,
     )
+    paste: bool = option(
+        False,
+        "for inpainting: put back the source's own pixels outside the boxes, which the model's "
+        "autoencoder changes slightly",
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "wiring", wiring_name(self.wiring))
@@ -204,6 +211,8 @@ class Settings:
                 f"{self.num_steps} steps: make it longer, or set guidance_scale=1 for no guidance"
             )
         object.__setattr__(self, "eta", _eta(self.eta, self.solver))
+        if not isinstance(self.paste, bool):
+            raise ValueError(f"paste is {shown(self.paste)}: it must be true or false")
         for side in ("height", "width"):
             if (pixels := getattr(self, side)) is not None:
                 object.__setattr__(self, side, _size(side, pixels))

@@ -13,8 +13,9 @@ from reground_jax.batch.index import Source, build_index
 from reground_jax.conditioning import distinct_texts
 from reground_jax.draw import draw_boxes, draw_layout, phrase_colors
 from reground_jax.images import Recipe, encode_png, read_recipe
+from reground_jax.kinds import KINDS
 from reground_jax.layout import Layout
-from reground_jax.layout_kinds import KINDS, check_kind, check_pictures
+from reground_jax.layout_kinds import check_kind, check_pictures
 from reground_jax.pictures import Picture
 from reground_jax.readers.lines import parse_line
 from reground_jax.settings import Settings

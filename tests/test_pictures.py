@@ -235,7 +235,7 @@ def test_classes_are_those_of_the_original_code_in_every_mode(mode, original, tm
 def test_unlabeled_may_also_be_255_and_no_class_is_lost():
     labels = np.arange(152, dtype=np.uint8).repeat(152).reshape(152, 152)
     labels[:, 0] = 255
-    found = map_pixels(Picture.of(labels), "sem", 152)
+    found = map_pixels(Picture.of(labels), "sem", 152, 152)
     np.testing.assert_array_equal(found[:, 0], 0)
     np.testing.assert_array_equal(found[:, 1:], labels[:, 1:])
 
@@ -243,7 +243,7 @@ def test_unlabeled_may_also_be_255_and_no_class_is_lost():
 def test_sixteen_bits_of_depth_are_not_cut_to_white(tmp_path):
     ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(64, 0)
     for image in (Image.fromarray(ramp), Image.fromarray(ramp.astype(np.int32))):
-        found = map_pixels(Picture.of(image), "depth", 64)
+        found = map_pixels(Picture.of(image), "depth", 64, 64)
         np.testing.assert_array_equal(found[0, :, 0], np.rint(ramp[0] / 257))
     found = map_pixels(Picture.of(saved(tmp_path, ramp)), "depth", 64)
     np.testing.assert_array_equal(found[0, :, 2], np.rint(ramp[0] / 257))
@@ -268,7 +268,7 @@ def test_a_turned_map_is_read_as_it_is_seen(tmp_path):
     exif[0x0112] = 3  # upside down
     turned = Picture.of(saved(tmp_path, NOISE[::-1, ::-1].copy(), exif=exif))
     np.testing.assert_array_equal(
-        map_pixels(turned, "depth", 8), map_pixels(Picture.of(NOISE), "depth", 8)
+        map_pixels(turned, "depth", 8), map_pixels(Picture.of(NOISE), "depth", 8, 8)
     )
 
 

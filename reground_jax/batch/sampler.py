@@ -40,17 +40,21 @@ class PipelineSampler:
         pipe.programs.latent_shape(run.settings)
         for settings, _ in run.variants():
             check_model(pipe.config, settings)
-        self.pipe, self.max_boxes = pipe, run.settings.max_boxes
         # Lines are checked when they are indexed. What is left, words past the model's last token,
         # is not guided.
         method = next(iter(run.guidances()), None)
-        self.guidance = method and dataclasses.replace(method, missing="skip")
+        guidance = method and dataclasses.replace(method, missing="skip")
+        self.pipe, self.settings = (
+            pipe,
+            dataclasses.replace(run.settings, attention_guidance=guidance),
+        )
         self.rows = run.batch_size * len(pipe.devices)
         self._lock = threading.Lock()
 
     def encode(self, layouts: Sequence[Layout]) -> Conditioning:
         with self._lock:  # so that the text encoder is compiled only once
-            return self.pipe.encode(layouts, max_boxes=self.max_boxes, guidance=self.guidance)
+            programs, params, texts = self.pipe.programs, self.pipe.params, self.pipe.texts
+            return programs.encode(params, texts, layouts, settings=self.settings)
 
     def enqueue(
         self,
@@ -61,4 +65,4 @@ class PipelineSampler:
     ) -> Float32[Array, "B H W 3"]:
         conditioning = jax.tree.map(lambda array: array[rows], encoded)
         session = Session(self.pipe.programs, self.pipe.params, conditioning, settings, seeds)
-        return self.pipe.decode(session.finish())
+        return session.decode(session.finish())

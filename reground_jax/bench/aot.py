@@ -17,7 +17,7 @@ from reground_jax.config import ModelConfig
 from reground_jax.devices import SPLIT, WHOLE, Device, sharding
 from reground_jax.hardware import Hardware
 from reground_jax.model import Params, leaf_shapes, network
-from reground_jax.networks.grounding import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.programs import TEXT_CHUNK, Programs
 from reground_jax.sampling.gate import gate_table
 from reground_jax.sampling.loop import ADVANCE_SPECS, PREPARE_SPECS, PREPARED_SPECS, Inputs

@@ -48,9 +48,7 @@ class Denoising:
     def of(cls, pipe: Pipeline, work: Work) -> "Denoising":
         settings, seeds = work.settings, np.arange(work.batch, dtype=np.uint32)
         plan, method = pipe.programs.plan(settings), settings.attention_guidance
-        conditioning = pipe.encode(
-            layouts(work.batch), max_boxes=settings.max_boxes, guidance=method
-        )
+        conditioning = pipe.encode(layouts(work.batch), settings)
         prepared = pipe.programs.prepare(
             pipe.params,
             conditioning,
@@ -205,7 +203,7 @@ def vae(pipe: Pipeline, work: Work) -> list[Case]:
 def text(pipe: Pipeline, work: Work) -> list[Case]:
     """Texts and boxes of the batch to Conditioning: four distinct texts per layout."""
     requests = layouts(work.batch)
-    call = functools.partial(pipe.encode, requests, max_boxes=work.settings.max_boxes)
+    call = functools.partial(pipe.encode, requests, work.settings)
     return [Case("encode", f"{work.batch} layouts", lambda: call().text)]
 
 

@@ -41,6 +41,21 @@ def add(commands) -> Parser:
         "a Hub id (default: openai/clip-vit-large-patch14)",
     )  # fmt: skip
     parser.add_argument(
+        "--clip", metavar="FOLDER_OR_ID",
+        help="for models that read reference images: CLIP's image encoder, as transformers stores "
+        "it (default: the source's, or openai/clip-vit-large-patch14)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--projection", metavar="FILE",
+        help="for the same models: GLIGEN's file projection_matrix (default: the source's "
+        "image_project, or the text projection of --clip, which is the same matrix)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--first-conv", metavar="FILE",
+        help="for models that read a map: GLIGEN's file SD_input_conv_weight_bias.pth, or any "
+        "Stable Diffusion 1.4; without it the model only generates with gamma 1",
+    )  # fmt: skip
+    parser.add_argument(
         "--dtype", metavar="NAME",
         help="number format to store: float32, float16 or bfloat16 (default: the source's)",
     )  # fmt: skip
@@ -71,6 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
             destination,
             adapter=arguments.adapter,
             tokenizer=arguments.tokenizer,
+            clip=arguments.clip,
+            projection=arguments.projection,
+            first_conv=arguments.first_conv,
             dtype=arguments.dtype,
             variant=arguments.variant,
             progress=bar.show,

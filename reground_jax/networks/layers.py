@@ -61,8 +61,10 @@ class Conv(nnx.Module):
         self.stride, self.padding, self.groups = stride, tuple(padding), groups
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H2 W2 O"]:
-        y = self.part(x, slice(None))
-        return y if self.bias is None else y + per_channel(self.bias[...].astype(x.dtype), y)
+        return self.biased(self.part(x, slice(None)))
+
+    def biased(self, y: Float[Array, "B H W O"]) -> Float[Array, "B H W O"]:
+        return y if self.bias is None else y + per_channel(self.bias[...].astype(y.dtype), y)
 
     def part(self, x: Float[Array, "B H W P"], inputs: slice) -> Float[Array, "B H2 W2 O"]:
         """What some of the input channels add to the output, without the bias."""

@@ -14,11 +14,12 @@ from jaxtyping import Array, Float, Shaped
 Size = tuple[int, int]  # height, width
 
 
-def resize_nearest(x: Shaped[Array, "B H W *C"], size: Size) -> Shaped[Array, "B H2 W2 *C"]:
+def resize_nearest(
+    x: Shaped[Array | np.ndarray, "B H W *C"], size: Size
+) -> Shaped[Array, "B H2 W2 *C"]:
     """`interpolate(mode="nearest")`."""
-    for axis, length in zip((1, 2), size, strict=True):
-        x = jnp.take(x, _nearest(x.shape[axis], length), axis=axis)
-    return x
+    rows, columns = (_nearest(x.shape[axis], size[axis - 1]) for axis in (1, 2))
+    return jnp.take(jnp.take(x, rows, axis=1), columns, axis=2)
 
 
 def resize_bicubic(x: Float[Array, "B H W C"], size: Size) -> Float[Array, "B H2 W2 C"]:

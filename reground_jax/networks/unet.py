@@ -30,7 +30,6 @@ from reground_jax.networks.layers import (
     Linear,
     ResnetBlock,
     Upsample,
-    per_channel,
 )
 from reground_jax.networks.places import InBlock, Place, within
 from reground_jax.networks.recompute import recomputed
@@ -277,7 +276,7 @@ class UNet(nnx.Module):
         if appended is None:
             return self.conv_in(x)
         own = self.conv_in.part(x, slice(self.config.in_channels))
-        return own + appended + per_channel(self.conv_in.bias[...].astype(x.dtype), own)
+        return self.conv_in.biased(own + appended)
 
     def __call__(
         self,

@@ -1,6 +1,7 @@
 """AutoencoderKL: images to latents and back (arXiv 2112.10752; diffusers' names)."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -176,13 +177,24 @@ class AutoencoderKL(nnx.Module):
         z = self.post_quant_conv(latents / self.config.scaling_factor)
         return self.decoder(z, attend=attend, remat=remat)
 
+    def encode_in_chunks(
+        self, images: Float[Array, "B H W 3"], *, attend: Attend, pixels: int = 2**19
+    ) -> Float[Array, "B h w C"]:
+        """`encode`, about `pixels` pixels at a time, so memory use is independent of B."""
+        return _in_chunks(lambda x: self.encode(x, attend=attend), images, pixels)
+
     def decode_in_chunks(
         self, latents: Float[Array, "B h w C"], *, attend: Attend, pixels: int = 2**19
     ) -> Float[Array, "B H W 3"]:
         """`decode`, about `pixels` pixels at a time, so memory use is independent of B."""
-        batch, height, width, _ = latents.shape
-        area = height * width * self.config.downsampling**2
-        chunk = math.gcd(batch, max(1, pixels // area))
-        chunks = latents.reshape(batch // chunk, chunk, *latents.shape[1:])
-        images = jax.lax.map(lambda z: self.decode(z, attend=attend), chunks)
-        return images.reshape(batch, *images.shape[2:])
+        cells = pixels // self.config.downsampling**2
+        return _in_chunks(lambda z: self.decode(z, attend=attend), latents, cells)
+
+
+def _in_chunks(
+    run: Callable[[Array], Array], x: Float[Array, "B H W C"], cells: int
+) -> Float[Array, "B H2 W2 C2"]:
+    batch, height, width, _ = x.shape
+    chunk = math.gcd(batch, max(1, cells // (height * width)))
+    done = jax.lax.map(run, x.reshape(batch // chunk, chunk, *x.shape[1:]))
+    return done.reshape(batch, *done.shape[2:])

@@ -5,18 +5,15 @@ the byte. All pictures are upright first, as image viewers show them. Nothing is
 that could mean two things is an error.
 """
 
-from typing import Literal, get_args
-
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from reground_jax.basics.fields import check_name
+from reground_jax.kinds import MAP_KINDS
 from reground_jax.pictures import Picture
 from reground_jax.pictures.decoding import as_rgb, has_sixteen_bits, upright
 
-MapKind = Literal["hed", "canny", "depth", "normal", "sem"]
-MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
 IGNORED = 255  # what label maps have where there is no label, besides 0
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -27,14 +24,15 @@ LONGEST = 32  # sides of a reference image, at most 32 to 1
 
 
 def map_pixels(
-    picture: Picture, kind: str, side: int = 512, *, classes: int = 152
-) -> UInt8[np.ndarray, "S S 3"] | UInt8[np.ndarray, "S S"]:
-    """The center square of a map at `side` pixels: RGB, or the classes of kind "sem".
+    picture: Picture, kind: str, height: int = 512, width: int = 512, *, classes: int = 152
+) -> UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]:
+    """A map at `height` and `width` pixels: RGB, or the classes of kind "sem".
 
-    kind: one of MAP_KINDS. Classes are the values of a gray image, or the indices of a palette, of
-    8 or 16 bits: 0 is unlabeled, and 255 counts as 0; `classes` is one above the largest. In other
-    kinds, 16 bits become 8. Raises ValueError that names the picture, also for pixels that are
-    transparent, as a map has a value everywhere.
+    The largest center part with the same ratio of sides is resized. kind: one of MAP_KINDS. Classes
+    are the values of a gray image, or the indices of a palette, of 8 or 16 bits: 0 is unlabeled,
+    and 255 counts as 0; `classes` is one above the largest. In other kinds, 16 bits become 8.
+    Raises ValueError that names the picture, also for pixels that are transparent, as a map has a
+    value everywhere.
     """
     check_name("kind of map", kind, MAP_KINDS)
     image = upright(picture.open())
@@ -47,8 +45,8 @@ def map_pixels(
             )
         if kind == "sem":
             labels = Image.fromarray(_labels(image, classes))
-            return np.asarray(_square(labels, side, Image.Resampling.NEAREST))
-        return np.asarray(_square(_opaque_rgb(image), side, BICUBIC))
+            return _fitted(labels, height, width, Image.Resampling.NEAREST)
+        return _fitted(_opaque_rgb(image), height, width, BICUBIC)
     except ValueError as error:
         raise ValueError(f"{picture.name} cannot be a {kind} map: {error}") from error
 
@@ -82,10 +80,7 @@ def source_pixels(picture: Picture, height: int, width: int) -> UInt8[np.ndarray
     fractions of that part. White is behind transparent pixels, and 16 bits become 8. Raises
     ValueError that names the picture.
     """
-    image = _on_white(picture)
-    across = min(image.width, max(1, round(image.height * width / height)))
-    down = min(image.height, max(1, round(image.width * height / width)))
-    return np.asarray(_center(image, across, down).resize((width, height), BICUBIC))
+    return _fitted(_on_white(picture), height, width, BICUBIC)
 
 
 def _on_white(picture: Picture) -> Image.Image:
@@ -96,9 +91,13 @@ def _on_white(picture: Picture) -> Image.Image:
         raise ValueError(f"cannot use {picture.name}: {error}") from error
 
 
-def _square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
-    short = min(image.size)
-    return _center(image, short, short).resize((side, side), resampling)
+def _fitted(
+    image: Image.Image, height: int, width: int, resampling: Image.Resampling
+) -> UInt8[np.ndarray, "H W *C"]:
+    """The largest center part with this ratio of sides, resized."""
+    across = min(image.width, max(1, round(image.height * width / height)))
+    down = min(image.height, max(1, round(image.width * height / width)))
+    return np.asarray(_center(image, across, down).resize((width, height), resampling))
 
 
 def _center(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -18,6 +18,7 @@ from reground_jax.conditioning import Conditioning
 from reground_jax.devices import SPLIT, WHOLE
 from reground_jax.model import Params
 from reground_jax.networks.attention import Attend
+from reground_jax.networks.grounding import maps
 from reground_jax.networks.recompute import blockwise_attention
 from reground_jax.networks.transformer import reads_grounding
 from reground_jax.networks.unet import Prepared
@@ -25,7 +26,7 @@ from reground_jax.sampling.attention_guidance.guide import Guide, Guided, guide_
 from reground_jax.sampling.attention_guidance.maps import Maps
 from reground_jax.sampling.attention_guidance.steps import Steps
 from reground_jax.sampling.guidance import branch_text, guide, interleave
-from reground_jax.sampling.noise import ETA, step_noise
+from reground_jax.sampling.noise import ETA, INPAINT, step_noise
 from reground_jax.sampling.solvers.plan import Plan, Solver, State
 from reground_jax.settings import Wiring
 
@@ -35,7 +36,8 @@ class Inpaint(NamedTuple):
 
     latents: Float[Array, "B H W C"]  # of the image, scaled
     mask: Float[Array, "B H W 1"]
-    noise: Float[Array, "B N H W C"]  # for re-noising the known part, per step
+    # For re-noising the known part, per step; None draws it from the seeds.
+    noise: Float[Array, "B N H W C"] | None = None
 
     __repr__ = short_repr
 
@@ -103,7 +105,7 @@ def prepare(
         text = branch_text(text, conditioning.null_text)
         if tokens is not None:
             tokens = interleave(tokens, unet.position_net.null_tokens(grounding, dtype=dtype))
-    if unet.downsample_net is not None:
+    if isinstance(grounding, maps.Grounding):
         size = tuple(side // downsampling for side in grounding.map.shape[1:3])
         appended = unet.downsample_net(grounding, size, dtype=dtype)
     return unet.prepare(
@@ -155,7 +157,8 @@ def advance(
     def evaluate(evaluation: Array, state: State) -> State:
         row = plan.row(evaluation)
         if inputs.inpaint is not None:
-            state = state._replace(x=restore_known(state.x, inputs.inpaint, row))
+            noise = known_noise(inputs.inpaint, inputs.seeds, row)
+            state = state._replace(x=restore_known(state.x, inputs.inpaint, noise, row))
         if program.guide is not None:
             state = guided(evaluation, state, row)
         x = network_input(state.x, inputs.inpaint, row)
@@ -171,11 +174,17 @@ def advance(
     return jax.lax.fori_loop(first, last, evaluate, state)
 
 
+def known_noise(inpaint: Inpaint, seeds: UInt32[Array, "B"], row: Plan) -> Float[Array, "B H W C"]:
+    """Unit normal noise for the known part at this step."""
+    if inpaint.noise is None:
+        return step_noise(seeds, inpaint.latents.shape[1:], INPAINT, row.step)
+    return jax.lax.dynamic_index_in_dim(inpaint.noise, row.step, axis=1, keepdims=False)
+
+
 def restore_known(
-    x: Float[Array, "B H W C"], inpaint: Inpaint, row: Plan
+    x: Float[Array, "B H W C"], inpaint: Inpaint, noise: Float[Array, "B H W C"], row: Plan
 ) -> Float[Array, "B H W C"]:
     """`x` with its known part noised to this step's level, before the step's first evaluation."""
-    noise = jax.lax.dynamic_index_in_dim(inpaint.noise, row.step, axis=1, keepdims=False)
     known = row.alpha * inpaint.latents + row.sigma * noise
     blended = known * inpaint.mask + (1 - inpaint.mask) * x
     return jnp.where(row.first, blended, x)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from reground_jax.conditioning import Texts, pack_boxes
+from reground_jax.conditioning import Texts
 from reground_jax.layout import Layout, check_max_boxes
 from reground_jax.networks.grounding.text import Grounding
+from reground_jax.packing import pack_boxes
 from reground_jax.training.config import check_cache
 from reground_jax.training.data import Source
 from reground_jax.training.losses import ImageBatch, LatentBatch

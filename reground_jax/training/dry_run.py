@@ -18,7 +18,7 @@ from reground_jax.bench.chips import CHIPS, Chip
 from reground_jax.config import ModelConfig
 from reground_jax.devices import SPLIT, WHOLE, Device
 from reground_jax.model import leaf_shapes
-from reground_jax.networks.grounding import Grounding
+from reground_jax.networks.grounding.text import Grounding
 from reground_jax.readers.annotated import MAX_BOXES
 from reground_jax.training.config import StageConfig
 from reground_jax.training.costs import step_flops

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -18,7 +19,7 @@ def fourier_width(numbers: int) -> int:
     return NUM_FREQUENCIES * 2 * numbers
 
 
-def fourier_features(numbers: Float[Array, "*B N"]) -> Float[Array, "*B F"]:
+def fourier_features(numbers: Float[Array | np.ndarray, "*B N"]) -> Float[Array, "*B F"]:
     """Features [..., 16 N] of boxes or points [..., N] in 0..1, in float32.
 
     Ordered by frequency, then sin and cos, then the numbers (x0 y0 x1 y1). Frequencies are
@@ -33,7 +34,7 @@ def fourier_features(numbers: Float[Array, "*B N"]) -> Float[Array, "*B F"]:
 
 
 def blend(
-    given: Float[Array, "*B F"], weight: Float[Array, "*B"], null: nnx.Param
+    given: Float[Array, "*B F"], weight: Float[Array | np.ndarray, "*B"], null: nnx.Param
 ) -> Float[Array, "*B F"]:
     """`given` where the weight is 1, the learned null feature [F] where it is 0.
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -29,8 +30,8 @@ class Grounding(NamedTuple):
     Persons are ordered by size, the largest first. A slot with mask 0 becomes the null token.
     """
 
-    points: Float[Array, "B G 2"]  # x, y in 0..1, float32
-    mask: Float[Array, "B G"]  # 1: visible
+    points: Float[Array | np.ndarray, "B G 2"]  # x, y in 0..1, float32
+    mask: Float[Array | np.ndarray, "B G"]  # 1: visible
 
     __repr__ = short_repr
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
@@ -23,14 +24,16 @@ from reground_jax.networks.layers import Conv
 from reground_jax.networks.resample import Size, resize_bicubic, resize_nearest
 
 # Levels 0..255, or classes for the kind "sem".
-Pixels = UInt8[Array, "B H W 3"] | UInt8[Array, "B H W"]
+Pixels = UInt8[Array | np.ndarray, "B H W 3"] | UInt8[Array | np.ndarray, "B H W"]
 
 
 class Grounding(NamedTuple):
     """A map per sample, as large as the image."""
 
     map: Pixels
-    mask: Float[Array, "B"]  # 1: there is one; 0: null tokens, and the map is still appended
+    mask: Float[
+        Array | np.ndarray, "B"
+    ]  # 1: there is one; 0: null tokens, and the map is still appended
 
     __repr__ = short_repr
 
@@ -113,7 +116,7 @@ def levels(pixels: Pixels, classes: int | None, dtype: DTypeLike) -> Float[Array
     """Levels 0..255 as -1..1; classes one-hot."""
     if classes is not None:
         return jax.nn.one_hot(pixels, classes, dtype=dtype)
-    return (pixels.astype(jnp.float32) / 255 * 2 - 1).astype(dtype)
+    return (jnp.asarray(pixels, jnp.float32) / 255 * 2 - 1).astype(dtype)
 
 
 def _map(config: UNetConfig) -> MapConfig:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -25,9 +26,9 @@ BOX_WIDTH = fourier_width(4)
 class Grounding(NamedTuple):
     """Phrases in boxes: G slots per sample; a slot with mask 0 becomes the learned null token."""
 
-    boxes: Float[Array, "B G 4"]  # xyxy, 0..1, float32
-    phrases: Float[Array, "B G E"]  # pooled CLIP embedding of each phrase
-    mask: Float[Array, "B G"]  # 1: box, 0: empty
+    boxes: Float[Array | np.ndarray, "B G 4"]  # xyxy, 0..1, float32
+    phrases: Float[Array | np.ndarray, "B G E"]  # pooled CLIP embedding of each phrase
+    mask: Float[Array | np.ndarray, "B G"]  # 1: box, 0: empty
 
     __repr__ = short_repr
 
@@ -49,7 +50,7 @@ class PositionNet(nnx.Module):
     def __call__(self, grounding: Grounding, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
         """Grounding tokens, computed in `dtype` except for the Fourier features (float32)."""
         mask = grounding.mask
-        phrases = blend(grounding.phrases.astype(dtype), mask, self.null_positive_feature)
+        phrases = blend(jnp.asarray(grounding.phrases, dtype), mask, self.null_positive_feature)
         features = blend(fourier_features(grounding.boxes), mask, self.null_position_feature)
         return through(self.linears, jnp.concatenate([phrases, features.astype(dtype)], axis=-1))
 

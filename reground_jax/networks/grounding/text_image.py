@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -29,12 +30,12 @@ class Grounding(NamedTuple):
     A box without one of them has weight 0 for it; weights in between mix it with its null feature.
     """
 
-    boxes: Float[Array, "B G 4"]  # xyxy, 0..1, float32
-    mask: Float[Array, "B G"]  # 1: box, 0: empty
-    phrases: Float[Array, "B G E"]  # pooled CLIP embedding of each phrase
-    phrase_weights: Float[Array, "B G"]
-    images: Float[Array, "B G E"]  # `image_feature` of each reference image
-    image_weights: Float[Array, "B G"]
+    boxes: Float[Array | np.ndarray, "B G 4"]  # xyxy, 0..1, float32
+    mask: Float[Array | np.ndarray, "B G"]  # 1: box, 0: empty
+    phrases: Float[Array | np.ndarray, "B G E"]  # pooled CLIP embedding of each phrase
+    phrase_weights: Float[Array | np.ndarray, "B G"]
+    images: Float[Array | np.ndarray, "B G E"]  # `image_feature` of each reference image
+    image_weights: Float[Array | np.ndarray, "B G"]
 
     __repr__ = short_repr
 
@@ -65,10 +66,10 @@ class PositionNet(nnx.Module):
         boxes = fourier_features(grounding.boxes)
         position = blend(boxes, grounding.mask, self.null_position_feature).astype(dtype)
         phrases = blend(
-            grounding.phrases.astype(dtype), grounding.phrase_weights, self.null_text_feature
+            jnp.asarray(grounding.phrases, dtype), grounding.phrase_weights, self.null_text_feature
         )
         images = blend(
-            grounding.images.astype(dtype), grounding.image_weights, self.null_image_feature
+            jnp.asarray(grounding.images, dtype), grounding.image_weights, self.null_image_feature
         )
         tokens = [
             through(layers, jnp.concatenate([feature, position], axis=-1))
