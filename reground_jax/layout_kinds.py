@@ -7,9 +7,8 @@ show what was asked for.
 from typing import Any, NamedTuple
 
 from reground_jax.basics.boxes import area
-from reground_jax.basics.fields import check_name
 from reground_jax.basics.wording import plural
-from reground_jax.kinds import KINDS, GroundingKind
+from reground_jax.kinds import GroundingKind
 from reground_jax.layout import Layout
 
 
@@ -48,7 +47,6 @@ def check_kind(layout: Layout, kind: GroundingKind, inpainting: bool = False) ->
 
     The error names what the layout has, and what the model takes.
     """
-    check_name("kind", kind, KINDS)
     for field, words in NAMES.items():
         if _given(getattr(layout, field)) and field not in TAKES[kind].fields:
             takers = ", ".join(name for name, other in TAKES.items() if field in other.fields)

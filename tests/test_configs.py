@@ -166,7 +166,6 @@ def test_fields_that_a_unet_may_give_once_or_per_level():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attention_type": "gated-text-image"}, "'gated-text-image' .* not supported"),
         ({"attention_type": "other"}, "attention_type is 'other', expected 'gated'"),
         ({"in_channels": 5}, "in_channels is 5, expected 4 .* or 9 for inpainting"),
         ({"only_cross_attention": [True] * 4}, "only_cross_attention is "),

@@ -17,12 +17,12 @@ FLOORS = (
     # plain Python
     "basics version",
     # the request and its pictures
-    "amounts attention_guidance settings hints pictures keypoints "
+    "kinds amounts attention_guidance settings hints pictures keypoints "
     "layout layout_fields layout_kinds images draw panel readers",
     # functions of arrays
     "clip_config unet_config config counter devices networks regions",
     # models and sampling
-    "storage model words conditioning sampling",
+    "storage model words packing conditioning sampling",
     # other people's checkpoints
     "convert",
     # from layouts to images
@@ -41,7 +41,7 @@ UPWARDS = {
 }
 # Rooms that may import less than their floor allows.
 ONLY = {
-    "networks": "config settings basics",  # no files, no devices
+    "networks": "config kinds settings basics",  # no files, no devices
     "__init__": "layout settings attention_guidance version basics draw images model pipeline "
     "programs session",
 }

@@ -212,7 +212,6 @@ def test_every_kind_takes_what_it_is_grounded_by():
         (TEXT, "text", True, "layout 'x' has no source, but this is an inpainting model, which"),
         (Layout("x", id="x", source=RED), "text", True, "has no box with an area, but an inpaint"),
         (Layout("x", ["a"], [STYLE], source=RED), "text", True, "has no box with an area"),
-        (TEXT, "pose", False, "kind 'pose' is unknown: it must be one of text, text_image"),
     ],
 )  # fmt: skip
 def test_what_a_model_does_not_read_is_an_error_that_names_both(layout, kind, inpainting, sentence):

@@ -245,14 +245,14 @@ def test_sixteen_bits_of_depth_are_not_cut_to_white(tmp_path):
     for image in (Image.fromarray(ramp), Image.fromarray(ramp.astype(np.int32))):
         found = map_pixels(Picture.of(image), "depth", 64, 64)
         np.testing.assert_array_equal(found[0, :, 0], np.rint(ramp[0] / 257))
-    found = map_pixels(Picture.of(saved(tmp_path, ramp)), "depth", 64)
+    found = map_pixels(Picture.of(saved(tmp_path, ramp)), "depth", 64, 64)
     np.testing.assert_array_equal(found[0, :, 2], np.rint(ramp[0] / 257))
 
 
 def test_a_palette_is_looked_up_in_a_depth_map(tmp_path):
     image = Image.fromarray(np.repeat([[0, 1]], 2, 0).astype(np.uint8), "P")
     image.putpalette([*RED, *BLUE])
-    found = map_pixels(Picture.of(saved(tmp_path, image)), "depth", 2)
+    found = map_pixels(Picture.of(saved(tmp_path, image)), "depth", 2, 2)
     assert found.tolist() == [[list(RED), list(BLUE)]] * 2
 
 
@@ -268,7 +268,7 @@ def test_a_turned_map_is_read_as_it_is_seen(tmp_path):
     exif[0x0112] = 3  # upside down
     turned = Picture.of(saved(tmp_path, NOISE[::-1, ::-1].copy(), exif=exif))
     np.testing.assert_array_equal(
-        map_pixels(turned, "depth", 8), map_pixels(Picture.of(NOISE), "depth", 8, 8)
+        map_pixels(turned, "depth", 8, 8), map_pixels(Picture.of(NOISE), "depth", 8, 8)
     )
 
 

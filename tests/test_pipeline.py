@@ -360,7 +360,7 @@ def test_plain_and_inpainting_checkpoints_say_what_they_are():
     with pytest.raises(ValueError, match="this is a plain Stable Diffusion checkpoint"):
         plain([CAT])
     assert plain([CAT], wiring="no_grounding", num_steps=1, output="latents").shape == (1, 8, 8, 4)
-    with pytest.raises(ValueError, match="inpainting checkpoint"):
+    with pytest.raises(ValueError, match="has no source, but this is an inpainting model"):
         Pipeline.from_model(tiny_model(in_channels=9, inpainting=True))([CAT])
 
 

@@ -23,7 +23,9 @@ from jaxtyping import UInt64
 from reground_jax.basics.home import expand_home
 from reground_jax.basics.json_text import parse_json
 from reground_jax.batch.store import Store, open_input, write
+from reground_jax.kinds import GroundingKind
 from reground_jax.layout import check_max_boxes
+from reground_jax.layout_kinds import check_kind, check_max_persons, check_pictures
 from reground_jax.readers import Rejected, attempt
 from reground_jax.readers.forms import read_layouts
 from reground_jax.readers.lines import Line, as_lines, parse_line
@@ -233,12 +235,25 @@ def _hash_of_line(text: bytes, length: int, folder: Path | None, rules: dict[str
     return hash_of(line.id)
 
 
-def check_line(line: Line, *, max_boxes: int, seeds: int, words: bool = False) -> None:
-    """Raises ValueError if a layout does not fit the run.
+def check_line(
+    line: Line,
+    *,
+    max_boxes: int,
+    seeds: int,
+    words: bool = False,
+    kind: GroundingKind = "text",
+    inpainting: bool = False,
+    persons: int = 8,
+) -> None:
+    """Raises ValueError if a layout does not fit the run, or a picture of it cannot be read.
 
-    seeds: how many the run has. words: whether phrases must be part of their prompts.
+    seeds: how many the run has. words: whether phrases must be part of their prompts. kind,
+    inpainting, persons: of the model.
     """
+    check_kind(line.layout, kind, inpainting)
+    check_max_persons(line.layout, persons)
     check_max_boxes(line.layout, max_boxes)
+    check_pictures(line.layout)
     if words:
         check_words(line.layout)
     if line.seed is not None and seeds > 1:

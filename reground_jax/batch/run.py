@@ -16,6 +16,7 @@ from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import shown
 from reground_jax.batch.manifest import SHARD_FORMATS
 from reground_jax.batch.store import Store
+from reground_jax.kinds import KINDS, GroundingKind
 from reground_jax.readers import Rejected, attempt
 from reground_jax.readers.lines import Line
 from reground_jax.settings import MAX_SEED, Settings
@@ -34,6 +35,7 @@ class Run:
     batch_size   images per device at a time: it affects the images' last bits
     input_sha256 checksum of the input, as JSONL
     checkpoint   name of the model when the output was started, and its checksum
+    kind, inpainting, persons  of the model, for the check of layouts
     """
 
     settings: Settings
@@ -48,9 +50,13 @@ class Run:
     input_sha256: str
     checkpoint: str
     checkpoint_sha256: str
+    kind: GroundingKind = "text"
+    inpainting: bool = False
+    persons: int = 8
 
     def __post_init__(self) -> None:
         check_name("format", self.shards, SHARD_FORMATS)
+        check_name("kind", self.kind, KINDS)
         check_name("image", self.image, IMAGE_FORMATS)
         for name in ("unit_lines", "batch_size"):
             if getattr(self, name) < 1:
@@ -85,11 +91,14 @@ class Run:
         found = (self.settings.with_method(wiring).attention_guidance for wiring in self.wirings)
         return [method for method in found if method is not None]
 
-    def rules(self) -> dict[str, int]:
+    def rules(self) -> dict[str, Any]:
         """The limits for layouts of this run: keyword arguments of `index.check_line`."""
         words = any(method.missing == "error" for method in self.guidances())
-        rules = {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds)}
-        return rules | ({"words": True} if words else {})
+        plain = {"words": False, "kind": "text", "inpainting": False, "persons": 8}
+        own = {"words": words, "kind": self.kind, "inpainting": self.inpainting}
+        own |= {"persons": self.persons}
+        changed = {name: value for name, value in own.items() if value != plain[name]}
+        return {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds), **changed}
 
     def key(self, line: int, variant: int) -> str:
         """The file name of an image without suffix: its line, from 0, and its variant, if any."""
@@ -130,10 +139,12 @@ class Run:
 def _check_types(value: dict[str, Any]) -> None:
     kinds: dict[str, type] = {field.name: str for field in dataclasses.fields(Run)}
     kinds |= {"settings": dict, "wirings": list, "gammas": list, "seeds": list}
-    kinds |= dict.fromkeys(("unit_lines", "batch_size", "quality"), int)
+    kinds |= dict.fromkeys(("unit_lines", "batch_size", "quality", "persons"), int)
+    kinds |= {"inpainting": bool}
     items = {"wirings": str, "seeds": int}
+    later = {"kind": "text", "inpainting": False, "persons": 8}  # not in outputs of old versions
     for name, kind in kinds.items():
-        part = value.get(name)
+        part = value.get(name, later.get(name))
         parts = part if isinstance(part, list) else []
         if type(part) is not kind or any(type(x) is not items.get(name, type(x)) for x in parts):
             raise ValueError(f"{name} is {shown(part)}, which is not what `batch` writes")

@@ -154,6 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
             input_sha256=source.sha256,
             checkpoint=setup.model,
             checkpoint_sha256=model.checksum,
+            **model.kind(),
         )
         store = open_store(arguments.out, owner=f"host-{share.index:04d}")
         check(store, wanted)

@@ -1,6 +1,7 @@
 """`reground-jax compare`: the papers' figure, layouts under several wirings."""
 
 import argparse
+import itertools
 
 from reground_jax.basics.options import NAMES, Option, read_items
 from reground_jax.cli import request
@@ -9,7 +10,6 @@ from reground_jax.cli.parser import Parser
 from reground_jax.cli.sampling import Setup, find_model, load, sample
 from reground_jax.draw import comparison_grid
 from reground_jax.images import check_writable, save_png
-from reground_jax.layout import check_max_boxes
 from reground_jax.settings import WIRINGS, checked_seeds
 
 COLUMNS = ("no_grounding", "sequential", "parallel")
@@ -68,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = find_model(setup.model, setup.cache)
     settings = model.settings(fields)
     columns = {name: settings.with_method(name) for name in methods}
-    for layout in layouts:
-        check_max_boxes(layout, settings.max_boxes)
+    for layout, column in itertools.product(layouts, columns.values()):
+        model.check(layout, column)
     check_writable(out)
     pipe = load(model.directory, settings.dtype, setup)
     images = {}

@@ -69,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     directory, recipe = choose_model(arguments, recipe)
     drawn = out.with_suffix(".boxes.png")
-    draws_boxes = bool(recipe.layout.boxes) and not arguments.no_boxes_image
+    draws_boxes = bool(recipe.layout.boxes or recipe.layout.keypoints)
+    draws_boxes = draws_boxes and not arguments.no_boxes_image
     for path in (out, drawn) if draws_boxes else (out,):
         check_writable(path)
     if arguments.source is not None:
@@ -128,11 +129,11 @@ def choose_model(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Path, R
     found = find_model(name, named.get("cache"))
     if arguments.source is None:
         settings = found.settings(given(arguments, Settings))
-        check_max_boxes(recipe.layout, settings.max_boxes)
         recipe = dataclasses.replace(recipe, settings=settings)
     elif recipe.checksum and not describe(found.directory).has_checksum(recipe.checksum):
         message = another_model(arguments.source, recipe, name, found.checksum)
         warnings.warn(f"{message}: the image will differ", stacklevel=2)
+    found.check(recipe.layout, recipe.settings)
     return found.directory, dataclasses.replace(recipe, checkpoint=name, checksum=found.checksum)
 
 

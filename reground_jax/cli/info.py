@@ -12,6 +12,7 @@ from reground_jax.basics.options import options
 from reground_jax.cli.options import shown_default
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.sampling import DEFAULT_MODEL
+from reground_jax.layout_kinds import TAKES
 from reground_jax.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ examples:
       shows the model that comes with the package
   reground-jax info my-model --check
       reads every number: against the SHA-256 checksum, and for NaN"""
+OPTIONS = {  # of `generate`, by field of a layout
+    "boxes": "--box (a phrase and its place)",
+    "images": "--image (a picture and its place)",
+    "keypoints": "--keypoints (a file)",
+    "map": "--map (a picture)",
+}
 
 
 def add(commands) -> Parser:
@@ -108,13 +115,15 @@ def describe(directory: Path) -> str:
     origin = str(info.get("source", "unknown"))
     if "format" in info:
         origin += f" ({info['format']})"
-    if "adapter" in info:
-        origin += f" with adapter {info['adapter']}"
+    for name in ("adapter", "clip", "projection", "first_conv"):
+        if name in info:
+            origin += f" with {name.replace('_', ' ')} {info[name]}"
     side = config.unet.sample_size * config.vae.downsampling
     lines = [
         str(directory),
         f"  source        {origin}",
         f"  kind          {kind_of(config)}, images of {side}x{side}",
+        *inputs_of(config),
         *(f"  {name:<13} {count}" for name, count in count_parts(counts).items()),
         f"  size          {size_of(info['bytes'])}, {total:,} parameters",
         f"  dtype         {info['dtype']}",
@@ -157,9 +166,27 @@ def printable(line: str) -> str:
 
 
 def kind_of(config: "ModelConfig") -> str:
-    if config.unet.grounding is None:
+    """Such as "GLIGEN, grounded by a depth map (depth)"."""
+    unet = config.unet
+    if unet.grounding is None:
         return "plain Stable Diffusion, without fusers"
-    return "GLIGEN inpainting" if config.unet.inpainting else "GLIGEN text-box generation"
+    task = "GLIGEN inpainting" if unet.inpainting else "GLIGEN"
+    return f"{task}, grounded by {TAKES[unet.grounding].words} ({unet.grounding})"
+
+
+def inputs_of(config: "ModelConfig") -> list[str]:
+    """The options of `generate`, and fields of a layout, that the model takes; and its limits."""
+    unet = config.unet
+    if unet.grounding is None:
+        return []
+    words = [OPTIONS[field] for field in TAKES[unet.grounding].fields if field in OPTIONS]
+    words += ["--source (a picture, whose boxes are filled)"] if unet.inpainting else []
+    lines = [f"  takes         {', '.join(words)}"]
+    if unet.map is not None and not unet.first_conv:
+        lines.append(
+            "                only with gamma 1, since it was converted without --first-conv"
+        )
+    return lines
 
 
 def count_parts(counts: dict[str, int]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, no_type_check
 
 from reground_jax.basics.home import expand_home
+from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.options import (
     NAMES,
     NUMBERS,
@@ -25,6 +26,7 @@ from reground_jax.layout import Layout
 from reground_jax.settings import DTYPES, MAX_SEED, WIRINGS, Settings
 
 BOX_FORM = "PHRASE@X0,Y0,X1,Y1"
+IMAGE_FORM = "PICTURE@X0,Y0,X1,Y1"
 COMBINATIONS = "variants (one image per layout and combination)"
 
 
@@ -100,6 +102,28 @@ def add_layout_options(parser: Parser) -> None:
         '{"prompt": "...", "phrases": ["a bird"], "boxes": [[0.55, 0.11, 1, 0.8]]}',
     )  # fmt: skip
     group.add_argument(
+        "--image", action="append", default=[], metavar=IMAGE_FORM, dest="images",
+        help="for models of kind text_image: a picture of the thing and its place, once per box; "
+        "with the numbers of a --box, the box has both. 0,1,0,1 is the place of a picture whose "
+        "style is to be taken",
+    )  # fmt: skip
+    group.add_argument(
+        "--keypoints", metavar="FILE.json",
+        help="for models of kind keypoint: the joints of persons, a list of 17 per person in "
+        "COCO's order, each [x, y] as fractions 0..1 of the image, or null if it is not visible",
+    )  # fmt: skip
+    group.add_argument(
+        "--map",
+        metavar="PICTURE",
+        help="for models of kind hed, canny, depth, normal and sem: the map of the whole image",
+    )
+    group.add_argument(
+        "--source",
+        metavar="PICTURE",
+        dest="source_image",
+        help="for inpainting models: the picture whose boxes are filled",
+    )
+    group.add_argument(
         "--negative-prompt", metavar="TEXT", help="what the image should not look like"
     )
 
@@ -139,7 +163,18 @@ def checked_settings(arguments: argparse.Namespace, methods: Iterable[str] = ())
 
 
 def has_layout(arguments: argparse.Namespace) -> bool:
-    return arguments.layout is not None or bool(arguments.boxes) or _prompt(arguments) is not None
+    parts = (arguments.layout, _prompt(arguments), *_pictures(arguments).values())
+    return bool(arguments.boxes) or any(part is not None for part in parts)
+
+
+def _pictures(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a layout, besides prompt and boxes, by their options."""
+    return {
+        "images": arguments.images or None,
+        "keypoints": arguments.keypoints,
+        "map": arguments.map,
+        "source": arguments.source_image,
+    }
 
 
 def read_layout(arguments: argparse.Namespace) -> Layout:
@@ -153,7 +188,8 @@ def read_layouts(arguments: argparse.Namespace, *, one: bool = False) -> list[La
     form = {} if arguments.box_format is None else {"box_format": arguments.box_format}
     prompt = _prompt(arguments)
     if arguments.layout is not None:
-        if prompt is not None or arguments.boxes:
+        others = any(part is not None for part in _pictures(arguments).values())
+        if prompt is not None or arguments.boxes or others:
             raise ValueError(
                 f"--layout {arguments.layout} has the prompt and the boxes: give the file, "
                 "or a prompt with --box, not both"
@@ -166,9 +202,7 @@ def read_layouts(arguments: argparse.Namespace, *, one: bool = False) -> list[La
             "or --layout FILE.json"
         )
     else:
-        split = [_split_box(text) for text in arguments.boxes]
-        phrases, boxes = [phrase for phrase, _ in split], [box for _, box in split]
-        layouts = [Layout.from_json({"prompt": prompt, "phrases": phrases, "boxes": boxes}, **form)]
+        layouts = [Layout.from_json({"prompt": prompt, **_boxes(arguments)}, **form)]
     return [with_negative_prompt(layout, arguments) for layout in layouts]
 
 
@@ -185,15 +219,47 @@ def with_negative_prompt(layout: Layout, arguments: argparse.Namespace) -> Layou
     return dataclasses.replace(layout, negative_prompt=arguments.negative_prompt)
 
 
+def _boxes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a layout that its options give, as JSON values."""
+    rows = [[box, phrase, None] for phrase, box in map(_split_box, arguments.boxes)]
+    for text in arguments.images:
+        picture, box = _split(text, "--image", "a picture's path", IMAGE_FORM, "clock.png")
+        row = next((row for row in rows if row[0] == box and row[2] is None), None)
+        if row is None:
+            rows.append(row := [box, None, None])
+        row[2] = picture
+    boxes, phrases, images = ([row[i] for row in rows] for i in range(3))
+    fields = {"boxes": boxes, "phrases": phrases, "images": images if any(images) else None}
+    persons = None if arguments.keypoints is None else _read_keypoints(arguments.keypoints)
+    others = {"keypoints": persons, "map": arguments.map, "source": arguments.source_image}
+    return fields | others
+
+
+def _read_keypoints(path: str) -> Any:
+    """The persons in a JSON file, checked by `Layout`. Raises ValueError."""
+    try:
+        return parse_json(expand_home(path).read_bytes())
+    except OSError as error:
+        raise ValueError(f"cannot read key points {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"key points {path} are not JSON: {error}; correct the file") from error
+
+
 def _split_box(text: str) -> tuple[str, list[int | float | str]]:
-    """Phrase and numbers; the phrase may contain an @, the numbers do not."""
-    phrase, at, box = text.rpartition("@")
+    return _split(text, "--box", "a phrase", BOX_FORM, "a bird")
+
+
+def _split(
+    text: str, option: str, what: str, form: str, example: str
+) -> tuple[str, list[int | float | str]]:
+    """The text and the numbers; the text may contain an @, the numbers do not."""
+    before, at, box = text.rpartition("@")
     if not at:
         raise ValueError(
-            f"--box {text!r} has no '@': write a phrase, @ and four numbers, {BOX_FORM}, "
-            "as in 'a bird@0.55,0.11,1,0.8'"
+            f"{option} {text!r} has no '@': write {what}, @ and four numbers, {form}, "
+            f"as in '{example}@0.55,0.11,1,0.8'"
         )
-    return phrase.strip(), read_numbers(box)
+    return before.strip(), read_numbers(box)
 
 
 def output_path(out: str | None, name: str) -> Path:

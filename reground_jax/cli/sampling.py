@@ -12,10 +12,12 @@ from jaxtyping import UInt8
 from reground_jax.basics.fields import check_name
 from reground_jax.basics.options import option, read_number
 from reground_jax.cli.progress import Bar, hint, say
-from reground_jax.layout import Layout
+from reground_jax.layout import Layout, check_max_boxes
+from reground_jax.layout_kinds import check_pictures
 from reground_jax.settings import DTYPES, Settings
 
 if TYPE_CHECKING:
+    from reground_jax.config import ModelConfig
     from reground_jax.devices import Mapper
     from reground_jax.pipeline import Pipeline
 
@@ -88,10 +90,28 @@ class Found(NamedTuple):
     directory: Path
     checksum: str
     recommended: Mapping[str, Any]  # fields of Settings
+    config: "ModelConfig | None" = None
 
     def settings(self, given: Mapping[str, Any]) -> Settings:
         """The model's recommended settings, overridden by the fields that are given."""
         return Settings(**{"dtype": DTYPES[0], **self.recommended, **given})
+
+    def kind(self) -> dict[str, Any]:
+        """What `Run` records of the model's kind."""
+        if self.config is None or self.config.unet.grounding is None:
+            return {}
+        unet = self.config.unet
+        return {"kind": unet.grounding, "inpainting": unet.inpainting, "persons": unet.persons}
+
+    def check(self, layout: Layout, settings: Settings) -> None:
+        """Raises ValueError for a layout or settings that the model does not take."""
+        from reground_jax.request import check_layout, check_model
+
+        assert self.config is not None
+        check_layout(self.config, layout)
+        check_model(self.config, settings)
+        check_max_boxes(layout, settings.max_boxes)
+        check_pictures(layout)
 
 
 def find_model(name: str, cache: str | None) -> Found:
@@ -100,7 +120,7 @@ def find_model(name: str, cache: str | None) -> Found:
     from reground_jax.model import read_description
 
     description = read_description(directory)
-    return Found(directory, description.checksum, description.recommended)
+    return Found(directory, description.checksum, description.recommended, description.config)
 
 
 def locate(name: str, cache: str | None = None) -> Path:
