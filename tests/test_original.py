@@ -2,17 +2,14 @@
 
 import functools
 import re
-import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from reground_jax.conditioning import Conditioning
-from reground_jax.convert.conversion import convert
 from reground_jax.devices import compiler_options
 from reground_jax.kinds import MAP_KINDS
 from reground_jax.model import network, read_model
@@ -23,9 +20,10 @@ from reground_jax.networks.transformer import reads_grounding
 from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.sampling.loop import Inpaint, Inputs, Program, advance, prepare
 from reground_jax.sampling.solvers import SOLVERS
+from tests import kinds
 from tests.fixtures import DATA, fixtures
+from tests.kinds import ALL
 from tests.models import module
-from tests.originals import write_tiny_tokenizer
 from tests.reference import relative_error
 
 ATTEND = attention_for("cpu")
@@ -34,12 +32,11 @@ ATTEND = attention_for("cpu")
 # 3e-5. Our rounding stays under 3e-6.
 TOLERANCE = 1e-5
 PLMS_TOLERANCE = 2e-5
-ALL = ("text_box", "inpaint", "text_image", "text_image_inpaint", "keypoint", *MAP_KINDS)
 WIRINGS = ("sequential", "parallel")
 
 
 def source(name: str) -> Path:
-    return fixtures() / f"original_{name}_tiny.bin"
+    return kinds.source(name, fixtures())
 
 
 NAMES = [name for name in ALL if source(name).exists()]
@@ -58,14 +55,7 @@ def arrays_of(name: str) -> dict[str, np.ndarray]:
 @functools.cache
 def fixture(name: str):
     """(converted model, arrays)."""
-    folder, arrays = Path(tempfile.mkdtemp(prefix="reground-original-")), arrays_of(name)
-    options = {"tokenizer": write_tiny_tokenizer(folder / "tokenizer")}
-    if "sd_conv_weight" in arrays:
-        conv = {part: torch.from_numpy(arrays[f"sd_conv_{part}"]) for part in ("weight", "bias")}
-        torch.save(conv, folder / "SD_input_conv_weight_bias.pth")
-        options["first_conv"] = folder / "SD_input_conv_weight_bias.pth"
-    convert(source(name), folder / "model", **options)
-    return read_model(folder / "model"), arrays
+    return read_model(kinds.converted(name, fixtures())), arrays_of(name)
 
 
 def with_array(key: str) -> list[str]:
@@ -190,6 +180,11 @@ def test_the_unet_equals_the_original(name, wiring):
         assert relative_error(eps, arrays[key]) < TOLERANCE, key
 
 
+def conditioning_of(name: str) -> Conditioning:
+    texts = (jnp.asarray(arrays_of(name)[key]) for key in ("context", "uncond_context"))
+    return Conditioning(*texts, grounding(name))
+
+
 def plms_key(name: str, wiring: str) -> tuple[str, int, float]:
     """The array of a whole run, its number of steps and its guidance scale."""
     for key in arrays_of(name):
@@ -205,12 +200,9 @@ def sample(name: str, wiring: str, *, lost_steps: int = 0) -> np.ndarray:
     graph, _ = network(model.config, "unet")
     solver = SOLVERS["plms"]
     plan = solver.plan(model.config.schedule, steps)
-    conditioning = Conditioning(
-        jnp.asarray(arrays["context"]), jnp.asarray(arrays["uncond_context"]), grounding(name)
-    )
     prepared = prepare(
-        graph, model.params["unet"], conditioning, plan.timesteps, wiring=wiring, guided=True,
-        dtype=jnp.dtype("float32"), downsampling=model.config.vae.downsampling,
+        graph, model.params["unet"], conditioning_of(name), plan.timesteps, wiring=wiring,
+        guided=True, dtype=jnp.dtype("float32"), downsampling=model.config.vae.downsampling,
     )  # fmt: skip
     gates = gate_table(tuple(float(part) for part in arrays["gamma"]), steps)
     seeds = np.zeros(len(arrays["x"]), np.uint32)  # PLMS draws no noise
