@@ -79,14 +79,15 @@ def test_pictures_of_a_layout_file_are_relative_to_it(tmp_path, monkeypatch):
         for layout in Layout.load_all(tmp_path / "sub" / name):
             check_pictures(layout)
             assert layout.pictures["image 1"].path == tmp_path / "sub/red.png"
-    (tmp_path / "sub/lines.jsonl").write_text(json.dumps(value | {"map": {"path": "m.png"}}) + "\n")
+    (tmp_path / "sub/lines.jsonl").write_text(json.dumps(value) + "\n")
     monkeypatch.chdir(tmp_path)
     source = Source("sub/lines.jsonl", "")
-    index = build_index(source, None, rules={"max_boxes": 30, "seeds": 1}, strict=True)
+    rules = {"max_boxes": 30, "seeds": 1, "kind": "text_image"}
+    index = build_index(source, None, rules=rules, strict=True)
     (line,) = index.read(source, 0, 1)
     assert line is not None
     paths = {name: picture.path for name, picture in line.layout.pictures.items()}
-    assert paths == {"image 1": tmp_path / "sub/red.png", "map": tmp_path / "sub/m.png"}
+    assert paths == {"image 1": tmp_path / "sub/red.png"}
     assert Source("gs://bucket/lines.jsonl", "").folder is None
     line = parse_line(json.dumps(value).encode())
     assert line is not None and line.layout.pictures["image 1"].path == tmp_path / "red.png"
