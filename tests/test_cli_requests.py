@@ -16,8 +16,8 @@ from reground_jax.settings import Settings
 from tests.command import BEAR, DATA, PROMPT, TEDDY, one_error
 
 COMMANDS = (
-    "generate", "compare", "batch", "batch-verify", "convert", "info", "evaluate", "compile",
-    "bench", "train",
+    "generate", "compare", "batch", "batch-verify", "map", "convert", "info", "evaluate",
+    "compile", "bench", "train",
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ FLOORS = (
     # from layouts to images
     "hardware programs session request generate pipeline __init__",
     # what is done with that
-    "batch bench evaluation",
+    "batch bench evaluation maps",
     # the built-in world
     "emoji",
     "training",
@@ -57,6 +57,7 @@ AT_THE_TOP = {
     "orbax": "",  # slow to import
     **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate"), ""),  # for comparison
     **dict.fromkeys(("fsspec", "ray", "datasets", "resvg_py"), ""),  # extras
+    **dict.fromkeys(("cv2", "controlnet_aux"), ""),  # for maps of photographs
     **dict.fromkeys(("fcntl", "resource", "pwd", "termios"), ""),  # Windows has none of them
 }
 # Packages that only one room may import at all.

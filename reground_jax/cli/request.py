@@ -262,15 +262,14 @@ def _split(
     return before.strip(), read_numbers(box)
 
 
-def output_path(out: str | None, name: str) -> Path:
+def output_path(out: str | None, name: str, keeps: str = "the recipe") -> Path:
     """Where to write: a PNG file, or `name` in a folder. Raises ValueError for other formats."""
     path = expand_home(out or name)
     if path.is_dir() or (out or "").endswith("/"):
         path /= name
     if path.suffix.lower() != ".png":
         raise ValueError(
-            f"--out is {out}: only PNG files keep the recipe exactly; choose a name that ends in "
-            ".png"
+            f"--out is {out}: only PNG files keep {keeps} exactly; choose a name that ends in .png"
         )
     return path
 

@@ -58,7 +58,7 @@ def reference_pixels(picture: Picture, side: int = 224) -> Float32[np.ndarray, "
     processor ignores transparency; here, white is behind transparent pixels. Raises ValueError that
     names the picture.
     """
-    image = _on_white(picture)
+    image = upright_rgb(picture)
     short, long = sorted(image.size)
     if long > LONGEST * short:
         raise ValueError(
@@ -80,10 +80,14 @@ def source_pixels(picture: Picture, height: int, width: int) -> UInt8[np.ndarray
     fractions of that part. White is behind transparent pixels, and 16 bits become 8. Raises
     ValueError that names the picture.
     """
-    return _fitted(_on_white(picture), height, width, BICUBIC)
+    return _fitted(upright_rgb(picture), height, width, BICUBIC)
 
 
-def _on_white(picture: Picture) -> Image.Image:
+def upright_rgb(picture: Picture) -> Image.Image:
+    """As image viewers show it. White is behind transparent pixels, and 16 bits become 8.
+
+    Raises ValueError that names the picture.
+    """
     image = upright(picture.open())
     try:
         return as_rgb(image)
