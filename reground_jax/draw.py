@@ -31,7 +31,6 @@ TINT = 38  # opacity 0..255 of a box on a layout panel: overlapping boxes stay d
 
 SMALLEST = 512  # pixels of the longer side below which labels are hard to read
 SUBTITLES = {
-    "layout": "boxes and phrases",
     "no_grounding": "Stable Diffusion",
     "sequential": "GLIGEN",
     "parallel": "ReGround",
@@ -85,7 +84,9 @@ def comparison_grid(
     pictures = {"layout": panels} | pictures
 
     unit = max(width, height) // 32  # 16 for 512 px: all distances and font sizes scale with it
-    parts = [("", _header_row(list(pictures), width, unit))]
+    subtitles = SUBTITLES | {"layout": _asked(layouts)}
+    headers = {header: subtitles.get(header, "") for header in pictures}
+    parts = [("", _header_row(headers, width, unit))]
     for row, layout in enumerate(layouts):
         strip = _joined([images[row] for images in pictures.values()], unit)
         parts.append((row_labels[row] if row_labels else "", strip))
@@ -231,16 +232,22 @@ def _pixels(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
 # ---- the parts of a figure
 
 
-def _header_row(headers: list[str], panel: int, unit: int) -> Image.Image:
-    """The columns' names, each with its subtitle if it has one."""
+def _asked(layouts: Sequence[Layout]) -> str:
+    """What panels of these layouts show."""
+    if any(layout.keypoints for layout in layouts):
+        return "key points"
+    return "map" if any(layout.map for layout in layouts) else "boxes and phrases"
+
+
+def _header_row(headers: Mapping[str, str], panel: int, unit: int) -> Image.Image:
+    """The columns' names and their subtitles."""
     gap = unit // 2
     row = Image.new("RGB", (len(headers) * (panel + gap) - gap, 3 * unit), PAPER)
     pen = ImageDraw.Draw(row)
-    for i, header in enumerate(headers):
+    for i, (header, subtitle) in enumerate(headers.items()):
         center = i * (panel + gap) + panel // 2
         title = _shown(header, _font(unit * 5 // 4), panel)
         pen.text((center, unit), title, fill=INK, font=_font(unit * 5 // 4), anchor="mm")
-        subtitle = SUBTITLES.get(header, "")
         pen.text((center, 2.3 * unit), subtitle, fill=MUTED, font=_font(unit), anchor="mm")
     return row
 
