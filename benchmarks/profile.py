@@ -46,7 +46,7 @@ def measure(pipe: Pipeline, work: Work) -> dict[str, Any]:
     height, width, _ = pipe.programs.latent_shape(work.settings)
     branches = work.batch * (1 if work.settings.guidance_scale == 1 else 2)
     macs = unet_macs(
-        pipe.config.unet, height, width, grounding_tokens=work.settings.max_boxes,
+        pipe.config.unet, height, width, max_boxes=work.settings.max_boxes,
         text_tokens=pipe.config.text_encoder.network.max_length,
     )  # fmt: skip
     gmacs = {part: branches * n / 1e9 for part, n in macs.items() if part not in INVARIANT}

@@ -26,7 +26,7 @@ def unet_macs(
     width: int,
     *,
     text_tokens: int = 77,
-    grounding_tokens: int = 30,
+    max_boxes: int = 30,
     fusers: bool = True,
 ) -> Counter[str]:
     """MACs of one sample with a latent of `height` x `width`, by part. `fusers`: include them."""
@@ -40,8 +40,9 @@ def unet_macs(
     macs["conv_in_out"] = conv(config.in_channels + config.out_channels, first, pixels[0])
     macs["time"] = first * time_width + time_width * time_width
     kind = config.grounding if fusers else None
+    tokens = config.tokens(max_boxes)
     if kind is not None:
-        macs["grounding"] = KINDS[kind].macs(config, grounding_tokens)
+        macs["grounding"] = KINDS[kind].macs(config, tokens)
     for level in config.levels():
         area, c = pixels[level.depth], level.channels
         for fan_in in level.inputs:
@@ -51,7 +52,7 @@ def unet_macs(
             for _ in range(level.transformer_layers):
                 macs.update(block_macs(c, area, text_tokens, config.text_width))
                 if kind is not None:
-                    macs.update(fuser_macs(c, area, grounding_tokens, config.text_width))
+                    macs.update(fuser_macs(c, area, tokens, config.text_width))
         if level.resamples:
             to = level.depth + (1 if level.part == "down" else -1)
             macs["resampling"] += conv(c, c, pixels[to])
@@ -174,7 +175,7 @@ def run_macs(
     Counts fusers only in the grounded steps, what is the same at every step once, and no dead
     queries.
     """
-    on = unet_macs(config, height, width, grounding_tokens=max_boxes)
+    on = unet_macs(config, height, width, max_boxes=max_boxes)
     off = unet_macs(config, height, width, fusers=False)
     once = sum(on[part] for part in INVARIANT if part != "dead_queries")
     step_on, step_off = (

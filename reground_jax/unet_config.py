@@ -5,6 +5,7 @@ from typing import Literal
 
 from reground_jax.basics.fields import check_fields, check_range
 from reground_jax.clip_config import WIDTH
+from reground_jax.keypoints import JOINTS
 from reground_jax.kinds import MAP_KINDS, GroundingKind
 from reground_jax.settings import MAX_SIDE
 
@@ -150,6 +151,13 @@ class UNetConfig:
             raise ValueError("UNetConfig: a model that reads a map cannot be an inpainting model")
         if self.first_conv and not mapped:
             raise ValueError("UNetConfig.first_conv is only for models that read a map")
+
+    def tokens(self, max_boxes: int) -> int:
+        """The number of grounding tokens per sample; `max_boxes` counts if there are boxes."""
+        if self.map is not None:
+            return self.map.tokens
+        per_kind = {"text_image": 2 * max_boxes, "keypoint": len(JOINTS) * self.persons}
+        return per_kind.get(str(self.grounding), max_boxes)
 
     def levels(self) -> tuple[UNetLevel, ...]:
         """All levels in order of execution: the one place that follows the skip connections."""

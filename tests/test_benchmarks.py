@@ -145,7 +145,7 @@ def test_steps_and_runs_are_charged_what_the_counter_says(pipe):
 
 def test_the_attention_calls_of_a_step_are_those_that_are_counted():
     config = preset_config("sd14")
-    counted, called = unet_macs(config.unet, 64, 48, grounding_tokens=20), Counter()
+    counted, called = unet_macs(config.unet, 64, 48, max_boxes=20), Counter()
     for call, times in attention_calls(config, 64, 48, 2, 20).items():
         called[f"{call.kind}_scores"] += times * call.shape.macs
     assert called == {part: 2 * counted[part] for part in SCORES}

@@ -1,8 +1,9 @@
 """The counter against published counts, and against the matrix products in the real program."""
 
+import numpy as np
 import pytest
 
-from reground_jax.config import CLIPTextConfig, UNetConfig, VAEConfig
+from reground_jax.config import CLIPTextConfig, MapConfig, UNetConfig, VAEConfig
 from reground_jax.counter import (
     FUSER,
     INVARIANT,
@@ -13,6 +14,9 @@ from reground_jax.counter import (
     vae_decoder_macs,
     vae_encoder_macs,
 )
+from reground_jax.networks import convnext
+from reground_jax.storage.description import read_description
+from tests import kinds
 
 GIGA = 1e9
 
@@ -75,3 +79,16 @@ def test_the_vae_decoder_has_its_published_count():
 def test_the_encoders_have_the_products_of_the_traced_networks():
     assert round(vae_encoder_macs(VAEConfig(), 64, 64) / GIGA, 2) == 558.33
     assert round(text_encoder_macs(CLIPTextConfig()) / GIGA, 3) == 6.649
+
+
+@pytest.mark.parametrize("name", ["text_image", "keypoint", "canny", "sem"])
+def test_the_tokens_of_a_kind_are_as_many_as_its_network_makes(name):
+    config = read_description(kinds.converted(name)).config.unet
+    with np.load(kinds.source(name).with_suffix(".npz")) as arrays:
+        made = arrays["grounding_tokens"].shape[1]
+        boxes = arrays["masks"].shape[1] if "masks" in arrays else 1
+    assert config.tokens(boxes) == made
+
+
+def test_the_backbone_of_maps_has_its_published_count():
+    assert round(convnext.macs(MapConfig().depths, MapConfig().widths, 224) / GIGA, 1) == 4.5

@@ -1,17 +1,30 @@
-"""What the position nets share: Fourier features, learned null features, and their MLP."""
+"""What the position nets share: null tokens, Fourier features, learned null features, their MLP."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from reground_jax.networks.layers import Linear
 
 NUM_FREQUENCIES = 8
 HIDDEN = 512
+
+
+class TokenNet(nnx.Module):
+    """Makes grounding tokens [B, G, E] of the Grounding of its kind."""
+
+    def __call__(self, grounding: Any, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
+        raise NotImplementedError
+
+    def null_tokens(self, grounding: Any, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
+        """As many null tokens, for the unconditional branch of guidance."""
+        return self(grounding.null(), dtype=dtype)
 
 
 def fourier_width(numbers: int) -> int:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from reground_jax.basics.short_repr import short_repr
 from reground_jax.config import UNetConfig
 from reground_jax.networks.grounding.features import (
+    TokenNet,
     blend,
     fourier_features,
     fourier_width,
@@ -40,7 +41,7 @@ class Grounding(NamedTuple):
         return self._replace(mask=jnp.zeros_like(self.mask))
 
 
-class PositionNet(nnx.Module):
+class PositionNet(TokenNet):
     """An MLP over [embedding of the person + embedding of the joint, Fourier(x, y)]."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
@@ -61,10 +62,6 @@ class PositionNet(nnx.Module):
         who = blend(who, mask, self.null_person_feature)
         where = blend(fourier_features(grounding.points), mask, self.null_xy_feature)
         return through(self.linears, jnp.concatenate([who, where.astype(dtype)], axis=-1))
-
-    def null_tokens(self, grounding: Grounding, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
-        """As many null tokens, for the unconditional branch of guidance."""
-        return self(grounding.null(), dtype=dtype)
 
 
 def macs(config: UNetConfig, tokens: int) -> int:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, UInt8
 from reground_jax.basics.short_repr import short_repr
 from reground_jax.config import MapConfig, UNetConfig
 from reground_jax.networks import convnext
-from reground_jax.networks.grounding.features import blend, mlp, mlp_macs, through
+from reground_jax.networks.grounding.features import TokenNet, blend, mlp, mlp_macs, through
 from reground_jax.networks.layers import Conv
 from reground_jax.networks.resample import Size, resize_bicubic, resize_nearest
 
@@ -42,7 +42,7 @@ class Grounding(NamedTuple):
         return self._replace(mask=jnp.zeros_like(self.mask))
 
 
-class PositionNet(nnx.Module):
+class PositionNet(TokenNet):
     """A ConvNeXt, and an MLP over its features with learned positions."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from reground_jax.basics.short_repr import short_repr
 from reground_jax.config import UNetConfig
 from reground_jax.networks.grounding.features import (
+    TokenNet,
     blend,
     fourier_features,
     fourier_width,
@@ -37,7 +38,7 @@ class Grounding(NamedTuple):
         return self._replace(mask=jnp.zeros_like(self.mask))
 
 
-class PositionNet(nnx.Module):
+class PositionNet(TokenNet):
     """An MLP over [phrase, Fourier(box)], with learned features for what is absent."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
@@ -53,10 +54,6 @@ class PositionNet(nnx.Module):
         phrases = blend(jnp.asarray(grounding.phrases, dtype), mask, self.null_positive_feature)
         features = blend(fourier_features(grounding.boxes), mask, self.null_position_feature)
         return through(self.linears, jnp.concatenate([phrases, features.astype(dtype)], axis=-1))
-
-    def null_tokens(self, grounding: Grounding, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
-        """As many null tokens, for the unconditional branch of guidance."""
-        return self(grounding.null(), dtype=dtype)
 
 
 def macs(config: UNetConfig, tokens: int) -> int:

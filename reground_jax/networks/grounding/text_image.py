@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from reground_jax.basics.short_repr import short_repr
 from reground_jax.config import UNetConfig
 from reground_jax.networks.grounding.features import (
+    TokenNet,
     blend,
     fourier_features,
     mlp,
@@ -45,7 +46,7 @@ class Grounding(NamedTuple):
         return self._replace(mask=none, phrase_weights=none, image_weights=none)
 
 
-class PositionNet(nnx.Module):
+class PositionNet(TokenNet):
     """One MLP over [phrase, Fourier(box)] and one over [image, Fourier(box)]."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
@@ -76,10 +77,6 @@ class PositionNet(nnx.Module):
             for layers, feature in ((self.linears_text, phrases), (self.linears_image, images))
         ]
         return jnp.concatenate(tokens, axis=1)
-
-    def null_tokens(self, grounding: Grounding, *, dtype: DTypeLike) -> Float[Array, "B T E"]:
-        """As many null tokens, for the unconditional branch of guidance."""
-        return self(grounding.null(), dtype=dtype)
 
 
 def macs(config: UNetConfig, tokens: int) -> int:
