@@ -67,11 +67,11 @@ def tiny_config(tokenizer, **unet_changes):
     )
 
     unet = dict(
-        block_channels=(16, 32),
-        layers_per_block=(1, 1),
-        num_heads=(2, 2),
-        down_attention=(True, False),
-        up_attention=(False, True),
+        block_channels=(16,),
+        layers_per_block=(1,),
+        num_heads=(2,),
+        down_attention=(True,),
+        up_attention=(True,),
         text_width=16,
         norm_groups=4,
         sample_size=8,

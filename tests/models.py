@@ -66,6 +66,18 @@ TINY = ModelConfig(
 )
 
 
+# Changes of `tiny_model` for tests that are not about levels: it compiles in 2/3 of the time.
+# Programs depend on the numbers of steps and images, so tests that share these, too, compile once,
+# whatever their file: PLMS with 10 steps and one image.
+ONE_LEVEL = dict(
+    block_channels=(16,),
+    layers_per_block=(1,),
+    num_heads=(2,),
+    down_attention=(True,),
+    up_attention=(True,),
+)
+
+
 @functools.cache
 def tiny_model(**unet_changes) -> Model:
     """The smallest model with every part, random, for tests of what surrounds the networks."""

@@ -286,7 +286,7 @@ Path({destination!r}).with_suffix(".events").write_text(str(events))
 """
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_a_conversion_leaves_nothing_that_loads(kills, tmp_path):
     """Moments are counted in events of the process, not in seconds, which depend on the machine."""
     source = tmp_path / "source"

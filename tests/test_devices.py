@@ -26,13 +26,13 @@ import json, sys
 import jax, numpy as np
 from reground_jax import LayoutGuidance, Layout, Pipeline, Settings
 from reground_jax.bench.cases import Denoising, Work
-from tests.models import tiny_model
+from tests.models import ONE_LEVEL, tiny_model
 
 COLLECTIVES = json.loads(sys.argv[1])
 assert jax.device_count() == 8
 layouts = [Layout(f"cat {i}", ["a cat"], [(0.1, 0.1, 0.2 + i / 20, 0.9)]) for i in range(11)]
 settings = dict(num_steps=3, gamma=0.4, solver="ddim", eta=0.5, seeds=range(20, 31), batch_size=2)
-model = tiny_model()
+model = tiny_model(**({} if sys.argv[2] == "guided" else ONE_LEVEL))
 one = Pipeline.from_model(model, devices=jax.devices()[:1])
 many = {mapper: Pipeline.from_model(model, mapper=mapper) for mapper in ("shard_map", "pmap")}
 images, differences = {}, {}

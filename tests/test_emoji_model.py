@@ -1,6 +1,6 @@
 """The built-in models: they are found, are small, and draw what a layout asks for."""
 
-from collections.abc import Sequence
+import functools
 
 import numpy as np
 import pytest
@@ -10,17 +10,16 @@ from reground_jax.convert.locate import BUILT_IN, MODELS, model_directory
 from reground_jax.emoji.cases import heldout_cases
 from reground_jax.emoji.probes import Probes
 from reground_jax.emoji.scorer import probe_score
-from reground_jax.evaluation.cases import Case
 from reground_jax.images import to_uint8
 from reground_jax.model import read_description
 from reground_jax.pipeline import Pipeline
 from reground_jax.settings import Wiring
 from tests.renders import renders
 
-COUNT = 24
+COUNT = 24  # images in a batch
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def pipe() -> Pipeline:
     return Pipeline.load("emoji")
 
@@ -46,20 +45,22 @@ def test_the_built_in_models_are_small_and_have_training_records():
     assert parallel["training"][-1]["wiring"] == "parallel"
 
 
-def draw(pipe: Pipeline, cases: Sequence[Case], wiring: Wiring) -> UInt8[np.ndarray, "B S S 3"]:
-    images = pipe(
-        [case.layout for case in cases], wiring=wiring, num_steps=20, solver="dpmpp_2m",
-        guidance_scale=4.0, output="numpy", seeds=range(len(cases)), batch_size=COUNT,
+@functools.cache
+def drawn(batch: int, wiring: Wiring) -> UInt8[np.ndarray, "B S S 3"]:
+    """A batch of the held-out layouts: the first, the second, ..."""
+    rows = slice(batch * COUNT, (batch + 1) * COUNT)
+    images = pipe()(
+        [case.layout for case in heldout_cases(rows.stop)[rows]], wiring=wiring, num_steps=20,
+        solver="dpmpp_2m", guidance_scale=4.0, output="numpy", seeds=range(rows.start, rows.stop),
     )  # fmt: skip
     return to_uint8(images, value_range="0..1")
 
 
 @pytest.mark.parametrize("wiring", ["sequential", "parallel"])
-def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring, pipe):
+def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring):
     """Closer than to the renders of other layouts, by mean absolute pixel difference."""
-    truth, cases = renders()
-    truth, cases = truth[:COUNT], cases[:COUNT]
-    made = draw(pipe, cases, wiring).astype(np.float32)
+    truth = renders()[0][:COUNT]
+    made = drawn(0, wiring).astype(np.float32)
     # distances[i, j]: between image i and render j
     distances = np.abs(made[:, None] - truth[None].astype(np.float32)).mean((2, 3, 4))
     own = np.diag(distances)
@@ -69,13 +70,13 @@ def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring, pipe):
     assert (nearest == np.arange(COUNT)).mean() >= 0.75  # by chance: 0.04
 
 
-def test_the_probe_finds_the_requested_objects_in_their_boxes(pipe):
+def test_the_probe_finds_the_requested_objects_in_their_boxes():
     """Over 90 % on 1,000 layouts (benchmarks/records); the limit is looser for these few."""
-    cases, score = heldout_cases(50), probe_score(Probes.load())
+    cases, score = heldout_cases(2 * COUNT), probe_score(Probes.load())
     shares = {}
     wirings: tuple[Wiring, ...] = ("sequential", "no_grounding")
     for wiring in wirings:
-        records = score(draw(pipe, cases, wiring), cases)
+        records = score(np.concatenate([drawn(batch, wiring) for batch in (0, 1)]), cases)
         right, asked = np.sum([record["box"] for record in records], axis=0)
         shares[wiring] = right / asked
     assert shares["sequential"] > 0.8 and shares["no_grounding"] < 0.3, shares

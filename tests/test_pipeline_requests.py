@@ -24,7 +24,7 @@ from reground_jax.hints import HINTS
 from reground_jax.model import Model, read_description
 from reground_jax.networks.attention import check_backend
 from reground_jax.request import CALL_FIELDS, SETTINGS_FIELDS
-from tests.models import tiny_model
+from tests.models import ONE_LEVEL, tiny_model
 
 CAT = Layout("a cat and a dog", ["a cat", "a dog"], [(0, 0.1, 0.4, 0.9), (0.5, 0.2, 1, 0.8)])
 DOG = Layout("one dog", ["a dog"], [(0.1, 0.1, 0.4, 0.9)])
@@ -40,17 +40,17 @@ def without_the_type_checker():
 
 @pytest.fixture(scope="module")
 def pipe() -> Pipeline:
-    return Pipeline.from_model(tiny_model())
+    return Pipeline.from_model(tiny_model(**ONE_LEVEL))
 
 
 def test_a_pipeline_is_freed_with_its_last_reference():
     gc.collect()
-    pipe = Pipeline.from_model(tiny_model())
+    pipe = Pipeline.from_model(tiny_model(**ONE_LEVEL))
     # tests/models.py keeps the numpy arrays of the model; the device's are the pipeline's alone.
     array = pipe.params["unet"]["conv_in"]["kernel"]
-    session = pipe.session([CAT], num_steps=2).run(1)
+    session = pipe.session([CAT], num_steps=10).run(1)
     session.preview()
-    pipe.sweep([CAT], gammas=[0.0, 1.0], num_steps=2)
+    pipe.sweep([CAT], gammas=[0.0, 1.0], num_steps=10)
     programs = pipe.programs
     compiled = (programs.prepare_program("parallel", True), programs.advance_program(Settings()))
     references = [weakref.ref(value) for value in (pipe, programs, array, session, *compiled)]
@@ -77,7 +77,7 @@ def test_wirings_go_by_the_names_of_the_papers_too(pipe):
     names = {"reground": "parallel", "GLIGEN": "sequential", "sd": "no_grounding"}
     for alias, name in names.items():
         assert Settings(wiring=alias) == Settings(wiring=name)
-    run = dict(num_steps=1, output="latents")
+    run = dict(num_steps=10, output="latents")
     np.testing.assert_array_equal(
         pipe([CAT], wiring="gligen", **run), pipe([CAT], wiring="sequential", **run)
     )
@@ -133,7 +133,7 @@ def test_a_value_that_is_not_a_layout_is_named_with_the_fix(layouts, sentence, p
 
 
 def test_one_layout_takes_one_seed(pipe):
-    run = dict(num_steps=1, output="latents")
+    run = dict(num_steps=10, output="latents")
     expected = pipe([CAT], seeds=[7], **run)
     for seeds in (7, np.int64(7), np.array([7]), jnp.array([7])):
         np.testing.assert_array_equal(pipe(CAT, seeds=seeds, **run), expected)
@@ -145,7 +145,7 @@ def test_one_layout_takes_one_seed(pipe):
 def test_dtypes_of_jax_and_numpy_are_read_by_their_names(dtype):
     name = Settings(dtype=dtype).dtype
     assert name is not None and name in str(dtype)
-    made = Pipeline.from_model(tiny_model(), dtype=dtype)
+    made = Pipeline.from_model(tiny_model(**ONE_LEVEL), dtype=dtype)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(made.params)} == {name}
     for wrong in (jnp.float16, int, np.dtype("int32"), 3):
         with pytest.raises(ValueError, match="dtype .* must be one of float32, bfloat16"):
@@ -153,7 +153,7 @@ def test_dtypes_of_jax_and_numpy_are_read_by_their_names(dtype):
 
 
 def test_arrays_of_jax_are_cast_and_placed():
-    model = tiny_model()
+    model = tiny_model(**ONE_LEVEL)
     on_device = Model(
         model.config, jax.tree.map(jnp.asarray, model.params), model.tokenizer_json, {}
     )
@@ -174,7 +174,7 @@ def test_arrays_of_jax_are_cast_and_placed():
 @pytest.mark.parametrize("devices", [1, "cpu", [], [0], [None]])
 def test_invalid_devices_are_refused(devices):
     with pytest.raises(ValueError, match=r"give a list of JAX devices, such as jax.local_devices"):
-        Pipeline.from_model(tiny_model(), devices=devices)
+        Pipeline.from_model(tiny_model(**ONE_LEVEL), devices=devices)
 
 
 def test_the_same_device_twice_is_refused():
@@ -185,7 +185,7 @@ def test_the_same_device_twice_is_refused():
 @pytest.mark.parametrize(("backend", "place"), [("cudnn", "GPU"), ("pallas", "TPU")])
 def test_attention_that_the_platform_cannot_run_is_refused_at_once(backend, place):
     with pytest.raises(ValueError, match=f"'{backend}' runs only on {place}, but the devices are"):
-        Pipeline.from_model(tiny_model(), attention=backend)
+        Pipeline.from_model(tiny_model(**ONE_LEVEL), attention=backend)
     check_backend(backend, {"GPU": "gpu", "TPU": "tpu"}[place])
 
 
@@ -215,22 +215,22 @@ def test_an_empty_list_gives_empty_results_of_the_documented_shapes(pipe):
 
 
 def test_overflow_is_never_silent(pipe):
-    # Near float32's largest number (3.4e38): the first step of DDIM multiplies it by more than 1.
-    run: Any = dict(num_steps=2, solver="ddim", latents=np.full((1, 8, 8, 4), 3.3e38, np.float32))
+    # Near float32's largest number (3.4e38): the first steps multiply it by more than 1.
+    run: Any = dict(num_steps=10, latents=np.full((1, 8, 8, 4), 3.3e38, np.float32))
     for output in ("numpy", "latents"):
         with pytest.warns(UserWarning, match="image 1 holds NaN or infinity: .*lower guidance_sc"):
             made = pipe([CAT], output=output, **run)
         assert not np.isfinite(made).all()
     with pytest.raises(ValueError, match="image 1 holds NaN or infinity: .*lower guidance_scale"):
         pipe([CAT], **run)
-    low = Pipeline.from_model(tiny_model(), dtype="bfloat16")
+    low = Pipeline.from_model(tiny_model(**ONE_LEVEL), dtype="bfloat16")
     with pytest.raises(ValueError, match="overflowed in bfloat16; try dtype='float32'"):
         low([CAT], **run)
 
 
 def test_latents_may_be_numpys_jaxs_or_plain_lists(pipe):
     latents = np.random.default_rng(0).standard_normal((1, 8, 8, 4)).astype(np.float32)
-    run = dict(num_steps=1, output="latents")
+    run = dict(num_steps=10, output="latents")
     expected = pipe([CAT], latents=latents, **run)
     for same in (jnp.asarray(latents), latents.tolist()):
         np.testing.assert_array_equal(pipe([CAT], latents=same, **run), expected)
@@ -244,17 +244,17 @@ def test_latents_of_nan_are_refused(pipe):
 
 
 def test_nan_in_the_weights_is_blamed_on_the_weights():
-    model = tiny_model()
+    model = tiny_model(**ONE_LEVEL)
     params = jax.tree.map(np.array, model.params)
     params["unet"]["conv_in"]["kernel"][0, 0, 0, 0] = np.nan
     broken = Pipeline.from_model(Model(model.config, params, model.tokenizer_json, {}))
     with pytest.raises(ValueError, match="so does the model's array unet/conv_in/kernel"):
-        broken([CAT], num_steps=1)
+        broken([CAT], num_steps=10)
 
 
 def test_a_pipeline_and_what_it_works_with_print_in_a_few_lines(pipe):
-    assert repr(pipe) == "Pipeline(model, 16x16, 0.50 M parameters, float32, 1 x cpu)"
-    assert repr(tiny_model()) == "Model(unknown, 0.50 M parameters, float32)"
+    assert repr(pipe) == "Pipeline(model, 16x16, 0.42 M parameters, float32, 1 x cpu)"
+    assert repr(tiny_model(**ONE_LEVEL)) == "Model(unknown, 0.42 M parameters, float32)"
     programs = pipe.programs
     plan = programs.plan(Settings(num_steps=4))
     conditioning = pipe.encode([CAT])
@@ -305,12 +305,12 @@ def test_the_layouts_of_benchmarks_are_in_words_that_the_built_in_model_knows():
 
 
 def test_settings_are_given_as_a_value_or_as_keywords_and_keywords_win(pipe):
-    value = Settings(num_steps=2, gamma=0.5, wiring="sequential")
+    value = Settings(num_steps=10, gamma=0.5, wiring="sequential")
     run = dict(seeds=[3], output="latents")
-    expected = pipe([CAT], num_steps=2, gamma=0.5, wiring="sequential", **run)
+    expected = pipe([CAT], num_steps=10, gamma=0.5, wiring="sequential", **run)
     np.testing.assert_array_equal(pipe([CAT], value, **run), expected)
     other = pipe([CAT], value, wiring="parallel", **run)
-    np.testing.assert_array_equal(other, pipe([CAT], num_steps=2, gamma=0.5, **run))
+    np.testing.assert_array_equal(other, pipe([CAT], num_steps=10, gamma=0.5, **run))
     swept = pipe.sweep([CAT], value, gammas=[0.5], **run)
     np.testing.assert_array_equal(swept[0.5], expected)
     with pytest.raises(ValueError, match="settings is 'parallel': give a Settings"):
@@ -320,7 +320,7 @@ def test_settings_are_given_as_a_value_or_as_keywords_and_keywords_win(pipe):
 def test_settings_of_another_dtype_are_refused(pipe):
     with pytest.raises(ValueError, match="have dtype bfloat16, but this pipeline uses float32"):
         pipe([CAT], Settings(dtype="bfloat16"))
-    pipe([CAT], Settings(dtype="float32", num_steps=1))
+    pipe([CAT], Settings(dtype="float32", num_steps=10))
 
 
 def test_every_field_of_settings_is_a_keyword_of_a_call():
@@ -329,13 +329,13 @@ def test_every_field_of_settings_is_a_keyword_of_a_call():
 
 
 def test_progress_true_shows_a_bar_over_all_steps_of_all_batches(pipe, capsys):
-    pipe([CAT, DOG], num_steps=3, batch_size=1, progress=True, output="latents")
-    assert "6/6" in capsys.readouterr().err
-    pipe([CAT], num_steps=1, progress=False, output="latents")
+    pipe([CAT, DOG], num_steps=10, batch_size=1, progress=True, output="latents")
+    assert "20/20" in capsys.readouterr().err
+    pipe([CAT], num_steps=10, progress=False, output="latents")
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("mapper", ["vmap", None])
 def test_a_mapper_that_does_not_exist_is_refused(mapper):
     with pytest.raises(ValueError, match="mapper .* must be one of shard_map, pmap"):
-        Pipeline.from_model(tiny_model(), mapper=mapper)
+        Pipeline.from_model(tiny_model(**ONE_LEVEL), mapper=mapper)

@@ -12,7 +12,7 @@ import pytest
 from reground_jax import Layout, Pipeline, Settings
 from reground_jax.sampling.guidance import guide
 from reground_jax.session import Canceled
-from tests.models import tiny_model
+from tests.models import ONE_LEVEL, tiny_model
 from tests.reference import relative_error
 
 CAT = Layout("a cat and a dog", ["a cat", "a dog"], [(0, 0.1, 0.4, 0.9), (0.5, 0.2, 1, 0.8)])
@@ -20,13 +20,13 @@ CAT = Layout("a cat and a dog", ["a cat", "a dog"], [(0, 0.1, 0.4, 0.9), (0.5, 0
 
 @pytest.fixture(scope="module")
 def pipe() -> Pipeline:
-    return Pipeline.from_model(tiny_model())
+    return Pipeline.from_model(tiny_model(**ONE_LEVEL))
 
 
 def test_stretches_of_any_length_give_the_whole_to_the_bit(pipe):
-    settings = Settings(solver="dpmpp_2m", num_steps=6, gamma=0.5, guidance_interval=(0, 0.7))
+    settings = Settings(solver="dpmpp_2m", num_steps=8, gamma=0.5, guidance_interval=(0, 0.75))
     whole = pipe([CAT], settings, seeds=[4], output="latents")
-    for stops in ([1, 2, 3, 4, 5], [2], [5], [3, 3]):
+    for stops in ([1, 2, 3, 4, 5, 6, 7], [2], [7], [3, 3]):
         session = pipe.session([CAT], settings, seeds=[4])
         for stop in stops:
             assert session.run(stop).step == stop
@@ -68,26 +68,28 @@ def test_a_preview_with_fresh_noise_shows_the_noisy_latents(pipe):
 
 
 def test_steps_only_go_forward_and_there_is_no_preview_of_nothing(pipe):
-    session = pipe.session([CAT], num_steps=3)
+    session = pipe.session([CAT], num_steps=10)
     with pytest.raises(ValueError, match="nothing to preview before the first step"):
         session.preview()
     session.run(2)
-    for stop in (1, 4):
-        with pytest.raises(ValueError, match=f"stop is {stop}, but this session is at step 2 of 3"):
+    for stop in (1, 11):
+        with pytest.raises(
+            ValueError, match=f"stop is {stop}, but this session is at step 2 of 10"
+        ):
             session.run(stop)
     with pytest.raises(ValueError, match="is at step 2: start a new one to sweep"):
         session.sweep([session.settings])
 
 
 def test_a_sweep_leaves_the_session_where_it_was(pipe):
-    session = pipe.session([CAT], num_steps=4, seeds=[9])
+    session = pipe.session([CAT], num_steps=10, seeds=[9])
     half, whole = session.sweep([replace(session.settings, gamma=gamma) for gamma in (0.5, 1.0)])
     np.testing.assert_array_equal(session.finish(), whole)
     assert relative_error(half, whole) > 1e-5
 
 
 def test_a_canceled_session_stops_at_the_next_step_and_frees_its_arrays(pipe):
-    session, done, live = pipe.session([CAT], num_steps=50), [], []
+    session, done, live = pipe.session([CAT], num_steps=10), [], []
 
     def report(step: int) -> None:
         done.append(step)
@@ -113,5 +115,5 @@ def test_a_canceled_session_stops_at_the_next_step_and_frees_its_arrays(pipe):
 
 
 def test_a_session_says_where_it_is(pipe):
-    session = pipe.session([CAT], num_steps=3)
-    assert repr(session.run(1)) == "Session(1 images, step 1 of 3)"
+    session = pipe.session([CAT], num_steps=10)
+    assert repr(session.run(1)) == "Session(1 images, step 1 of 10)"

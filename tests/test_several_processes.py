@@ -11,12 +11,13 @@ import json, sys
 import jax
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
 from reground_jax import Layout, Pipeline
-from tests.models import tiny_model
+from tests.models import ONE_LEVEL, tiny_model
 assert (jax.device_count(), jax.local_device_count()) == (2, 1)
-pipe = Pipeline.from_model(tiny_model())
-image = pipe(Layout("a cat"), seeds=5, num_steps=1, output="numpy")
+pipe = Pipeline.from_model(tiny_model(**ONE_LEVEL))
+few = dict(num_steps=1, wiring="no_grounding", guidance_scale=1)
+image = pipe(Layout("a cat"), seeds=5, output="numpy", **few)
 try:
-    Pipeline.from_model(tiny_model(), devices=jax.devices())
+    Pipeline.from_model(tiny_model(**ONE_LEVEL), devices=jax.devices())
 except ValueError as error:
     refused = str(error)
 print(json.dumps({"image": image.tolist(), "refused": refused}))

@@ -12,7 +12,7 @@ from reground_jax.devices import compile_clock
 from reground_jax.sampling.solvers.plan import State
 from reground_jax.sampling.sweep import Schedule, branch, num_steps
 from reground_jax.settings import Settings
-from tests.models import tiny_model
+from tests.models import ONE_LEVEL, tiny_model
 from tests.reference import relative_error
 
 CAT = Layout("a cat and a dog", ["a cat", "a dog"], [(0, 0.1, 0.4, 0.9), (0.5, 0.2, 1, 0.8)])
@@ -21,13 +21,13 @@ GAMMAS = [tenth / 10 for tenth in range(11)]
 
 
 def schedules(*gammas, num_steps: int = 10, **fields) -> list[Schedule]:
-    unet = tiny_model().config.unet
+    unet = tiny_model(**ONE_LEVEL).config.unet
     return [Schedule.of(Settings(gamma=g, num_steps=num_steps, **fields), unet) for g in gammas]
 
 
 @pytest.fixture(scope="module")
 def pipe() -> Pipeline:
-    return Pipeline.from_model(tiny_model())
+    return Pipeline.from_model(tiny_model(**ONE_LEVEL))
 
 
 # PLMS evaluates twice in the first step; both have a history.
@@ -108,7 +108,7 @@ def test_a_sweep_over_couplings_gives_what_single_runs_give(pipe):
 
 
 def test_another_table_compiles_nothing(pipe):
-    keywords = dict(wiring="coupled", num_steps=4, solver="euler", output="latents", gamma=0.5)
+    keywords = dict(wiring="coupled", num_steps=6, solver="ddim", output="latents", gamma=0.5)
     first = pipe([CAT], coupling=0.25, **keywords)
     with compile_clock(BACKEND_COMPILE) as spent:
         other = pipe(

@@ -48,22 +48,35 @@ def squares_stage(
     return open_stage(kind, StageConfig(**(values | changes)), out, base=base, fusers=fusers)
 
 
-def test_grounding_changes_every_new_leaf_and_no_frozen_bit(base, tmp_path, monkeypatch):
-    stage = squares_stage("grounding", tmp_path, base, monkeypatch, wiring="parallel")
-    assert STAGES["grounding"](stage, minutes=None)
+@pytest.fixture(scope="module")
+def grounded(base, tmp_path_factory) -> Stage:
+    """A run of the stage "grounding" in float32; no test changes its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        out = tmp_path_factory.mktemp("grounded")
+        stage = squares_stage("grounding", out, base, patch, wiring="parallel")
+        assert STAGES["grounding"](stage, minutes=None)
+    return stage
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_grounding_changes_every_new_leaf_and_no_frozen_bit(base, grounded):
+    stage, out = grounded, grounded.out
     before = dict(flatten(read_model(base).params))
-    after = dict(flatten(read_model(tmp_path / "model").params))
+    after = dict(flatten(read_model(out / "model").params))
     assert all(np.array_equal(before[name], after[name]) for name in before)
     new = set(after) - set(before)
     assert new and all(is_grounding(name) for name in new)
     # The first step changes only gates: a zero gate blocks other gradients. Then all change.
     start = {name: np.asarray(leaf) for name, leaf in stage.leaves.items()}
     assert not [name for name in new if np.array_equal(start[name], after[name])]
-    assert (tmp_path / "samples" / "0000003.png").exists()
-    record = read_record(tmp_path / "state" / "00000003")["experiment"]
+    assert (out / "samples" / "0000003.png").exists()
+    record = read_record(out / "state" / "00000003")["experiment"]
     assert record["wiring"] == "parallel" and record["recipe"]["batch_size"] == 4
     assert record["start"]["from"] == read_model(base).info["checksum"]
-    assert Pipeline.load(tmp_path / "model").config.unet.grounding == "text"
+    assert Pipeline.load(out / "model").config.unet.grounding == "text"
 
 
 @pytest.mark.slow
@@ -192,34 +205,35 @@ def test_a_run_killed_at_three_random_steps_resumes_bit_for_bit(
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_the_box_attention_loss_is_added_with_its_weight(base, tmp_path, monkeypatch):
-    seen = {}
-    for weight in (0.0, 0.5):
-        stage = squares_stage(
-            "grounding", tmp_path / str(weight), base, monkeypatch,
-            recipe=tiny_recipe(num_steps=60, log_every=10), loss={"box_attention": weight},
-        )  # fmt: skip
-        assert STAGES["grounding"](stage, minutes=None)
-        lines = (tmp_path / str(weight) / "log.jsonl").read_text().splitlines()
-        seen[weight] = [json.loads(line) for line in lines]
-    assert "box_attention" not in seen[0.0][0]
-    assert seen[0.5][-1]["box_attention"] < 0.5 * seen[0.5][0]["box_attention"]
-    first = seen[0.5][0]
+def without_previews(monkeypatch) -> None:
+    """For runs whose samples no test looks at: drawing them compiles more than training does."""
+    monkeypatch.setattr("reground_jax.training.stages.generations", lambda *_: None)
+
+
+def test_the_box_attention_loss_is_added_with_its_weight(base, grounded, tmp_path, monkeypatch):
+    without_previews(monkeypatch)
+    stage = squares_stage(
+        "grounding", tmp_path, base, monkeypatch,
+        recipe=tiny_recipe(num_steps=60, log_every=10), loss={"box_attention": 0.5},
+    )  # fmt: skip
+    assert STAGES["grounding"](stage, minutes=None)
+    assert grounded.terms.box_attention == 0 and "box_attention" not in log(grounded.out)[0]
+    first, *_, last = log(tmp_path)
+    assert last["box_attention"] < 0.5 * first["box_attention"]
     assert first["loss"] == pytest.approx(first["mse"] + 0.5 * first["box_attention"], rel=1e-5)
 
 
-def test_bfloat16_arithmetic_keeps_float32_weights(base, tmp_path, monkeypatch):
-    losses = {}
-    for dtype in ("float32", "bfloat16"):
-        stage = squares_stage(
-            "grounding", tmp_path / dtype, base, monkeypatch, wiring="parallel", dtype=dtype,
-            recipe=tiny_recipe(num_steps=1),
-        )  # fmt: skip
-        assert STAGES["grounding"](stage, minutes=None)
-        losses[dtype] = json.loads((tmp_path / dtype / "log.jsonl").read_text())["loss"]
-        assert read_model(tmp_path / dtype / "model").info["dtype"] == "float32"
+def test_bfloat16_arithmetic_keeps_float32_weights(base, grounded, tmp_path, monkeypatch):
+    without_previews(monkeypatch)
+    stage = squares_stage(
+        "grounding", tmp_path, base, monkeypatch, wiring="parallel", dtype="bfloat16",
+    )  # fmt: skip
+    assert STAGES["grounding"](stage, minutes=None)
+    for out in (tmp_path, grounded.out):
+        assert read_model(out / "model").info["dtype"] == "float32"
     # The same step except for bfloat16 rounding; equal losses would mean that it was not used.
-    assert 0 < abs(losses["bfloat16"] - losses["float32"]) < 0.02 * losses["float32"]
+    low, exact = (log(out)[0]["loss"] for out in (tmp_path, grounded.out))
+    assert 0 < abs(low - exact) < 0.02 * exact
 
 
 def test_v_and_epsilon_recover_the_noised_latents():

@@ -23,7 +23,7 @@ TOKENIZER, LENGTHS = emoji_tokenizer(WorldConfig())
 TINY = ModelConfig(
     unet=UNetConfig(
         in_channels=2, out_channels=2, block_channels=(8,), layers_per_block=(1,), num_heads=(2,),
-        down_attention=(True,), up_attention=(True,), text_width=8, norm_groups=4, sample_size=8,
+        down_attention=(True,), up_attention=(False,), text_width=8, norm_groups=4, sample_size=8,
         grounding=None,
     ),
     vae=VAEConfig(latent_channels=2, block_channels=(8, 8), layers_per_block=1, norm_groups=4),
