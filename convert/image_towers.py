@@ -132,7 +132,7 @@ def image_part(folder: Path, part: str) -> Path:
 
 
 def open_projection(path: Path, variant: str | None = None) -> TensorFile:
-    """The arrays beside a projection; that of a pickle with one array is `text_projection.weight`."""
+    """The arrays where a projection is; a pickle's only array is `text_projection.weight`."""
     if path.is_dir():
         return open_folder(image_part(path, "image_project"), variant)
     content = load_torch(path) if form_of(path) == "torch" else None

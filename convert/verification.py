@@ -46,10 +46,10 @@ def verify(
     destination: what `convert` wrote; the others: as passed to it. The networks run in float32 on 2
     small random samples: the U-Net with both wirings, and without fusers if it has a first
     convolution for that; the autoencoder in both directions; the text encoder's hidden states and
-    pooled output; the image encoder and, on random embeddings, its projection. If the result's dtype differs
-    from the source's, the reference's weights are rounded to it. A good conversion stays below
-    `TOLERANCE`. Raises ValueError if a package is missing or a file is invalid. Takes 14 GB of
-    memory and about a minute for a float16 SD1.4.
+    pooled output; the image encoder, and on random embeddings its projection. If the result's dtype
+    differs from the source's, the reference's weights are rounded to it. A good conversion stays
+    below `TOLERANCE`. Raises ValueError if a package is missing or a file is invalid. Takes 14 GB
+    of memory and about a minute for a float16 SD1.4.
     """
     libraries = import_libraries()
     found = resolve(source, variant)
