@@ -55,7 +55,7 @@ def test_convert_writes_a_model_and_reports_on_it(byte_tokenizer, tmp_path, caps
     info = read_model(tmp_path / "tiny").info
     assert info["checksum"] in printed.out and "bfloat16" in printed.out
     assert "original_text_box_tiny.bin (original)" in printed.out
-    assert "GLIGEN text-box generation" in printed.out
+    assert "GLIGEN, grounded by text in boxes (text)" in printed.out
     assert "converting: 100%" in printed.err
     assert "already exists" in one_error(capsys, argv)
 
