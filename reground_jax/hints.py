@@ -14,8 +14,14 @@ HINTS = {
     "gligen_boxes": _BOXES,
     "phrases": _BOXES,
     "boxes": _BOXES,
-    "gligen_images": "only boxes with phrases are supported",
-    "gligen_inpaint_image": "pipelines do not inpaint yet; see reground_jax.sampling.Inpaint",
+    "gligen_images": "give them in the Layout, images=...",
+    "input_phrases_mask": "give it in the Layout, phrase_weights=...",
+    "input_images_mask": "give it in the Layout, image_weights=...",
+    "gligen_inpaint_image": "give it in the Layout, source=...",
+    **{
+        name: f"give it in the Layout, {name}=..."
+        for name in ("images", "keypoints", "map", "source")
+    },
     "alpha_type": "use gamma, which also takes GLIGEN's three parts",
     "generator": "use seeds, one integer per image",
     "seed": "use seeds, one integer per image",

@@ -52,7 +52,7 @@ def test_every_field_of_the_settings_has_an_option():
         "--wiring coupled --gamma 0.3,0.2,0.5 --steps 4 --guidance-scale 1 --solver ddim "
         "--eta 1 --height 16 --width 24 --dtype bfloat16 --max-boxes 2 --guidance-interval 0,0.5 "
         "--coupling 0.25 --grounding-weight down=0 --text-weight 0.5:1/0.5:mid=2 "
-        "--attention-guidance boxdiff:refine=1,strength=9"
+        "--attention-guidance boxdiff:refine=1,strength=9 --paste"
     )
     made = request("", *options.split()).settings
     assert made == Settings(
@@ -60,7 +60,7 @@ def test_every_field_of_the_settings_has_an_option():
         eta=1, height=16, width=24, dtype="bfloat16", max_boxes=2,
         guidance_interval=(0, 0.5), coupling=0.25, grounding_weight={"down": 0},
         text_weight=[[0.5, 1], [0.5, {"mid": 2}]],
-        attention_guidance=BoxDiff(strength=9, refine=True),
+        attention_guidance=BoxDiff(strength=9, refine=True), paste=True,
     )  # fmt: skip
     assert set(made.diff(Settings())) == {field.name for field in dataclasses.fields(Settings)}
 

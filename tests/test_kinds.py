@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,9 +129,9 @@ def test_what_a_layout_has_changes_the_image_until_gamma(name):
         **dict.fromkeys(("text", "text_image"), {"boxes": [[0, 0, 1, 1] for _ in full.boxes]}),
     }
     inverted = {"map": 255 - np.asarray(full.map.open())} if name in MAP_KINDS else {}
-    changed = dataclasses.replace(full, **changes.get(model.config.unet.grounding, inverted))
+    changed = dataclasses.replace(full, **changes.get(str(model.config.unet.grounding), inverted))
     for wiring in ("sequential", "parallel"):
-        settings = {"wiring": wiring, "output": "latents", "seeds": [5, 5]}
+        settings: Any = {"wiring": wiring, "output": "latents", "seeds": [5, 5]}
         both = model([full, changed], FAST, **settings)
         assert np.isfinite(both).all()
         assert relative_error(both[0], both[1]) > 1e-4
@@ -179,7 +180,7 @@ def test_inpainting_keeps_what_is_outside_the_boxes(name):
 
 def test_a_weight_of_a_half_is_between_none_and_all():
     model = pipe("text_image")
-    net = model.programs.unet(model.params).position_net
+    net: Any = model.programs.unet(model.params).position_net
     given = [model.encode(layout("text_image", image_weights=w)).grounding for w in (0, 0.5, 1)]
     tokens = [net(jax.tree.map(jnp.asarray, own), dtype=jnp.float32) for own in given]
     phrases = model.encode(layout("text_image")).grounding.phrases.shape[1]
@@ -199,9 +200,10 @@ def test_without_the_first_convolution_gamma_must_be_1(tmp_path):
         convert(kinds.source("canny"), tmp_path / "model", **own)
     model = Pipeline.load(tmp_path / "model")
     full = layout("canny")
-    for options in ({"gamma": 0.5}, {"wiring": "no_grounding"}):
+    options: Any
+    for options in ({"gamma": 0.5}, {"gamma": 1, "wiring": "no_grounding"}):
         with pytest.raises(ValueError, match=r"use gamma=1 .* --first-conv"):
-            model([full], FAST, **{"gamma": 1, **options})
+            model([full], FAST, **options)
     with pytest.raises(ValueError, match="--first-conv"):
         model.sweep([full], FAST, gammas=[1, 0.5])
     assert np.isfinite(model([full], FAST, gamma=1, output="latents")).all()
@@ -260,7 +262,7 @@ def test_a_command_draws_and_its_image_draws_it_again(name, tmp_path, capsys):
     assert main(["generate", "a bird", *options_of(name), *model, *how, "--out", str(first)]) == 0
     recipe = read_recipe(first)
     made = {field: picture.sha256 for field, picture in recipe.layout.pictures.items()}
-    assert all(picture.path.is_absolute() for picture in recipe.layout.pictures.values())
+    assert all(p.path and p.path.is_absolute() for p in recipe.layout.pictures.values())
     assert bool(made) == (name not in ("text_box", "keypoint"))
     assert main(["generate", "--from", str(first), "--out", str(again)]) == 0
     np.testing.assert_array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(again)))
@@ -343,7 +345,7 @@ def test_a_batch_resumes_and_equals_single_images(name, tmp_path, capsys):
     assert len(images) == 3
     recipe = read_recipe(images[0])
     for picture in recipe.layout.pictures.values():
-        assert picture.path.is_file() and picture.has_checksum
+        assert picture.path and picture.path.is_file() and picture.has_checksum
     made = images[0].read_bytes()
     for path in (out / "manifests").iterdir():
         path.unlink()

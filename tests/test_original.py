@@ -181,7 +181,8 @@ def test_the_unet_equals_the_original(name, wiring):
 
 
 def conditioning_of(name: str) -> Conditioning:
-    texts = (jnp.asarray(arrays_of(name)[key]) for key in ("context", "uncond_context"))
+    arrays = arrays_of(name)
+    texts = jnp.asarray(arrays["context"]), jnp.asarray(arrays["uncond_context"])
     return Conditioning(*texts, grounding(name))
 
 
