@@ -48,14 +48,20 @@ def gather_image_tower(
     `gather_projection`; by default that in `folder`, or else that of `clip`. Warns if the matrix is
     not CLIP's, as far as that is known. Raises ValueError for anything wrong with them.
     """
-    given = clip or _holder(folder, "image_encoder") or DEFAULT_CLIP
-    place = resolve_clip(given)
+    place, found = tower_places(folder, clip=clip, projection=projection)
     own = variant if place == folder else None
     config, encoder = gather_image_encoder(place, own)
-    found = projection or _holder(folder, "image_project") or place
     project = gather_projection(found, variant if found == folder else None)
-    check_projection(project, open_folder(_part(place, "image_encoder"), own))
+    check_projection(project, open_folder(image_part(place, "image_encoder"), own))
     return ImageTower(config, {"image_encoder": encoder, "image_project": {PROJECT: project}})
+
+
+def tower_places(
+    folder: Path | None, *, clip: str | Path | None, projection: str | Path | None
+) -> tuple[Path, Path]:
+    """Where the image encoder and the projection are, as `gather_image_tower` chooses them."""
+    place = resolve_clip(clip or _holder(folder, "image_encoder") or DEFAULT_CLIP)
+    return place, resolve_clip(projection or _holder(folder, "image_project") or place)
 
 
 def gather_image_encoder(
@@ -66,7 +72,7 @@ def gather_image_encoder(
     source: a folder or Hub id of transformers' CLIPModel or CLIPVisionModelWithProjection, or of a
     diffusers model with an image_encoder. Arrays of a CLIPModel's text transformer are left out.
     """
-    folder = _part(resolve_clip(source), "image_encoder")
+    folder = image_part(resolve_clip(source), "image_encoder")
     fields = read_json(folder / "config.json")
     config, file = vision_config(fields), open_folder(folder, variant)
     tensors = {normalize("image_encoder", name): Located(file, name) for name in file.keys()}
@@ -83,7 +89,7 @@ def gather_projection(source: str | Path, variant: str | None = None) -> Located
     file of either's tensors, or GLIGEN's file projection_matrix, which is M alone.
     """
     path = resolve_clip(source)
-    file = _open(path, variant)
+    file = open_projection(path, variant)
     if PROJECT in file:
         return Located(file, PROJECT)
     if (matrix := _text_projection(file)) is None:
@@ -120,15 +126,15 @@ def _holder(folder: Path | None, part: str) -> Path | None:
     return folder if folder is not None and (folder / part).is_dir() else None
 
 
-def _part(folder: Path, part: str) -> Path:
+def image_part(folder: Path, part: str) -> Path:
     """This part of a diffusers model, or else the folder itself."""
     return folder / part if _holder(folder, part) else folder
 
 
-def _open(path: Path, variant: str | None) -> TensorFile:
-    """The arrays at a path; that of a pickle with a single array is `text_projection.weight`."""
+def open_projection(path: Path, variant: str | None = None) -> TensorFile:
+    """The arrays where a projection is; a pickle's only array is `text_projection.weight`."""
     if path.is_dir():
-        return open_folder(_part(path, "image_project"), variant)
+        return open_folder(image_part(path, "image_project"), variant)
     content = load_torch(path) if form_of(path) == "torch" else None
     if isinstance(content, StoredArray):
         return TensorFile({TEXT_PROJECTION: content}, str(path))

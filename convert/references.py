@@ -10,10 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from reground_jax.config import ModelConfig, TextEncoderConfig
+from reground_jax.config import CLIPVisionConfig, ModelConfig, TextEncoderConfig, UNetConfig
 
+from .first_conv import WAY_OUT, find_first_conv
+from .image_towers import (
+    PROJECT,
+    TEXT_PROJECTION,
+    image_part,
+    open_projection,
+    tower_places,
+)
 from .keys import FOREIGN
 from .ldm import LDM_PREFIXES
+from .reference_grounding import add_grounding, attention_type, grounding_names
 from .sources import (
     Source,
     TensorFile,
@@ -49,48 +58,101 @@ def reference_networks(
     ours: ModelConfig,
     libraries: SimpleNamespace,
     *,
-    adapter: str | Path | None,
-    variant: str | None,
+    adapter: str | Path | None = None,
+    clip: str | Path | None = None,
+    projection: str | Path | None = None,
+    first_conv: str | Path | None = None,
+    variant: str | None = None,
 ) -> dict[str, Any]:
-    """PyTorch's U-Net, autoencoder and text encoder of a source, by our network names.
+    """PyTorch's networks of a source, by our network names.
 
-    ours: the config it was converted to, for what the file leaves open. Raises ValueError for a
-    source that is not a complete model or lacks a tensor.
+    ours: the config it was converted to, for what the file leaves open. adapter, clip, projection,
+    first_conv, variant: as passed to `convert`. A first convolution for steps without fusers is
+    `first_conv` of the U-Net. Raises ValueError for a source that is not a complete model or lacks
+    a tensor.
     """
     if found.kind == "diffusers":
-        gated = adapter is None and ours.unet.grounding is not None
-        theirs = _from_folder(found.path, variant, libraries, gated=gated)
+        kind = ours.unet.grounding if adapter is None else None
+        own = {} if kind is None else {"attention_type": attention_type(kind)}
+        theirs = _from_folder(found.path, variant, libraries, own)
         if adapter is not None:
             theirs["unet"] = _add_adapter(theirs["unet"], resolve(adapter).path, libraries)
-        return theirs
-    if found.kind in ("original", "ldm"):
-        return _from_single_file(found.path, found.kind, adapter, ours, libraries)
-    raise ValueError(
-        f"{found.path} is of kind {found.kind!r}, which cannot be converted on its own"
-    )
+    elif found.kind in ("original", "ldm"):
+        theirs = _from_single_file(found.path, found.kind, adapter, ours, libraries)
+    else:
+        raise ValueError(
+            f"{found.path} is of kind {found.kind!r}, which cannot be converted on its own"
+        )
+    if ours.unet.first_conv:
+        theirs["unet"].first_conv = _first_conv(first_conv, ours.unet, libraries.torch)
+    if ours.image_encoder is not None:
+        folder = found.path if found.kind == "diffusers" else None
+        places = tower_places(folder, clip=clip, projection=projection)
+        own_variants = [variant if place == folder else None for place in places]
+        encoder, project = zip(places, own_variants, strict=True)
+        theirs["image_encoder"] = _image_encoder(*encoder, ours.image_encoder, libraries)
+        theirs["image_project"] = _image_project(*project, libraries.torch)
+    return theirs
 
 
 def _from_folder(
-    folder: Path, variant: str | None, libraries: SimpleNamespace, *, gated: bool
+    folder: Path, variant: str | None, libraries: SimpleNamespace, fields: dict[str, Any]
 ) -> dict[str, Any]:
-    """The networks of a diffusers folder. gated: the U-Net has fusers, whichever field says so."""
+    """The networks of a diffusers folder. fields: of the U-Net's config, whatever the file says."""
     diffusers, transformers = libraries.diffusers, libraries.transformers
-
-    def options(part: str) -> dict[str, Any]:
-        # The loaders must be told to use fp16; `convert` falls back to it by itself.
-        picked = pick_weights([entry.name for entry in (folder / part).iterdir()], variant) or ""
-        return {"variant": "fp16" if variant is None and ".fp16." in picked else variant}
-
-    kind = {"attention_type": "gated"} if gated else {}
+    paths = {part: folder / part for part in PARTS}
+    options = {part: _variant(path, variant) for part, path in paths.items()}
     unet = diffusers.UNet2DConditionModel.from_pretrained(
-        folder / "unet", **options("unet"), **kind
+        paths["unet"], **options["unet"], **fields
     )
-    vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae", **options("vae"))
+    vae = diffusers.AutoencoderKL.from_pretrained(paths["vae"], **options["vae"])
     text, found = transformers.CLIPTextModel.from_pretrained(
-        folder / "text_encoder", output_loading_info=True, **options("text_encoder")
+        paths["text_encoder"], output_loading_info=True, **options["text_encoder"]
     )
     _check_loaded("text_encoder", found["missing_keys"], found["unexpected_keys"])
     return {"unet": unet, "vae": vae, "text_encoder": text}
+
+
+def _variant(folder: Path, variant: str | None) -> dict[str, Any]:
+    """The loaders must be told to use fp16; `convert` falls back to it by itself."""
+    picked = pick_weights([entry.name for entry in folder.iterdir()], variant) or ""
+    return {"variant": "fp16" if variant is None and ".fp16." in picked else variant}
+
+
+def _image_encoder(
+    place: Path, variant: str | None, ours: CLIPVisionConfig, libraries: SimpleNamespace
+) -> Any:
+    """Of a folder of this network, of a full CLIPModel, or of a diffusers model."""
+    folder = image_part(place, "image_encoder")
+    # A full model's projection is as wide as its own config says, whatever its part's.
+    model, found = libraries.transformers.CLIPVisionModelWithProjection.from_pretrained(
+        folder,
+        projection_dim=ours.projection_width,
+        output_loading_info=True,
+        **_variant(folder, variant),
+    )
+    _check_loaded("image_encoder", found["missing_keys"], found["unexpected_keys"])
+    return model
+
+
+def _image_project(place: Path, variant: str | None, torch: Any) -> Any:
+    """diffusers' layer, x W^T, or GLIGEN's product with CLIP's text projection, x M."""
+    file = open_projection(place, variant)
+    turned = PROJECT not in file
+    weight = _tensor(file, TEXT_PROJECTION if turned else PROJECT, torch)
+    weight = weight.T if turned else weight
+    layer = torch.nn.Linear(*reversed(weight.shape), bias=False)
+    layer.load_state_dict({"weight": weight})
+    return layer
+
+
+def _first_conv(source: str | Path | None, config: UNetConfig, torch: Any) -> Any:
+    if source is None:
+        raise ValueError(f"the model has Stable Diffusion's first convolution: {WAY_OUT}")
+    file, names = find_first_conv(source)
+    conv = torch.nn.Conv2d(config.in_channels, config.block_channels[0], 3, padding=1)
+    conv.load_state_dict({leaf: _tensor(file, name, torch) for leaf, name in names.items()})
+    return conv
 
 
 def _from_single_file(
@@ -120,7 +182,7 @@ def _from_single_file(
         fusers = _tensors(open_tensors(resolve(adapter).path), libraries.torch)
         state |= {LDM_PREFIXES["unet"] + name: tensor for name, tensor in fusers.items()}
     return {
-        "unet": _ldm_unet(state, config, libraries),
+        "unet": _ldm_unet(state, config, ours.unet, libraries),
         "vae": _ldm_vae(state, config, libraries),
         "text_encoder": _ldm_text_encoder(state, ours.text_encoder, libraries),
     }
@@ -128,10 +190,11 @@ def _from_single_file(
 
 def _tensors(file: TensorFile, torch: Any) -> State:
     """All tensors in float32, read by our own readers, which tests compare with torch's."""
-    return {
-        name: torch.from_numpy(np.array(file.read(name), np.float32, order="C"))
-        for name in file.keys()
-    }
+    return {name: _tensor(file, name, torch) for name in file.keys()}
+
+
+def _tensor(file: TensorFile, name: str, torch: Any) -> Any:
+    return torch.from_numpy(np.array(file.read(name), np.float32, order="C"))
 
 
 def _original_config(unet: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
@@ -164,22 +227,20 @@ def _ldm_params(ours: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-def _ldm_unet(state: State, config: dict[str, Any], libraries: SimpleNamespace) -> Any:
+def _ldm_unet(
+    state: State, config: dict[str, Any], ours: UNetConfig, libraries: SimpleNamespace
+) -> Any:
     prefix = LDM_PREFIXES["unet"]
     fields = libraries.ldm.create_unet_diffusers_config_from_ldm(config, state)
-    # The YAML of an inpainting GLIGEN says 4, not counting the mask and the masked image.
+    # GLIGEN's YAML says 4, not counting a mask and a masked image, or what a map appends.
     fields["in_channels"] = state[f"{prefix}input_blocks.0.0.weight"].shape[1]
-    if any(".fuser." in name for name in state):
-        fields["attention_type"] = "gated"
+    if ours.grounding is not None:
+        fields["attention_type"] = attention_type(ours.grounding)
     named = libraries.ldm.convert_ldm_unet_checkpoint(state, fields)
-    named |= _position_net({name.removeprefix(prefix): state[name] for name in state})
+    named |= grounding_names({name.removeprefix(prefix): state[name] for name in state})
     unet = libraries.diffusers.UNet2DConditionModel.from_config(fields)
+    add_grounding(unet, ours, libraries)
     return _fill("unet", unet, named)
-
-
-def _position_net(state: State) -> State:
-    """The position net, whose names diffusers' GLIGEN script leaves the same in both layouts."""
-    return {name: tensor for name, tensor in state.items() if name.startswith("position_net.")}
 
 
 def _ldm_vae(state: State, config: dict[str, Any], libraries: SimpleNamespace) -> Any:
@@ -223,7 +284,7 @@ def _add_adapter(base: Any, path: Path, libraries: SimpleNamespace) -> Any:
         fields,
     )
     named = {name: tensor for name, tensor in named.items() if tensor is not None}
-    state = base.state_dict() | named | _position_net(adapter)
+    state = base.state_dict() | named | grounding_names(adapter)
     return _fill("unet", libraries.diffusers.UNet2DConditionModel.from_config(fields), state)
 
 

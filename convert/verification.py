@@ -14,12 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from reground_jax.config import UNetConfig
 from reground_jax.devices import compiler_options
 from reground_jax.model import Model, network, read_model
 from reground_jax.networks.attention import attention_for
-from reground_jax.networks.grounding.text import Grounding
+from reground_jax.networks.clip_vision import FEATURE_NORM, image_features
+from reground_jax.networks.grounding import Grounding, keypoint, maps, text, text_image
 from reground_jax.settings import Wiring
 
+from .reference_grounding import ARGUMENTS
 from .references import import_libraries, reference_networks
 from .rewire import rewire
 from .sources import resolve
@@ -33,27 +36,40 @@ def verify(
     destination: str | Path,
     *,
     adapter: str | Path | None = None,
+    clip: str | Path | None = None,
+    projection: str | Path | None = None,
+    first_conv: str | Path | None = None,
     variant: str | None = None,
 ) -> dict[str, float]:
     """The largest relative error, max |ours - theirs| / max |theirs|, of each network.
 
-    source, adapter, variant: as passed to `convert`; destination: what it wrote. The networks run
-    in float32 on 2 small random samples: the U-Net with both wirings, the autoencoder in both
-    directions, the text encoder's hidden states and pooled output. If the result's dtype differs
-    from the source's, the reference's weights are rounded to it. A good conversion stays below
-    `TOLERANCE`. Raises ValueError if a package is missing or a file is invalid. Takes 14 GB of
-    memory and about a minute for a float16 SD1.4.
+    destination: what `convert` wrote; the others: as passed to it. The networks run in float32 on 2
+    small random samples: the U-Net with both wirings, and without fusers if it has a first
+    convolution for that; the autoencoder in both directions; the text encoder's hidden states and
+    pooled output; the image encoder, and on random embeddings its projection. If the result's dtype
+    differs from the source's, the reference's weights are rounded to it. A good conversion stays
+    below `TOLERANCE`. Raises ValueError if a package is missing or a file is invalid. Takes 14 GB
+    of memory and about a minute for a float16 SD1.4.
     """
     libraries = import_libraries()
     found = resolve(source, variant)
     model = read_model(destination)
-    theirs = reference_networks(found, model.config, libraries, adapter=adapter, variant=variant)
-    checks = {"text_encoder": _text_error, "unet": _unet_error, "vae": _vae_error}
+    theirs = reference_networks(
+        found, model.config, libraries, adapter=adapter, clip=clip, projection=projection,
+        first_conv=first_conv, variant=variant,
+    )  # fmt: skip
+    checks = {
+        "text_encoder": _text_error,
+        "unet": _unet_error,
+        "vae": _vae_error,
+        "image_encoder": _image_error,
+        "image_project": _projection_error,
+    }
     errors = {}
     with libraries.torch.inference_mode():
-        for name, check in checks.items():
+        for name in model.config.networks:
             reference = _rounded(theirs.pop(name), model.info.get("dtype"), libraries)
-            errors[name] = check(reference, model, libraries.torch)
+            errors[name] = checks[name](reference, model, libraries.torch)
     return errors
 
 
@@ -90,37 +106,75 @@ def _attend() -> Any:
     return attention_for(jax.devices()[0].platform)
 
 
-def _both_wirings(unet: Any, x: Any, text: Any, timesteps: Any, *grounding: Any) -> Any:
-    def forward(wiring: Wiring) -> Any:
-        tokens = unet.tokens(Grounding(*grounding), dtype=text.dtype)
-        prepared = unet.prepare(text, tokens, timesteps, wiring=wiring)
-        return unet(x, prepared, gate=jnp.float32(1), wiring=wiring, attend=_attend())
+def _denoise(unet: Any, x: Any, text: Any, timesteps: Any, grounding: Grounding) -> dict[str, Any]:
+    """The outputs by wiring; "no_grounding" if the U-Net has a first convolution for that."""
+    tokens, appended = unet.tokens(grounding, dtype=text.dtype), None
+    if unet.downsample_net is not None:
+        appended = unet.downsample_net(grounding, x.shape[1:3], dtype=text.dtype)
 
-    return forward("sequential"), forward("parallel")
+    def forward(wiring: Wiring, gate: Any) -> Any:
+        prepared = unet.prepare(text, tokens, timesteps, wiring=wiring, appended=appended)
+        return unet(x, prepared, gate=gate, wiring=wiring, attend=_attend())
+
+    outputs = {wiring: forward(wiring, jnp.float32(1)) for wiring in ("sequential", "parallel")}
+    if unet.first_conv is not None:
+        outputs["no_grounding"] = forward("parallel", None)
+    return outputs
 
 
 def _unet_error(theirs: Any, model: Model, torch: Any) -> float:
     config, random = model.config.unet, np.random.default_rng(0)
-    side, slots = 2 ** len(config.block_channels), 3  # 2 x 2 at the lowest level
+    side = 2 ** len(config.block_channels)  # 2 x 2 at the lowest level
     x = _normal(random, 2, side, side, config.in_channels)
     text = _normal(random, 2, model.config.text_encoder.tokenizer.max_length, config.text_width)
-    timesteps = np.array([901.0, 42.0], np.float32)
-    boxes = random.uniform(size=(2, slots, 4)).astype(np.float32)
-    phrases = _normal(random, 2, slots, config.text_width)
-    mask = np.array([[1, 0, 0], [1, 1, 1]], np.float32)
-    gligen = {"boxes": boxes, "positive_embeddings": phrases, "masks": mask}
-    gligen = {name: torch.from_numpy(array) for name, array in gligen.items()}
+    timesteps, grounding = np.array([901.0, 42.0], np.float32), _random_grounding(config, random)
+    names = ARGUMENTS.get(config.grounding or "text", {})
+    given = {
+        names.get(name, name): torch.from_numpy(array)
+        for name, array in grounding._asdict().items()
+    }
+    plain = full = _nchw(x, torch)
+    if config.map is not None:
+        full = torch.cat([plain, theirs.downsample_net(given["map"], (side, side))], dim=1)
 
-    def reference() -> np.ndarray:
-        inputs = _nchw(x, torch), torch.from_numpy(timesteps), torch.from_numpy(text)
-        return _nhwc(theirs(*inputs, cross_attention_kwargs={"gligen": gligen}).sample)
+    def reference(x: Any) -> np.ndarray:
+        inputs = x, torch.from_numpy(timesteps), torch.from_numpy(text)
+        return _nhwc(theirs(*inputs, cross_attention_kwargs={"gligen": given}).sample)
 
-    sequential, parallel = _run(
-        model, "unet", _both_wirings, x, text, timesteps, boxes, phrases, mask
-    )
-    error = _relative_error(sequential, reference())
+    ours = _run(model, "unet", _denoise, x, text, timesteps, grounding)
+    errors = [_relative_error(ours["sequential"], reference(full))]  # diffusers' own
     rewire(theirs, "parallel")
-    return _largest([error, _relative_error(parallel, reference())])
+    errors.append(_relative_error(ours["parallel"], reference(full)))
+    if config.first_conv:
+        rewire(theirs, "no_grounding")
+        theirs.conv_in = theirs.first_conv
+        errors.append(_relative_error(ours["no_grounding"], reference(plain)))
+    return _largest(errors)
+
+
+def _random_grounding(config: UNetConfig, random: np.random.Generator) -> Grounding:
+    """For 2 samples, with something absent in each kind."""
+
+    def uniform(*shape: int) -> np.ndarray:
+        return random.uniform(size=shape).astype(np.float32)
+
+    if config.map is not None:  # sides that are no multiples of those it is resized to
+        shape = 2, config.map.side * 3 // 2, config.map.side * 5 // 4
+        shape = shape if config.map.classes else (*shape, 3)
+        pixels = random.integers(0, config.map.classes or 256, shape, np.uint8)
+        return maps.Grounding(pixels, np.array([1, 0], np.float32))
+    if config.grounding == "keypoint":
+        slots = config.persons * keypoint.JOINTS
+        mask = (uniform(2, slots) < 0.5).astype(np.float32)
+        return keypoint.Grounding(uniform(2, slots, 2), mask)
+    mask = np.array([[1, 0, 0], [1, 1, 1]], np.float32)
+    boxes, phrases = uniform(2, 3, 4), _normal(random, 2, 3, config.text_width)
+    if config.grounding == "text":
+        return text.Grounding(boxes, phrases, mask)
+    images = _normal(random, 2, 3, config.text_width)
+    phrase_weights = np.array([[1, 0, 0], [0, 1, 0.5]], np.float32)
+    image_weights = np.array([[0.5, 0, 0], [1, 0, 1]], np.float32)
+    return text_image.Grounding(boxes, mask, phrases, phrase_weights, images, image_weights)
 
 
 def _both_ways(vae: Any, images: Any, latents: Any) -> Any:
@@ -141,8 +195,8 @@ def _vae_error(theirs: Any, model: Model, torch: Any) -> float:
     return _largest([_relative_error(a, _nhwc(b)) for a, b in pairs])
 
 
-def _encode(encoder: Any, ids: Any) -> Any:
-    return encoder(ids)
+def _encode(encoder: Any, inputs: Any) -> Any:
+    return encoder(inputs)
 
 
 def _text_error(theirs: Any, model: Model, torch: Any) -> float:
@@ -158,6 +212,25 @@ def _text_error(theirs: Any, model: Model, torch: Any) -> float:
     out = theirs(torch.from_numpy(ids).long())
     pairs = (ours.hidden, out.last_hidden_state), (ours.pooled, out.pooler_output)
     return _largest([_relative_error(a, b.numpy()) for a, b in pairs])
+
+
+def _image_error(theirs: Any, model: Model, torch: Any) -> float:
+    config, random = theirs.config, np.random.default_rng(3)
+    images = _normal(random, 2, config.image_size, config.image_size, 3)
+    ours = _run(model, "image_encoder", _encode, images)
+    return _relative_error(ours, theirs(_nchw(images, torch)).image_embeds.numpy())
+
+
+def _features(project: Any, embeds: Any) -> Any:
+    return image_features(embeds, project.kernel[...])
+
+
+def _projection_error(theirs: Any, model: Model, torch: Any) -> float:
+    embeds = _normal(np.random.default_rng(4), 2, theirs.in_features)
+    ours = _run(model, "image_project", _features, embeds)
+    projected = theirs(torch.from_numpy(embeds))
+    features = FEATURE_NORM * projected / projected.norm(dim=-1, keepdim=True)
+    return _relative_error(ours, features.numpy())
 
 
 def _normal(random: np.random.Generator, *shape: int) -> np.ndarray:

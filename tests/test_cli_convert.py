@@ -83,7 +83,8 @@ def test_verify_exits_with_1_above_its_tolerance(
     calls = fake_verify(monkeypatch, {"unet": error, "vae": 0.0})
     argv = convert_original(tmp_path / "m", byte_tokenizer, "--verify")
     assert main(argv) == code
-    assert calls == [(argv[1], tmp_path / "m", {"adapter": None, "variant": None})]
+    names = ("adapter", "clip", "projection", "first_conv", "variant")
+    assert calls == [(argv[1], tmp_path / "m", dict.fromkeys(names))]
     assert f"unet differs by {error:.1e}" in capsys.readouterr().out
 
 

@@ -1,6 +1,10 @@
 """`verify`: a good conversion passes, and a wrong one is detected in the right network."""
 
+import functools
 import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +13,12 @@ from reground_jax.convert.conversion import convert
 from reground_jax.convert.verification import TOLERANCE, verify
 from reground_jax.model import read_model, write_model
 from reground_jax.storage.checkpoint import flatten
-from tests import originals, reference
+from tests import kinds, originals, reference
 
 NETWORKS = {"text_encoder", "unet", "vae"}
+IMAGES = {"image_encoder", "image_project"}  # of models grounded by reference images
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +35,17 @@ def tiny(tmp_path_factory):
     return folder / "theirs", folder / "ours"
 
 
-def check_passes(*args, **kwargs):
+@functools.cache
+def companions(kind: str) -> dict[str, Any]:
+    """What `verify` needs besides the original checkpoint of a kind."""
+    found = kinds.companions(kinds.source(kind), Path(tempfile.mkdtemp(prefix="reground-verify-")))
+    del found["tokenizer"]
+    return found
+
+
+def check_passes(*args, networks=NETWORKS, **kwargs):
     errors = verify(*args, **kwargs)
-    assert set(errors) == NETWORKS
+    assert set(errors) == networks
     # Tiny float32 networks agree to a few roundings; well below the tolerance for full size.
     assert max(errors.values()) < TOLERANCE / 10
 
@@ -57,6 +72,32 @@ def test_a_result_of_lower_precision_passes(tmp_path, tiny):
     check_passes(tiny[0], tmp_path / "ours")
 
 
+# "text_box" and "inpaint" are the text kind, tested above.
+@pytest.mark.parametrize(
+    "kind",
+    [k if k in ("text_image", "canny") else slow(k) for k in kinds.ALL if k != "inpaint"],
+)
+def test_every_kind_passes(kind):
+    networks = NETWORKS | (IMAGES if kind.startswith("text_image") else set())
+    source, ours = kinds.source(kind), kinds.converted(kind)
+    check_passes(source, ours, networks=networks, **companions(kind))
+
+
+def write_wrong(destination, right, path):
+    """The model at `right` with one changed array."""
+    model = read_model(right)
+    arrays = dict(flatten(model.params))
+    # Rolls an array (a wrong order), or changes the only value of a gate.
+    arrays[path] = np.roll(arrays[path], 1) if arrays[path].ndim else arrays[path] + np.float32(0.1)
+    write_model(destination, model.config, arrays.items(), model.tokenizer_json, {})
+    return destination
+
+
+def check_only_its_network(errors, path):
+    above = {network for network, error in errors.items() if error > TOLERANCE}
+    assert above == {path.split("/")[0]}
+
+
 # One parameter of each network: a gate, a kernel of the decoder, one of the two pooled norms.
 @pytest.mark.parametrize(
     "path",
@@ -68,14 +109,45 @@ def test_a_result_of_lower_precision_passes(tmp_path, tiny):
 )
 def test_one_changed_array_is_noticed_in_its_network_alone(tmp_path, tiny, path):
     source, destination = tiny
-    model = read_model(destination)
+    check_only_its_network(verify(source, write_wrong(tmp_path / "wrong", destination, path)), path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("text_image", "unet/position_net/linears_image/0/bias"),
+        ("text_image", "unet/position_net/null_image_feature"),
+        ("text_image", "image_encoder/class_embedding"),
+        ("text_image", "image_project/kernel"),
+        ("canny", "unet/position_net/backbone/stages/2/0/gamma"),
+        ("canny", "unet/position_net/pos_embedding"),
+        ("canny", "unet/position_net/null_feature"),
+        ("canny", "unet/downsample_net/layers/1/kernel"),
+        ("canny", "unet/first_conv/bias"),
+        slow("keypoint", "unet/position_net/keypoint_embeddings"),
+        slow("keypoint", "unet/position_net/null_xy_feature"),
+        slow("sem", "unet/position_net/in_conv/kernel"),
+        slow("sem", "unet/downsample_net/layers/0/kernel"),
+        slow("normal", "unet/downsample_net/layers/0/kernel"),
+    ],
+)
+def test_one_changed_array_is_noticed_in_every_kind(tmp_path, kind, path):
+    wrong = write_wrong(tmp_path / "wrong", kinds.converted(kind), path)
+    check_only_its_network(verify(kinds.source(kind), wrong, **companions(kind)), path)
+
+
+def test_a_projection_that_is_the_wrong_way_round_is_noticed(tmp_path):
+    model = read_model(kinds.converted("text_image"))
     arrays = dict(flatten(model.params))
-    # Rolls an array (a wrong order), or changes the only value of a gate.
-    arrays[path] = np.roll(arrays[path], 1) if arrays[path].ndim else arrays[path] + np.float32(0.1)
+    arrays["image_project/kernel"] = arrays["image_project/kernel"].T.copy()
     write_model(tmp_path / "wrong", model.config, arrays.items(), model.tokenizer_json, {})
-    errors = verify(source, tmp_path / "wrong")
-    above = {network for network, error in errors.items() if error > TOLERANCE}
-    assert above == {path.split("/")[0]}
+    errors = verify(kinds.source("text_image"), tmp_path / "wrong", **companions("text_image"))
+    check_only_its_network(errors, "image_project")
+
+
+def test_a_first_convolution_must_be_given_again():
+    with pytest.raises(ValueError, match=r"first convolution: pass SD_input_conv_weight_bias\.pth"):
+        verify(kinds.source("canny"), kinds.converted("canny"))
 
 
 def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):

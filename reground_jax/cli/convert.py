@@ -111,7 +111,13 @@ def verified(arguments: argparse.Namespace, destination: Path) -> int:
     from reground_jax.convert.verification import TOLERANCE, verify
 
     errors = verify(
-        arguments.source, destination, adapter=arguments.adapter, variant=arguments.variant
+        arguments.source,
+        destination,
+        adapter=arguments.adapter,
+        clip=arguments.clip,
+        projection=arguments.projection,
+        first_conv=arguments.first_conv,
+        variant=arguments.variant,
     )
     for network, error in errors.items():
         verdict = "matches PyTorch" if error <= TOLERANCE else f"ABOVE the tolerance {TOLERANCE:g}"
