@@ -254,13 +254,13 @@ def test_cached_batches_repeat_with_new_positions():
         return images[..., :2].astype(np.float32)
 
     texts = Texts(TOKENIZER, TINY.text_encoder.tokenizer)
-    make = LatentBatches(Squares(), 4, texts, encode=encode, pooled=None, cache_examples=11)
+    make = LatentBatches(Squares(), 4, texts, encode=encode, ground=None, cache_examples=11)
     first, again = make(1), make(3)  # 11 examples are two whole batches of 4
     np.testing.assert_array_equal(first.latents, again.latents)
     assert again.position.tolist() == [12, 13, 14, 15]  # from 3 * 4: different noise than before
     assert calls == [4]
     with pytest.raises(ValueError, match="cache_examples is 3, less than a batch of 4: whole"):
-        LatentBatches(Squares(), 4, texts, encode=encode, pooled=None, cache_examples=3)
+        LatentBatches(Squares(), 4, texts, encode=encode, ground=None, cache_examples=3)
     assert ImageBatches(Squares(), 4)(1).position.tolist() == [4, 5, 6, 7]
 
 
