@@ -156,7 +156,7 @@ def test_the_stage_names_agree():
 
 def test_the_shipped_configs_and_their_losses_are_valid():
     paths = sorted(CONFIGS.glob("*/*.json"))
-    assert len(paths) == 12
+    assert len(paths) == 13
     for path in paths:
         loss = StageConfig.load(path).loss
         terms = AutoencoderTerms if "kl_weight" in loss else DiffusionTerms
