@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from reground_jax.devices import SPLIT, WHOLE, over_devices
 from reground_jax.layout import Layout
 from reground_jax.model import network, random_params, read_model
 from reground_jax.networks.attention import attention_for
 from reground_jax.networks.grounding.maps import Grounding
 from reground_jax.pipeline import Pipeline
 from reground_jax.storage.checkpoint import flatten
-from reground_jax.storage.facts import is_grounding
+from reground_jax.storage.facts import GATES, is_grounding
 from reground_jax.training.batches import labels
 from reground_jax.training.config import StageConfig
 from reground_jax.training.dry_run import dry_run
@@ -83,11 +84,8 @@ def test_at_first_a_map_changes_nothing(start, base, tmp_path, monkeypatch):
         unet = nnx.merge(network(config, "unet")[0], nested(leaves)["unet"])
         tokens, appended, wiring, gate = None, None, "no_grounding", None
         if grounding is not None:
-            tokens, wiring, gate = (
-                unet.tokens(grounding, dtype=x.dtype),
-                "sequential",
-                jnp.float32(1),
-            )
+            wiring, gate = "sequential", jnp.float32(1)
+            tokens = unet.tokens(grounding, dtype=x.dtype)
             appended = unet.downsample_net(grounding, (8, 8), dtype=x.dtype)
         prepared = unet.prepare(
             text, tokens, jnp.array([10.0, 700.0]), wiring=wiring, appended=appended
@@ -126,27 +124,32 @@ def test_the_loss_falls_and_a_resumed_run_repeats_it(base, tmp_path, monkeypatch
     assert trainer_of(stage, tmp_path / "whole", 80).run(progress=False)
     for steps in (30, 80):
         assert trainer_of(stage, tmp_path / "parts", steps).run(progress=False)
-    whole, parts = (
-        [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").open()]
-        for name in ("whole", "parts")
-    )
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "parts")]
+    whole, parts = ([json.loads(line)["loss"] for line in log.splitlines()] for log in logs)
     assert len(whole) == 80 and parts == whole
     assert np.mean(whole[-20:]) < 0.8 * np.mean(whole[:20])
 
 
 def test_a_dropped_map_has_null_tokens_and_is_still_appended(base, tmp_path, monkeypatch):
     stage = sem_stage(tmp_path, base, monkeypatch)
-    leaves = stage.leaves | {CONV_IN: np.ones_like(stage.leaves[CONV_IN])}
+    opened = {name: jnp.ones_like(v) for name, v in stage.leaves.items() if name.endswith(GATES)}
+    wide = np.random.default_rng(0).standard_normal(stage.leaves[CONV_IN].shape)
+    leaves = stage.leaves | opened | {CONV_IN: wide.astype(np.float32)}
     attend, ids = attention_for("cpu", "plain"), np.zeros((4, 16), np.int32)
     seen = labels(Squares().batch(0, 4))
 
-    def loss(drop: float, grounding: Grounding) -> float:
+    def loss(drop: int, grounding: Grounding) -> float:
         terms = DiffusionTerms(caption_drop=0, grounding_drop=drop)
-        batch = LatentBatch(np.ones((4, 8, 8, 2), np.float32), ids, ids, grounding, np.arange(4))
+        latents, positions = np.ones((4, 8, 8, 2), np.float32), np.arange(4, dtype=np.int32)
+        batch = LatentBatch(latents, ids, ids, grounding, positions)
         ours = DiffusionLoss(stage.model, attend, "sequential", terms=terms)
-        return float(ours(nested(leaves), batch)[0])
+        run = over_devices(ours, (WHOLE, SPLIT), WHOLE, devices=stage.devices[:1])
+        return float(run(nested(leaves), batch)[0])
 
-    assert loss(1, seen) == loss(0, seen.null()) != loss(1, Grounding(0 * seen.map, seen.mask))
+    dropped = loss(1, seen)
+    assert dropped == loss(0, Grounding(seen.map, 0 * seen.mask))
+    assert dropped != loss(0, seen)
+    assert dropped != loss(1, Grounding(0 * seen.map, seen.mask))
 
 
 def test_a_unet_grounded_by_another_kind_starts_anew():

@@ -249,4 +249,6 @@ def chance(
     seed: int, position: Int[ArrayLike, "B"], use: int, probability: float
 ) -> Bool[Array, "B"]:
     """Booleans, each true with `probability`."""
-    return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys(seed, position, use))
+    return jax.vmap(lambda key: jax.random.bernoulli(key, float(probability)))(
+        keys(seed, position, use)
+    )
