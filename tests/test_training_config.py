@@ -229,7 +229,9 @@ def opened(kind: str, monkeypatch, out: Path, side: int = SIZE, **fields):
     source = Squares()
     example = source.batch(0, 1)[0]
     image = np.zeros((side, side, 3), np.uint8)
-    data = Data(source, lambda n: [dataclasses.replace(example, image=image)] * n, None)
+    data = Data(
+        source, lambda n: [dataclasses.replace(example, image=image, labels=None)] * n, None
+    )
     monkeypatch.setattr("reground_jax.training.opening.open_data", lambda source, folder: data)
     config = {name: fields.pop(name) for name in ("model", "cache_examples") if name in fields}
     stage = StageConfig(source={}, recipe=tiny_recipe(), **config)

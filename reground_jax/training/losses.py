@@ -8,6 +8,7 @@ diffusion: Rombach et al., arXiv 2112.10752; v-prediction: Salimans & Ho, arXiv 
 weights: Hang et al., arXiv 2303.09556; GLIGEN: arXiv 2301.07093.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, no_type_check
@@ -249,6 +250,5 @@ def chance(
     seed: int, position: Int[ArrayLike, "B"], use: int, probability: float
 ) -> Bool[Array, "B"]:
     """Booleans, each true with `probability`."""
-    return jax.vmap(lambda key: jax.random.bernoulli(key, float(probability)))(
-        keys(seed, position, use)
-    )
+    draw = functools.partial(jax.random.bernoulli, p=float(probability))
+    return jax.vmap(draw)(keys(seed, position, use))
