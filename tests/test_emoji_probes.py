@@ -1,5 +1,6 @@
 """The shipped probes on held-out renders, and the parts of their training."""
 
+import dataclasses
 from collections import Counter
 from importlib.resources import files
 
@@ -19,7 +20,7 @@ from reground_jax.emoji.train_probes import (
     scene_batch,
     train,
 )
-from reground_jax.emoji.world import Example, World, WorldConfig
+from reground_jax.emoji.world import World, WorldConfig
 from reground_jax.evaluation.statistics import Gaussian, bootstrap_weights, frechet_distance, share
 from reground_jax.training.recipe import Recipe
 from tests.renders import COUNT, renders
@@ -122,7 +123,7 @@ def test_cell_targets_mark_centers_and_small_objects_take_precedence(world):
     large = {"category": "cat", "box": (0.0, 0.0, 1.0, 1.0)}
     small = {"category": "dog", "box": (0.5, 0.5, 0.75, 0.75)}
     example = world.example(0)
-    scene = Example(example.image, example.layout, {"objects": [small, large]})
+    scene = dataclasses.replace(example, facts={"objects": [small, large]})
     category, edges = cell_targets(scene, names, 16)
     cat, dog = (names.categories.index(name) for name in ("cat", "dog"))
     assert category[7, 7] == cat and category[10, 10] == dog and category[0, 0] == -1

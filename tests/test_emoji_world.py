@@ -47,7 +47,8 @@ def examples(n: int = 300) -> tuple[Example, ...]:
 
 
 def same(a: Example, b: Example) -> bool:
-    return np.array_equal(a.image, b.image) and (a.layout, a.facts) == (b.layout, b.facts)
+    alike = np.array_equal(a.image, b.image) and np.array_equal(a.labels, b.labels)
+    return alike and (a.layout, a.facts) == (b.layout, b.facts)
 
 
 def test_an_example_depends_on_its_seed_only() -> None:
@@ -121,6 +122,20 @@ def test_leaving_an_object_out_changes_only_pixels_in_its_box(
             assert x0 - 1 <= xs.min() and xs.max() <= x1 and y0 - 1 <= ys.min() and ys.max() <= y1
             # most of a box is opaque (a triangle fills half), and neighbors cover a fifth each
             assert len(xs) > 0.2 * (x1 - x0) * (y1 - y0)
+
+
+def test_labels_name_the_category_of_every_object_that_is_seen() -> None:
+    config = small().config
+    for example in examples():
+        assert example.labels.shape == example.image.shape[:2]
+        seen = np.zeros_like(example.labels)
+        for thing in example.facts["objects"]:
+            number = config.categories.index(thing["category"]) + 1
+            x0, y0, x1, y1 = (round(config.size * v) for v in thing["box"])
+            part = example.labels[y0:y1, x0:x1]
+            assert (part == number).any()
+            seen[y0:y1, x0:x1] |= part  # nothing has a label outside of the boxes
+        np.testing.assert_array_equal(seen, example.labels)
 
 
 def test_objects_are_large_enough_apart_and_in_their_layout() -> None:

@@ -20,7 +20,6 @@ from reground_jax.pipeline import Pipeline
 from reground_jax.storage.checkpoint import flatten
 from reground_jax.storage.facts import is_grounding
 from reground_jax.training.batches import ImageBatches, LatentBatches
-from reground_jax.training.config import StageConfig
 from reground_jax.training.data import prefetch
 from reground_jax.training.encoding import latent_deviation
 from reground_jax.training.losses import (
@@ -29,23 +28,12 @@ from reground_jax.training.losses import (
     edge_loss,
     forward_process,
 )
-from reground_jax.training.opening import Stage, open_stage
+from reground_jax.training.opening import Stage
 from reground_jax.training.recipe import Recipe
-from reground_jax.training.sources import Data
 from reground_jax.training.stages import STAGES
 from reground_jax.training.state import nested, read_record, split_leaves
 from reground_jax.training.trainer import Trainer
-from tests.training import TINY, TOKENIZER, Squares, tiny_recipe
-
-
-def squares_stage(
-    kind: str, out: Path, base: Path, monkeypatch, fusers: Path | None = None, **changes
-) -> Stage:
-    squares = Squares()
-    data = Data(squares, lambda count: squares.batch(0, count), None)
-    monkeypatch.setattr("reground_jax.training.opening.open_data", lambda source, folder: data)
-    values = {"source": {}, "recipe": tiny_recipe(), "save_dtype": "float32", "num_samples": 2}
-    return open_stage(kind, StageConfig(**(values | changes)), out, base=base, fusers=fusers)
+from tests.training import TINY, TOKENIZER, Squares, squares_stage, tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -268,13 +256,13 @@ def test_cached_batches_repeat_with_new_positions():
         return images[..., :2].astype(np.float32)
 
     texts = Texts(TOKENIZER, TINY.text_encoder.tokenizer)
-    make = LatentBatches(Squares(), 4, texts, encode=encode, pooled=None, cache_examples=11)
+    make = LatentBatches(Squares(), 4, texts, encode=encode, ground=None, cache_examples=11)
     first, again = make(1), make(3)  # 11 examples are two whole batches of 4
     np.testing.assert_array_equal(first.latents, again.latents)
     assert again.position.tolist() == [12, 13, 14, 15]  # from 3 * 4: different noise than before
     assert calls == [4]
     with pytest.raises(ValueError, match="cache_examples is 3, less than a batch of 4: whole"):
-        LatentBatches(Squares(), 4, texts, encode=encode, pooled=None, cache_examples=3)
+        LatentBatches(Squares(), 4, texts, encode=encode, ground=None, cache_examples=3)
     assert ImageBatches(Squares(), 4)(1).position.tolist() == [4, 5, 6, 7]
 
 

@@ -156,7 +156,7 @@ def test_the_stage_names_agree():
 
 def test_the_shipped_configs_and_their_losses_are_valid():
     paths = sorted(CONFIGS.glob("*/*.json"))
-    assert len(paths) == 12
+    assert len(paths) == 13
     for path in paths:
         loss = StageConfig.load(path).loss
         terms = AutoencoderTerms if "kl_weight" in loss else DiffusionTerms
@@ -229,7 +229,9 @@ def opened(kind: str, monkeypatch, out: Path, side: int = SIZE, **fields):
     source = Squares()
     example = source.batch(0, 1)[0]
     image = np.zeros((side, side, 3), np.uint8)
-    data = Data(source, lambda n: [dataclasses.replace(example, image=image)] * n, None)
+    data = Data(
+        source, lambda n: [dataclasses.replace(example, image=image, labels=None)] * n, None
+    )
     monkeypatch.setattr("reground_jax.training.opening.open_data", lambda source, folder: data)
     config = {name: fields.pop(name) for name in ("model", "cache_examples") if name in fields}
     stage = StageConfig(source={}, recipe=tiny_recipe(), **config)

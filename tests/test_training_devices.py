@@ -19,7 +19,7 @@ PROGRAM = """
     from reground_jax.layout import Layout
     from reground_jax.model import random_params
     from reground_jax.networks.attention import attention_for
-    from reground_jax.training.batches import ImageBatches, LatentBatches
+    from reground_jax.training.batches import Boxes, ImageBatches, LatentBatches
     from reground_jax.training.data import Example
     from reground_jax.training.losses import (
         AutoencoderLoss, AutoencoderTerms, DiffusionLoss, DiffusionTerms
@@ -27,7 +27,7 @@ PROGRAM = """
     from reground_jax.training.state import split_leaves
     from reground_jax.training.trainer import averaged_gradients
 
-    class Boxes(Squares):
+    class Boxed(Squares):
         def _example(self, seed):
             image = super()._example(seed).image
             boxes = [(0.1 * i, 0.2 * i, 0.1 * i + 0.4, 0.2 * i + 0.3) for i in range(seed % 4)]
@@ -42,9 +42,8 @@ PROGRAM = """
     leaves, attend = dict(random_params(config, 0)), attention_for("cpu", "plain")
     latents = lambda images: images[:, ::2, ::2, :2].astype(np.float32) / 128 - 1
     texts = Texts(TOKENIZER, config.text_encoder.tokenizer)
-    batches = LatentBatches(
-        Boxes(), 8, texts, encode=latents, pooled=lambda ids: np.ones(8, np.float32), max_boxes=4
-    )
+    ground = Boxes(texts, lambda ids: np.ones(8, np.float32), max_boxes=4)
+    batches = LatentBatches(Boxed(), 8, texts, encode=latents, ground=ground)
     terms = DiffusionTerms(
         caption_drop=0.5, grounding_drop=0.2, box_attention=1.0, min_snr_gamma=5.0
     )
@@ -55,7 +54,7 @@ PROGRAM = """
         ),
         "autoencoder": (
             AutoencoderLoss(config, attend, terms=AutoencoderTerms(kl_weight=0.1)),
-            split_leaves(leaves, lambda name: "vae" in name), ImageBatches(Boxes(), 8)(5),
+            split_leaves(leaves, lambda name: "vae" in name), ImageBatches(Boxed(), 8)(5),
         ),
     }
     assert len(jax.devices()) == 8

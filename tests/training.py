@@ -1,6 +1,7 @@
 """A model and data small enough that training takes seconds."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
@@ -15,8 +16,11 @@ from reground_jax.config import (
 from reground_jax.emoji.tokenizer import emoji_tokenizer, vocabulary_size
 from reground_jax.emoji.world import WorldConfig
 from reground_jax.layout import Layout
+from reground_jax.training.config import StageConfig
 from reground_jax.training.data import Example
+from reground_jax.training.opening import Stage, open_stage
 from reground_jax.training.recipe import Recipe
+from reground_jax.training.sources import Data
 
 SIZE = 16  # pixels: TINY's autoencoder halves once, giving 8x8 latents
 TOKENIZER, LENGTHS = emoji_tokenizer(WorldConfig())
@@ -40,6 +44,9 @@ TINY = ModelConfig(
 )  # fmt: skip
 
 
+CLASSES = 3  # of the labels of Squares
+
+
 class Squares:
     """A cheap source: a colored square on a plain background."""
 
@@ -52,7 +59,20 @@ class Squares:
         x, y = rng.integers(0, SIZE // 2, 2)
         image[y : y + 8, x : x + 8] = rng.integers(0, 256, 3)
         box = (x / SIZE, y / SIZE, (x + 8) / SIZE, (y + 8) / SIZE)
-        return Example(image, Layout(prompt="a cat on the grass", phrases=["a cat"], boxes=[box]))
+        labels = np.zeros((SIZE, SIZE), np.uint8)
+        labels[y : y + 8, x : x + 8] = 1 + seed % (CLASSES - 1)
+        layout = Layout(prompt="a cat on the grass", phrases=["a cat"], boxes=[box])
+        return Example(image, layout, labels)
+
+
+def squares_stage(
+    kind: str, out: Path, base: Path, monkeypatch, fusers: Path | None = None, **changes
+) -> Stage:
+    squares = Squares()
+    data = Data(squares, lambda count: squares.batch(0, count), None, classes=CLASSES)
+    monkeypatch.setattr("reground_jax.training.opening.open_data", lambda source, folder: data)
+    values = {"source": {}, "recipe": tiny_recipe(), "save_dtype": "float32", "num_samples": 2}
+    return open_stage(kind, StageConfig(**(values | changes)), out, base=base, fusers=fusers)
 
 
 def tiny_recipe(**changes) -> Recipe:

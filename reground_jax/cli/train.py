@@ -44,7 +44,7 @@ def add(commands) -> Parser:
     parser.add_argument(
         "stage", choices=STAGE_NAMES,
         help="what to train: the autoencoder of the latent space; the text-to-image U-Net; the "
-        "layers that read boxes, on a frozen U-Net; or the decoder alone",
+        "layers that read boxes or a semantic map, on a frozen U-Net; or the decoder alone",
     )  # fmt: skip
     parser.add_argument(
         "--config", required=True, metavar="FILE",

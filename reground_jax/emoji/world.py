@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
 from reground_jax.emoji.artwork import FAMILIES, Artwork
@@ -103,11 +103,14 @@ class Example:
             setting; style: name; objects: list of {category, attribute (a tint, "upside down" or
             None), box (xyxy, 0..1, tight around its drawn pixels), boxed (whether layout has it),
             family, code}
+    labels  the category of the topmost object at each pixel, as its index in the config's
+            categories plus 1; 0 is background
     """
 
     image: UInt8[np.ndarray, "S S 3"]
     layout: Layout
     facts: dict[str, Any]
+    labels: UInt8[np.ndarray, "S S"]
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,19 @@ class Sprite:
     left: int
     top: int
 
+    @property
+    def drawn(self) -> Bool[np.ndarray, "h w"]:
+        """Which pixels count as drawn."""
+        return self.pixels[..., 3] >= DRAWN
+
+    def within(self, canvas: np.ndarray) -> np.ndarray:
+        """The part of `canvas` that the sprite covers, as a view."""
+        height, width = self.pixels.shape[:2]
+        return canvas[self.top : self.top + height, self.left : self.left + width]
+
     def box(self, size: int) -> Box:
         """Tight box around pixels of alpha >= DRAWN, in fractions of a canvas of `size` pixels."""
-        drawn = self.pixels[..., 3] >= DRAWN
-        xs, ys = np.flatnonzero(drawn.any(0)), np.flatnonzero(drawn.any(1))
+        xs, ys = np.flatnonzero(self.drawn.any(0)), np.flatnonzero(self.drawn.any(1))
         x0, x1 = self.left + int(xs[0]), self.left + int(xs[-1]) + 1
         y0, y1 = self.top + int(ys[0]), self.top + int(ys[-1]) + 1
         return x0 / size, y0 / size, x1 / size, y1 / size
@@ -171,8 +183,12 @@ class World:
         for thing in objects:
             thing["boxed"] = thing["category"] not in unboxed
         canvas = background(setting, self.config.size, rng, night=night).astype(np.float32)
-        for sprite in sorted(sprites, key=lambda s: -s.pixels.size):  # small objects on top
+        labels = np.zeros(canvas.shape[:2], np.uint8)
+        drawn = zip(objects, sprites, strict=True)
+        for thing, sprite in sorted(drawn, key=lambda pair: -pair[1].pixels.size):  # small on top
             blend(canvas, sprite)
+            label = self.config.categories.index(thing["category"]) + 1
+            sprite.within(labels)[sprite.drawn] = label
         facts = {
             "setting": setting,
             "time": "night" if night else "day",
@@ -181,7 +197,7 @@ class World:
             "objects": objects,
         }
         image = STYLES[style].apply((canvas + 0.5).astype(np.uint8))
-        return Example(image, _layout(text, objects, seed), facts)
+        return Example(image, _layout(text, objects, seed), facts, labels)
 
     def batch(self, index: int, batch_size: int, seed: int = 0) -> list[Example]:
         """Training batch number `index` of stream `seed`; never contains a held-out example.
@@ -283,11 +299,9 @@ class World:
 
 def blend(canvas: Float32[np.ndarray, "S S 3"], sprite: Sprite) -> None:
     """Draw `sprite` over `canvas` (0..255), in place."""
-    height, width = sprite.pixels.shape[:2]
-    rows, columns = slice(sprite.top, sprite.top + height), slice(sprite.left, sprite.left + width)
-    pixels = sprite.pixels.astype(np.float32)
-    canvas[rows, columns] *= 1 - pixels[..., 3:] / 255
-    canvas[rows, columns] += pixels[..., :3]
+    pixels, covered = sprite.pixels.astype(np.float32), sprite.within(canvas)
+    covered *= 1 - pixels[..., 3:] / 255
+    covered += pixels[..., :3]
 
 
 def fit(art: Image.Image, flip: bool, box: Box, size: int, least: float, grid: int = 1) -> Sprite:

@@ -12,7 +12,7 @@ GATES = ("/fuser/alpha_attn", "/fuser/alpha_dense")  # suffixes of the fusers' g
 
 def is_grounding(name: str) -> bool:
     """Whether an array belongs to what GLIGEN adds to Stable Diffusion."""
-    return "/fuser/" in name or name.startswith("unet/position_net/")
+    return "/fuser/" in name or name.startswith(("unet/position_net/", "unet/downsample_net/"))
 
 
 class Facts:

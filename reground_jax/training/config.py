@@ -12,17 +12,21 @@ from typing import Any, no_type_check
 
 from reground_jax.basics.fields import at_least, check_name, check_number, parse
 from reground_jax.basics.json_text import parse_json
+from reground_jax.kinds import GroundingKind
 from reground_jax.settings import DTYPES, WIRINGS, wiring_name
 from reground_jax.training.recipe import Recipe
+from reground_jax.unet_config import MapConfig
 
 STAGE_NAMES = ("autoencoder", "text_to_image", "grounding", "decoder")
 GROUNDED_WIRINGS = tuple(w for w in WIRINGS if w not in ("no_grounding", "coupled"))
+# What the grounding stage can learn; sources have neither reference images nor key points.
+LEARNED: tuple[GroundingKind, ...] = ("text", "sem")
 FUSER_STARTS = ("gates", "outputs")
 SAVE_DTYPES = (*DTYPES, "float16")
 REMAT = ("none", "blocks")
 FIELDS = (
-    "source", "recipe", "model", "loss", "wiring", "fuser_start", "dtype", "save_dtype",
-    "cache_examples", "num_samples", "remat",
+    "source", "recipe", "model", "loss", "grounding", "map", "wiring", "fuser_start", "dtype",
+    "save_dtype", "cache_examples", "num_samples", "remat",
 )  # fmt: skip
 
 
@@ -38,6 +42,8 @@ class StageConfig:
     recipe: Recipe
     model: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
+    grounding: GroundingKind = "text"  # for the grounding stage: what the fusers learn to read
+    map: MapConfig | None = None  # how they read it, for "sem"
     wiring: str = "sequential"  # for the grounding stage
     fuser_start: str = "gates"  # what starts at zero in new fusers: "gates" (GLIGEN) or "outputs"
     dtype: str = "float32"  # for arithmetic; master weights are always float32
@@ -50,6 +56,12 @@ class StageConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "wiring", wiring_name(self.wiring))
         check_name("wiring", self.wiring, GROUNDED_WIRINGS)
+        check_name("grounding", self.grounding, LEARNED)
+        if (self.grounding == "sem") != isinstance(self.map, MapConfig):
+            raise ValueError(
+                f"grounding is {self.grounding!r} and map is {self.map}: a semantic map needs a "
+                'map, such as {"side": 64, "classes": 25}, and text has none'
+            )
         check_name("fuser_start", self.fuser_start, FUSER_STARTS)
         check_name("dtype", self.dtype, DTYPES)
         check_name("save_dtype", self.save_dtype, SAVE_DTYPES)
@@ -74,6 +86,8 @@ class StageConfig:
         try:
             if isinstance(value, dict) and "recipe" in value:
                 value["recipe"] = parse(Recipe, value["recipe"], "recipe")
+            if isinstance(value, dict) and value.get("map") is not None:
+                value["map"] = parse(MapConfig, value["map"], "map")
             config = parse(cls, value, "config", known=FIELDS)
         except ValueError as error:
             raise ValueError(f"config {path}: {error}") from error

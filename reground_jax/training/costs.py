@@ -3,7 +3,8 @@
 A matrix product or convolution costs one forward pass, one more for the gradient of its input, and
 one more for that of its weights if they are trained. The scores of attention have two inputs, so
 always three. `remat` adds what it computes again. What comes before the first trained parameter has
-no backward pass; it is counted with one, except for networks that are frozen whole.
+no backward pass; it is counted with one, except for networks that are frozen whole. A map's
+down-sampler, and what it adds to the first convolution, are not counted.
 """
 
 from reground_jax.config import ModelConfig
@@ -15,6 +16,7 @@ from reground_jax.counter import (
     vae_decoder_macs,
     vae_encoder_macs,
 )
+from reground_jax.readers.annotated import MAX_BOXES
 from reground_jax.training.opening import is_diffusion
 
 ABSENT = ("dead_queries",)  # this package computes no queries of grounding tokens
@@ -44,8 +46,10 @@ def step_flops(kind: str, model: ModelConfig, side: int, *, remat: bool) -> int:
 
 
 def _unet_macs(kind: str, model: ModelConfig, latent: int, remat: bool) -> float:
-    grounded, total = kind == "grounding", 0.0
-    for part, macs in unet_macs(model.unet, latent, latent, fusers=grounded).items():
+    grounded, total, own = kind == "grounding", 0.0, model.unet.map
+    tokens = MAX_BOXES if own is None else own.tokens
+    counted = unet_macs(model.unet, latent, latent, fusers=grounded, grounding_tokens=tokens)
+    for part, macs in counted.items():
         if part in ABSENT:
             continue
         trained = not grounded or part in FUSER or part in SCORES

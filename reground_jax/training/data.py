@@ -24,15 +24,19 @@ NAMED = 5  # how many unreadable images get a warning each
 
 @dataclass(frozen=True)
 class Example:
-    """An image and its annotation: `layout` holds the caption as `prompt`, phrases and boxes."""
+    """An image and its annotation: `layout` holds the caption as `prompt`, phrases and boxes.
+
+    labels  the class of each pixel, from a source that knows it; 0 is background
+    """
 
     image: UInt8[np.ndarray, "S S 3"]
     layout: Layout
+    labels: UInt8[np.ndarray, "S S"] | None = None
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Any endless supply of batches of examples (objects with `image` and `layout`)."""
+    """Any endless supply of batches of examples (objects with the fields of Example)."""
 
     def batch(self, index: int, batch_size: int) -> Sequence[Any]:
         """The `batch_size` examples of batch `index`; every call returns the same ones."""

@@ -18,7 +18,7 @@ from reground_jax.bench.chips import CHIPS, Chip
 from reground_jax.config import ModelConfig
 from reground_jax.devices import SPLIT, WHOLE, Device
 from reground_jax.model import leaf_shapes
-from reground_jax.networks.grounding.text import Grounding
+from reground_jax.networks.grounding import maps, text
 from reground_jax.readers.annotated import MAX_BOXES
 from reground_jax.training.config import StageConfig
 from reground_jax.training.costs import step_flops
@@ -107,10 +107,11 @@ def batch_shapes(kind: str, model: ModelConfig, size: int, side: int) -> ImageBa
         return ImageBatch(shape(size, side, side, 3, dtype=jnp.uint8), position)
     latent, width = side // model.vae.downsampling, model.unet.text_width
     ids = shape(size, model.text_encoder.tokenizer.max_length, dtype=jnp.int32)
-    grounding = None
-    if kind == "grounding":
-        slots = (size, MAX_BOXES)
-        grounding = Grounding(shape(*slots, 4), shape(*slots, width), shape(*slots))
+    grounding, slots = None, (size, MAX_BOXES)
+    if kind == "grounding" and model.unet.map is not None:
+        grounding = maps.Grounding(shape(size, side, side, dtype=jnp.uint8), shape(size))
+    elif kind == "grounding":
+        grounding = text.Grounding(shape(*slots, 4), shape(*slots, width), shape(*slots))
     latents = shape(size, latent, latent, model.vae.latent_channels)
     return LatentBatch(latents, ids, ids, grounding, position)
 

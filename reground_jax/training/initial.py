@@ -10,24 +10,52 @@ import numpy as np
 from flax import nnx
 
 from reground_jax.basics.fields import check_name, parse
-from reground_jax.config import ModelConfig, TextEncoderConfig
+from reground_jax.config import ModelConfig, TextEncoderConfig, UNetConfig
 from reground_jax.model import Model, build, leaf_shapes
 from reground_jax.storage.checkpoint import flatten
 from reground_jax.storage.facts import GATES, is_grounding
 from reground_jax.training.state import Leaves, nested
+
+CONV_IN, FIRST_CONV = "unet/conv_in/", "unet/first_conv/"
+
+
+def reads_map(name: str) -> bool:
+    """What GLIGEN trains of a U-Net that reads a map: also the weights of the first convolution."""
+    return is_grounding(name) or name == CONV_IN + "kernel"
 
 
 def is_decoder(name: str) -> bool:
     return name.startswith(("vae/decoder/", "vae/post_quant_conv/"))
 
 
-def fitting_fusers(given: Model, model: ModelConfig, place: Path) -> Leaves:
-    """The grounding parameters of `given`. Raises ValueError unless they match those of `model`."""
-    found = {name: leaf for name, leaf in flatten(given.params) if is_grounding(name)}
-    wanted = {name: shape for name, shape in leaf_shapes(model).items() if is_grounding(name)}
+def fitting_fusers(
+    given: Model, model: ModelConfig, place: Path, trained: Callable[[str], bool]
+) -> Leaves:
+    """The `trained` parameters of `given`. Raises ValueError unless they match those of `model`."""
+    found = {name: leaf for name, leaf in flatten(given.params) if trained(name)}
+    wanted = {name: shape for name, shape in leaf_shapes(model).items() if trained(name)}
     if {name: leaf.shape for name, leaf in found.items()} != wanted:
         raise ValueError(f"{place} has no fusers, or fusers that do not fit this U-Net")
     return found
+
+
+def regrounded(leaves: Leaves, base: UNetConfig, unet: UNetConfig) -> Leaves:
+    """The leaves of `base`, for a U-Net that may be grounded by another kind.
+
+    If so, nothing that GLIGEN added to `base` remains. For a map the first convolution is widened,
+    with zeros for its channels; as it was, it serves the steps without fusers.
+    """
+    if (base.grounding, base.map) == (unet.grounding, unet.map):
+        return leaves
+    own = FIRST_CONV if base.first_conv else CONV_IN
+    first = {part: leaves[own + part] for part in ("kernel", "bias")}
+    kept = {k: v for k, v in leaves.items() if not is_grounding(k) and FIRST_CONV not in k}
+    kept |= {CONV_IN + part: leaf for part, leaf in first.items()}
+    if unet.map is not None:
+        wider = ((0, 0), (0, 0), (0, unet.map.channels), (0, 0))
+        kept[CONV_IN + "kernel"] = np.pad(np.asarray(first["kernel"], np.float32), wider)
+        kept |= {FIRST_CONV + part: leaf for part, leaf in first.items()}
+    return kept
 
 
 def changed(model: ModelConfig, parts: dict[str, Any]) -> ModelConfig:

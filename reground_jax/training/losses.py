@@ -8,6 +8,7 @@ diffusion: Rombach et al., arXiv 2112.10752; v-prediction: Salimans & Ho, arXiv 
 weights: Hang et al., arXiv 2303.09556; GLIGEN: arXiv 2301.07093.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, no_type_check
@@ -23,7 +24,7 @@ from reground_jax.config import ModelConfig, NoiseSchedule
 from reground_jax.images import from_uint8
 from reground_jax.model import Params, network
 from reground_jax.networks.attention import Attend
-from reground_jax.networks.grounding.text import Grounding
+from reground_jax.networks.grounding import Grounding, maps, text
 from reground_jax.networks.places import Place, places
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.settings import Wiring
@@ -74,10 +75,10 @@ class DiffusionTerms:
     """Terms of the diffusion loss: "loss" in a config file.
 
     As in GLIGEN, a caption is replaced by the empty one with probability `caption_drop`, and all
-    grounding slots become null with `grounding_drop`; this trains the unconditional branch of
-    classifier-free guidance. box_attention: weight of the loss on fuser attention
-    (box_attention.py); 0 in GLIGEN's recipe. min_snr_gamma: weight the x0 error by min(SNR, gamma)
-    (Hang et al.); None weights all timesteps equally.
+    grounding tokens become null with `grounding_drop`, though a map is still appended; this trains
+    the unconditional branch of classifier-free guidance. box_attention: weight of the loss on fuser
+    attention (box_attention.py); 0 in GLIGEN's recipe. min_snr_gamma: weight the x0 error by
+    min(SNR, gamma) (Hang et al.); None weights all timesteps equally.
     """
 
     caption_drop: float = 0.1
@@ -149,9 +150,9 @@ class DiffusionLoss:
         drop = chance(self.seed, position, CAPTION_DROP, self.terms.caption_drop)
         ids = jnp.where(drop[:, None], batch.null_ids, batch.ids)
         text_encoder = nnx.merge(network(self.config, "text_encoder")[0], params["text_encoder"])
-        text = text_encoder(ids, dtype=jnp.dtype(self.dtype)).hidden
+        states = text_encoder(ids, dtype=jnp.dtype(self.dtype)).hidden
 
-        output, lack = self._unet(params["unet"], noisy, text, batch, timesteps)
+        output, lack = self._unet(params["unet"], noisy, states, batch, timesteps)
         errors = jnp.square(output.astype(jnp.float32) - target).mean((1, 2, 3))
         weights = loss_weights(schedule, snr, self.terms.min_snr_gamma)
         early = timesteps >= schedule.num_train_steps // 2  # mostly noise: layout is decided here
@@ -166,30 +167,35 @@ class DiffusionLoss:
         return loss, metrics
 
     def _unet(
-        self, params, noisy, text, batch: LatentBatch, timesteps
+        self, params, noisy, states, batch: LatentBatch, timesteps
     ) -> tuple[Array, Array | None]:
         """The U-Net's output, and the box-attention loss if its weight is not zero."""
         unet = nnx.merge(network(self.config, "unet")[0], params)
         grounding, tokens, gate, watch = batch.grounding, None, None, frozenset[Place]()
+        appended = None
         if grounding is not None:
             drop = chance(self.seed, batch.position, GROUNDING_DROP, self.terms.grounding_drop)
-            grounding = grounding._replace(mask=jnp.where(drop[:, None], 0.0, grounding.mask))
-            tokens, gate = unet.tokens(grounding, dtype=text.dtype), jnp.float32(1)
+            drop = jnp.expand_dims(drop, range(1, np.ndim(grounding.mask)))
+            grounding = grounding._replace(mask=jnp.where(drop, 0.0, grounding.mask))
+            tokens, gate = unet.tokens(grounding, dtype=states.dtype), jnp.float32(1)
             if self.terms.box_attention:
                 known = places(self.config.unet)
                 watch = frozenset(place for place in known if place.attention == "fuser")
+        if isinstance(grounding, maps.Grounding):
+            appended = unet.downsample_net(grounding, noisy.shape[1:3], dtype=states.dtype)
         # Not packed: folding the weights pays off over many denoising steps, not for a single one.
         prepared = unet.prepare(
-            text, tokens, timesteps.astype(jnp.float32), wiring=self.wiring, pack=False
-        )
-        output, maps = unet.watched(
+            states, tokens, timesteps.astype(jnp.float32), wiring=self.wiring, appended=appended,
+            pack=False,
+        )  # fmt: skip
+        output, watched = unet.watched(
             noisy, prepared, watch, gate=gate, wiring=self.wiring, attend=self.attend,
             remat=self.remat,
         )  # fmt: skip
-        if not maps:
+        if not watched:
             return output, None
-        assert grounding is not None
-        return output, mean_box_attention_loss(maps.values(), grounding, *noisy.shape[1:3])
+        assert isinstance(grounding, text.Grounding)
+        return output, mean_box_attention_loss(watched.values(), grounding, *noisy.shape[1:3])
 
 
 def edge_loss(error: Float[Array, "B H W C"], scales: int) -> Float[Array, ""]:
@@ -244,4 +250,5 @@ def chance(
     seed: int, position: Int[ArrayLike, "B"], use: int, probability: float
 ) -> Bool[Array, "B"]:
     """Booleans, each true with `probability`."""
-    return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys(seed, position, use))
+    draw = functools.partial(jax.random.bernoulli, p=float(probability))
+    return jax.vmap(draw)(keys(seed, position, use))

@@ -24,13 +24,15 @@ from reground_jax.training.initial import (
     completed,
     fitting_fusers,
     is_decoder,
+    reads_map,
+    regrounded,
 )
 from reground_jax.training.losses import AutoencoderTerms, DiffusionTerms
 from reground_jax.training.sources import Data, open_data
 from reground_jax.training.state import Leaves
 
 Terms = AutoencoderTerms | DiffusionTerms
-# Which parameters a stage trains, by flat name; the rest are frozen.
+# Which parameters a stage trains, by flat name; the rest are frozen. `trained` knows of maps, too.
 TRAINED: dict[str, Callable[[str], bool]] = {
     "autoencoder": lambda name: name.startswith("vae/"),
     "text_to_image": lambda name: not name.startswith("vae/"),
@@ -91,14 +93,17 @@ def open_stage(
     """
     terms = _check_request(kind, config, out, base, fusers)
     data = open_data(config.source, config.folder)
-    model, leaves, tokenizer_json, info, origins = _start(data, base)
-    model = stage_model(kind, config, model)
+    before, leaves, tokenizer_json, info, origins = _start(data, base)
+    model = stage_model(kind, config, before)
+    check_labels(kind, config, data)
     check_size(kind, model, terms, np.shape(data.heldout(1)[0].image)[0])
+    if is_diffusion(kind):
+        leaves = regrounded(leaves, before.unet, model.unet)
     if kind != "autoencoder":
-        check_kept(model, leaves, TRAINED[kind])
+        check_kept(model, leaves, trained(kind, config))
     if fusers is not None:
         given = read_model(fusers)
-        leaves |= fitting_fusers(given, model, fusers)
+        leaves |= fitting_fusers(given, model, fusers, trained(kind, config))
         earlier = [r for r in given.info.get("training", []) if r.get("stage") == "grounding"]
         info["training"] = [*info["training"], *earlier]
         origins["fusers"] = given.info.get("checksum")
@@ -120,8 +125,14 @@ def stage_model(kind: str, config: StageConfig, base: ModelConfig) -> ModelConfi
     model = changed(base, config.model)
     if not is_diffusion(kind):
         return model
-    grounding = "text" if kind == "grounding" else None
-    return dataclasses.replace(model, unet=dataclasses.replace(model.unet, grounding=grounding))
+    grounding, own = (config.grounding, config.map) if kind == "grounding" else (None, None)
+    unet = dataclasses.replace(model.unet, grounding=grounding, map=own, first_conv=own is not None)
+    return dataclasses.replace(model, unet=unet)
+
+
+def trained(kind: str, config: StageConfig) -> Callable[[str], bool]:
+    """Which parameters a stage trains, by flat name."""
+    return reads_map if kind == "grounding" and config.map is not None else TRAINED[kind]
 
 
 def stage_terms(kind: str, config: StageConfig) -> Terms:
@@ -129,6 +140,13 @@ def stage_terms(kind: str, config: StageConfig) -> Terms:
     check_name("stage", kind, TRAINED)
     terms, known = TERMS[kind]
     parsed = parse(terms, config.loss, "loss", known=known)
+    if config.map is not None and kind != "grounding":
+        raise ValueError(f"grounding is {config.grounding!r}, but {kind} learns none: remove it")
+    if config.map is not None and getattr(parsed, "box_attention", 0):
+        raise ValueError(
+            f"loss.box_attention is about boxes, but grounding {config.grounding!r} has none: set "
+            "it to 0"
+        )
     if config.remat != "none" and getattr(parsed, "box_attention", 0):
         raise ValueError(
             f"remat is {config.remat!r}, but loss.box_attention reads what it does not store: "
@@ -201,6 +219,22 @@ def check_size(kind: str, model: ModelConfig, terms: Terms, side: int) -> None:
         raise ValueError(
             f"the U-Net takes {model.unet.in_channels} channels, but latents have "
             f"{model.vae.latent_channels}: inpainting models cannot be trained"
+        )
+
+
+def check_labels(kind: str, config: StageConfig, data: Data) -> None:
+    """Raises ValueError unless the examples have the labels that the stage learns to read."""
+    if kind != "grounding" or config.map is None:
+        return
+    if data.classes is None:
+        raise ValueError(
+            f"source {config.source.get('kind')!r} has no labels of its pixels, which grounding "
+            f'{config.grounding!r} learns to read: use source "emoji", or grounding "text"'
+        )
+    if data.classes != config.map.classes:
+        raise ValueError(
+            f"map.classes is {config.map.classes}, but the source has {data.classes}, with the "
+            f"background: set it to {data.classes}"
         )
 
 

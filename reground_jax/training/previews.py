@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,8 @@ from reground_jax.images import from_uint8, to_uint8
 from reground_jax.layout import Layout
 from reground_jax.model import Params, network
 from reground_jax.networks.transformer import reads_grounding
+from reground_jax.panel import background
+from reground_jax.pictures import Picture
 from reground_jax.programs import Programs
 from reground_jax.request import Request
 from reground_jax.settings import Settings, Wiring
@@ -46,16 +49,25 @@ def reconstructions(stage: Stage, frozen: Leaves) -> Preview:
 def generations(stage: Stage, wiring: Wiring, frozen: Leaves) -> Preview:
     """Previews images generated from held-out layouts under `wiring`."""
     examples = stage.layouts()
-    layouts = [example.layout for example in examples]
-    truth = np.stack([example.image for example in examples])
+    mapped = stage.model.unet.map is not None
+    layouts = [by_map(example) if mapped else example.layout for example in examples]
+    rows = [np.stack([example.image for example in examples])]
+    if mapped:
+        size = (rows[0].shape[2], rows[0].shape[1])
+        rows.append(np.stack([np.asarray(background(one, size, "white")) for one in layouts]))
     generated = _generation(stage, layouts, wiring)
 
     def draw(step: int, average: Leaves) -> None:
         made = generated(nested(average, frozen))
-        sheet = sample_grid(layouts, [truth, made], boxes=reads_grounding(wiring))
+        sheet = sample_grid(layouts, [*rows, made], boxes=reads_grounding(wiring))
         save_grid(sheet, _path(stage, step))
 
     return draw
+
+
+def by_map(example: Any) -> Layout:
+    """The example's caption, and its labels as the map."""
+    return Layout(example.layout.prompt, map=Picture.of(example.labels))
 
 
 def _path(stage: Stage, step: int) -> Path:

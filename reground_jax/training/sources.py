@@ -31,6 +31,7 @@ class Data:
     heldout: Callable[[int], Any]  # n -> the first n held-out examples
     tokenizer: tuple[str, Any] | None  # (tokenizer.json, TokenizerConfig)
     identity: Mapping[str, Any] = field(default_factory=dict)  # distinguishes it from other data
+    classes: int | None = None  # of the examples' labels, with the background; None: no labels
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ class EmojiSource:
             "kind": "emoji", "seed": self.seed, "world": vars(settings),
             "artwork": _artwork_checksum(artwork),
         }  # fmt: skip
-        return Data(Stream(world, self.seed), world.heldout, emoji_tokenizer(settings), identity)
+        return Data(
+            Stream(world, self.seed), world.heldout, emoji_tokenizer(settings), identity,
+            classes=len(settings.categories) + 1,
+        )  # fmt: skip
 
 
 @no_type_check

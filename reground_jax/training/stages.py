@@ -2,7 +2,8 @@
 
 Every stage starts from the previous stage's model and passes on all networks, so `Pipeline.load`
 can read each result. Grounding follows GLIGEN (arXiv 2301.07093, section 3): the trained model is
-frozen, fusers with zero gates and a position net are added, and only those are trained.
+frozen, fusers with zero gates and a position net are added, and only those are trained; for a map
+also a down-sampler, and the weights of the first convolution, which is widened by its channels.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from reground_jax.networks.attention import attention_for
 from reground_jax.networks.recompute import blockwise_attention
 from reground_jax.networks.transformer import reads_grounding
 from reground_jax.settings import Wiring, wiring_name
-from reground_jax.training.batches import ImageBatches, LatentBatches
+from reground_jax.training.batches import Boxes, Ground, ImageBatches, LatentBatches, labels
 from reground_jax.training.config import StageConfig
 from reground_jax.training.encoding import encoder, latent_deviation, phrase_encoder
 from reground_jax.training.losses import (
@@ -25,7 +26,7 @@ from reground_jax.training.losses import (
     DiffusionLoss,
     Loss,
 )
-from reground_jax.training.opening import TRAINED, Stage, Terms, is_diffusion
+from reground_jax.training.opening import Stage, Terms, is_diffusion, trained
 from reground_jax.training.previews import generations, reconstructions
 from reground_jax.training.result import write_result
 from reground_jax.training.state import Leaves, narrowed, nested, split_leaves
@@ -58,7 +59,7 @@ def text_to_image(stage: Stage, *, minutes: float | None) -> bool:
 
 
 def grounding(stage: Stage, *, minutes: float | None) -> bool:
-    """Stage 3: trains only fusers and position net on captions and boxes, under either wiring."""
+    """Stage 3: trains only what reads boxes or maps, on captions and those, under either wiring."""
     return _diffusion(stage, minutes=minutes)
 
 
@@ -100,11 +101,11 @@ def parts_of(kind: str, config: StageConfig, leaves: Leaves) -> Parts:
     """`leaves`, which may be shapes under `jax.eval_shape`, as the stage holds them."""
     if not is_diffusion(kind):
         leaves = {name: leaf for name, leaf in leaves.items() if name.startswith("vae/")}
-        return Parts(*split_leaves(leaves, TRAINED[kind]), {})
-    trained, frozen = split_leaves(leaves, TRAINED[kind])
+        return Parts(*split_leaves(leaves, trained(kind, config)), {})
+    moving, frozen = split_leaves(leaves, trained(kind, config))
     beside = {name: leaf for name, leaf in frozen.items() if name.startswith("vae/")}
     used = {name: leaf for name, leaf in frozen.items() if name not in beside}
-    return Parts(trained, narrowed(used, config.dtype), beside)
+    return Parts(moving, narrowed(used, config.dtype), beside)
 
 
 def stage_wiring(kind: str, config: StageConfig) -> Wiring:
@@ -136,15 +137,16 @@ def _placed(stage: Stage) -> Parts:
 
 def _latent_batches(stage: Stage, frozen: Leaves, *, grounded: bool) -> LatentBatches:
     params = nested(frozen)
-    pooled = None
-    if grounded:
-        pooled = functools.partial(phrase_encoder(stage), params["text_encoder"])
+    texts = Texts(stage.tokenizer_json, stage.model.text_encoder.tokenizer)
+    ground: Ground | None = labels if stage.config.map is not None else None
+    if grounded and ground is None:
+        ground = Boxes(texts, functools.partial(phrase_encoder(stage), params["text_encoder"]))
     return LatentBatches(
         stage.data.source,
         stage.config.recipe.batch_size,
-        Texts(stage.tokenizer_json, stage.model.text_encoder.tokenizer),
+        texts,
         encode=functools.partial(encoder(stage), params["vae"]),  # type: ignore[arg-type]
-        pooled=pooled,
+        ground=ground,
         cache_examples=stage.config.cache_examples,
     )
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Trains the built-in model from scratch: sh train.sh OUT
+# Trains the built-in models from scratch: sh train.sh OUT
 # If stopped or killed, run the same command again to resume. Needs `pip install '.[train]'` and the
-# npm registry for the artwork. Takes about five hours on 2 cores
+# npm registry for the artwork. Takes about six hours on 2 cores
 # (an estimate from the training rates of the shipped model).
 set -eu
 out=$1
@@ -20,8 +20,8 @@ stage() { # FOLDER STAGE CONFIG [OPTIONS]
 
 stage autoencoder autoencoder autoencoder
 stage text_to_image text_to_image text_to_image --from "$out/autoencoder/model"
-for wiring in sequential parallel; do
-    stage "grounding_$wiring" grounding "grounding_$wiring" --from "$out/text_to_image/model"
+for grounding in sequential parallel sem; do
+    stage "grounding_$grounding" grounding "grounding_$grounding" --from "$out/text_to_image/model"
 done
 
 suits='{"guidance_scale": 4.0, "solver": "dpmpp_2m", "num_steps": 20}'
@@ -29,4 +29,6 @@ python -m reground_jax.training.package "$out/grounding_sequential/model" "$out/
     --recommended "$suits"
 python -m reground_jax.training.package "$out/grounding_parallel/model" "$out/emoji-parallel" \
     --base "$out/emoji" --recommended "$suits"
-echo "made $out/emoji and $out/emoji-parallel; copy them to reground_jax/models to ship them"
+python -m reground_jax.training.package "$out/grounding_sem/model" "$out/emoji-sem" \
+    --base "$out/emoji" --recommended "$suits"
+echo "made $out/emoji, emoji-parallel and emoji-sem; copy them to reground_jax/models to ship them"
