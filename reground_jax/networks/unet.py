@@ -227,6 +227,7 @@ class UNet(nnx.Module):
         resnets = (r for level in self.levels() for r in level.resnets)
         return tuple(r.time_emb_proj(h) for r in resnets if r.time_emb_proj is not None)
 
+    @jax.named_scope("prepare")
     def tokens(
         self, grounding: Grounding | None, *, dtype: DTypeLike
     ) -> Float[Array, "B G E"] | None:
@@ -234,6 +235,12 @@ class UNet(nnx.Module):
         if grounding is None or self.position_net is None:
             return None
         return self.position_net(grounding, dtype=dtype)
+
+    @jax.named_scope("prepare")
+    def null_tokens(self, grounding: Grounding, *, dtype: DTypeLike) -> Float[Array, "B G E"]:
+        """As many null tokens, for the unconditional branch of guidance."""
+        assert self.position_net is not None  # or there would be no tokens
+        return self.position_net.null_tokens(grounding, dtype=dtype)
 
     @jax.named_scope("prepare")
     def prepare(

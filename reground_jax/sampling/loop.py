@@ -104,7 +104,7 @@ def prepare(
     if guided:
         text = branch_text(text, conditioning.null_text)
         if tokens is not None:
-            tokens = interleave(tokens, unet.position_net.null_tokens(grounding, dtype=dtype))
+            tokens = interleave(tokens, unet.null_tokens(grounding, dtype=dtype))
     if isinstance(grounding, maps.Grounding):
         size = tuple(side // downsampling for side in grounding.map.shape[1:3])
         appended = unet.downsample_net(grounding, size, dtype=dtype)

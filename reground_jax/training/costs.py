@@ -46,9 +46,8 @@ def step_flops(kind: str, model: ModelConfig, side: int, *, remat: bool) -> int:
 
 
 def _unet_macs(kind: str, model: ModelConfig, latent: int, remat: bool) -> float:
-    grounded, total, own = kind == "grounding", 0.0, model.unet.map
-    tokens = MAX_BOXES if own is None else own.tokens
-    counted = unet_macs(model.unet, latent, latent, fusers=grounded, grounding_tokens=tokens)
+    grounded, total = kind == "grounding", 0.0
+    counted = unet_macs(model.unet, latent, latent, fusers=grounded, max_boxes=MAX_BOXES)
     for part, macs in counted.items():
         if part in ABSENT:
             continue
