@@ -135,7 +135,8 @@ def test_the_references_of_a_verification_take_what_a_conversion_takes(tmp_path,
     fields = json.loads((fork / "unet" / "config.json").read_text())
     assert fields.pop("attention_type") == "gated"
     (fork / "unet" / "config.json").write_text(json.dumps(fields | {"use_gated_attention": True}))
-    unet = references._from_folder(fork, None, references.import_libraries(), gated=True)["unet"]
+    gated = {"attention_type": "gated"}
+    unet = references._from_folder(fork, None, references.import_libraries(), gated)["unet"]
     assert any(".fuser." in name for name in unet.state_dict())
 
 
