@@ -1,6 +1,6 @@
 """Sources of checkpoints: files, folders and the Hub behind one lazy interface."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -251,40 +251,38 @@ def resolve(source: str | Path, variant: str | None = None) -> Source:
     A Hub id is `owner/name`, `owner/name/file` or `...@revision`. Raises ValueError for a path or
     id that does not exist or is not a known kind of checkpoint.
     """
-    path = expand_home(source)
-    if path.exists():
-        return detect(path)
-    if hub.parse(str(source)) is None:
-        raise ValueError(
-            f"{source!s} does not exist; pass an existing folder or file, or a Hub id (owner/name)"
-        )
-    return detect(hub.download(str(source), lambda names: hub_files(names, variant)))
+    way_out = "pass an existing folder or file, or a Hub id (owner/name)"
+    return detect(_local_or_hub(source, "", way_out, lambda names: hub_files(names, variant)))
 
 
 def resolve_tokenizer(source: str | Path) -> Path:
     """The same for a tokenizer: an existing folder or merges file, or else a Hub id."""
-    path = expand_home(source)
-    if path.exists():
-        return path
-    if hub.parse(str(source)) is None:
-        raise ValueError(
-            f"tokenizer {source!s} does not exist; pass a folder with tokenizer.json, or with "
-            "vocab.json and merges.txt, a merges file (bpe_simple_vocab_16e6.txt.gz), or a Hub id"
-        )
-    return hub.download(str(source), hub.tokenizer_files)
+    way_out = (
+        "pass a folder with tokenizer.json, or with vocab.json and merges.txt, a merges file "
+        "(bpe_simple_vocab_16e6.txt.gz), or a Hub id"
+    )
+    return _local_or_hub(source, "tokenizer ", way_out, hub.tokenizer_files)
 
 
 def resolve_clip(source: str | Path) -> Path:
     """The same for a CLIP model or its projection: a folder, a file, or else a Hub id."""
+    way_out = (
+        "pass a folder of transformers' CLIPModel or CLIPVisionModelWithProjection, a file of its "
+        "projection, or a Hub id (owner/name)"
+    )
+    return _local_or_hub(source, "CLIP ", way_out, clip_files)
+
+
+def _local_or_hub(
+    source: str | Path, what: str, way_out: str, files: Callable[[list[str]], list[str]]
+) -> Path:
+    """An existing path, or else a Hub id's download of `files`. what, way_out: for the error."""
     path = expand_home(source)
     if path.exists():
         return path
     if hub.parse(str(source)) is None:
-        raise ValueError(
-            f"CLIP {source!s} does not exist; pass a folder of transformers' CLIPModel or "
-            "CLIPVisionModelWithProjection, a file of its projection, or a Hub id (owner/name)"
-        )
-    return hub.download(str(source), clip_files)
+        raise ValueError(f"{what}{source!s} does not exist; {way_out}")
+    return hub.download(str(source), files)
 
 
 def clip_files(names: list[str]) -> list[str]:

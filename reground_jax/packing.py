@@ -79,19 +79,21 @@ def _pack_text_image(
 ) -> text_image.Grounding:
     shape, width = (len(layouts), max_boxes), next(iter(phrases.values())).shape[-1]
     boxes, mask = _zeros(*shape, 4), _zeros(*shape)
-    features = {"phrases": _zeros(*shape, width), "images": _zeros(*shape, width)}
-    weights = {"phrases": _zeros(*shape), "images": _zeros(*shape)}
+    of_phrases, of_images = _zeros(*shape, width), _zeros(*shape, width)
+    phrase_weights, image_weights = _zeros(*shape), _zeros(*shape)
+    for row, layout in enumerate(layouts):
+        count = len(layout.boxes)
+        mask[row, :count] = 1
+        phrase_weights[row, :count], image_weights[row, :count] = (
+            layout.text_masks, layout.image_masks,
+        )  # fmt: skip
     for row, slot, layout in _slots(layouts):
-        boxes[row, slot], mask[row, slot] = layout.boxes[slot], 1
-        weights["phrases"][row, slot] = layout.text_masks[slot]
-        weights["images"][row, slot] = layout.image_masks[slot]
+        boxes[row, slot] = layout.boxes[slot]
         if (phrase := layout.phrases[slot]) is not None:
-            features["phrases"][row, slot] = phrases[phrase]
+            of_phrases[row, slot] = phrases[phrase]
         if layout.images is not None and (image := layout.images[slot]) is not None:
-            features["images"][row, slot] = images[image]
-    return text_image.Grounding(
-        boxes, mask, features["phrases"], weights["phrases"], features["images"], weights["images"]
-    )
+            of_images[row, slot] = images[image]
+    return text_image.Grounding(boxes, mask, of_phrases, phrase_weights, of_images, image_weights)
 
 
 def _pack_keypoints(layouts: Sequence[Layout], persons: int) -> keypoint.Grounding:

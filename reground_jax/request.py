@@ -99,9 +99,7 @@ class Request:
         latents, batch_size = keywords.get("latents"), keywords.get("batch_size")
         check_latents(latents, (len(given), *programs.latent_shape(chosen)))
         for layout in given:
-            check_layout(programs.config, layout)
-            check_max_boxes(layout, chosen.max_boxes)
-            check_pictures(layout)
+            check_whole(programs.config, layout, chosen.max_boxes)
         return cls(
             given, chosen, seeds, latents, cast(Output, output),
             check_batch_size(batch_size, -(-len(given) // len(programs.hardware.devices))),
@@ -189,6 +187,13 @@ def check_layout(config: ModelConfig, layout: Layout) -> None:
     if config.unet.grounding is not None:
         check_kind(layout, config.unet.grounding, config.unet.inpainting)
         check_max_persons(layout, config.unet.persons)
+
+
+def check_whole(config: ModelConfig, layout: Layout, max_boxes: int) -> None:
+    """As `check_layout`, and for too many boxes and pictures that cannot be read."""
+    check_layout(config, layout)
+    check_max_boxes(layout, max_boxes)
+    check_pictures(layout)
 
 
 def check_batch_size(batch_size: int | None, layouts_per_device: int) -> int:

@@ -94,11 +94,10 @@ class Run:
     def rules(self) -> dict[str, Any]:
         """The limits for layouts of this run: keyword arguments of `index.check_line`."""
         words = any(method.missing == "error" for method in self.guidances())
-        plain = {"words": False, "kind": "text", "inpainting": False, "persons": 8}
-        own = {"words": words, "kind": self.kind, "inpainting": self.inpainting}
-        own |= {"persons": self.persons}
-        changed = {name: value for name, value in own.items() if value != plain[name]}
-        return {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds), **changed}
+        rules: dict[str, Any] = {"max_boxes": self.settings.max_boxes, "seeds": len(self.seeds)}
+        rules |= {"words": True} if words else {}
+        own = {name: getattr(self, name) for name in _later()}
+        return rules | {name: value for name, value in own.items() if value != _later()[name]}
 
     def key(self, line: int, variant: int) -> str:
         """The file name of an image without suffix: its line, from 0, and its variant, if any."""
@@ -136,15 +135,20 @@ class Run:
         return sorted(f"{name} {old} -> {new}" for name, (new, old) in found.items())
 
 
+def _later() -> dict[str, Any]:
+    """The fields that outputs of the first versions do not have, with their defaults."""
+    missing = dataclasses.MISSING
+    return {f.name: f.default for f in dataclasses.fields(Run) if f.default is not missing}
+
+
 def _check_types(value: dict[str, Any]) -> None:
     kinds: dict[str, type] = {field.name: str for field in dataclasses.fields(Run)}
     kinds |= {"settings": dict, "wirings": list, "gammas": list, "seeds": list}
     kinds |= dict.fromkeys(("unit_lines", "batch_size", "quality", "persons"), int)
     kinds |= {"inpainting": bool}
     items = {"wirings": str, "seeds": int}
-    later = {"kind": "text", "inpainting": False, "persons": 8}  # not in outputs of old versions
     for name, kind in kinds.items():
-        part = value.get(name, later.get(name))
+        part = value.get(name, _later().get(name))
         parts = part if isinstance(part, list) else []
         if type(part) is not kind or any(type(x) is not items.get(name, type(x)) for x in parts):
             raise ValueError(f"{name} is {shown(part)}, which is not what `batch` writes")

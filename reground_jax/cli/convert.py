@@ -84,17 +84,19 @@ def run(arguments: argparse.Namespace) -> int:
         convert(
             arguments.source,
             destination,
-            adapter=arguments.adapter,
             tokenizer=arguments.tokenizer,
-            clip=arguments.clip,
-            projection=arguments.projection,
-            first_conv=arguments.first_conv,
             dtype=arguments.dtype,
-            variant=arguments.variant,
             progress=bar.show,
+            **weights_of(arguments),
         )
     print(describe(destination))
     return verified(arguments, destination) if arguments.verify else 0
+
+
+def weights_of(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """Which weights a conversion, and its verification, read besides the source's."""
+    names = ("adapter", "clip", "projection", "first_conv", "variant")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def check_verifiers() -> None:
@@ -110,15 +112,7 @@ def verified(arguments: argparse.Namespace, destination: Path) -> int:
     """Prints the error of each network; returns 1 if one exceeds the tolerance, else 0."""
     from reground_jax.convert.verification import TOLERANCE, verify
 
-    errors = verify(
-        arguments.source,
-        destination,
-        adapter=arguments.adapter,
-        clip=arguments.clip,
-        projection=arguments.projection,
-        first_conv=arguments.first_conv,
-        variant=arguments.variant,
-    )
+    errors = verify(arguments.source, destination, **weights_of(arguments))
     for network, error in errors.items():
         verdict = "matches PyTorch" if error <= TOLERANCE else f"ABOVE the tolerance {TOLERANCE:g}"
         print(f"  verify        {network} differs by {error:.1e} of its largest value: {verdict}")

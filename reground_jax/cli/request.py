@@ -229,10 +229,11 @@ def _boxes(arguments: argparse.Namespace) -> dict[str, Any]:
             rows.append(row := [box, None, None])
         row[2] = picture
     boxes, phrases, images = ([row[i] for row in rows] for i in range(3))
-    fields = {"boxes": boxes, "phrases": phrases, "images": images if any(images) else None}
-    persons = None if arguments.keypoints is None else _read_keypoints(arguments.keypoints)
-    others = {"keypoints": persons, "map": arguments.map, "source": arguments.source_image}
-    return fields | others
+    fields = _pictures(arguments) | {"boxes": boxes, "phrases": phrases}
+    fields["images"] = images if any(images) else None
+    if arguments.keypoints is not None:
+        fields["keypoints"] = _read_keypoints(arguments.keypoints)
+    return fields
 
 
 def _read_keypoints(path: str) -> Any:

@@ -12,8 +12,7 @@ from jaxtyping import UInt8
 from reground_jax.basics.fields import check_name
 from reground_jax.basics.options import option, read_number
 from reground_jax.cli.progress import Bar, hint, say
-from reground_jax.layout import Layout, check_max_boxes
-from reground_jax.layout_kinds import check_pictures
+from reground_jax.layout import Layout
 from reground_jax.settings import DTYPES, Settings
 
 if TYPE_CHECKING:
@@ -105,13 +104,11 @@ class Found(NamedTuple):
 
     def check(self, layout: Layout, settings: Settings) -> None:
         """Raises ValueError for a layout or settings that the model does not take."""
-        from reground_jax.request import check_layout, check_model
+        from reground_jax.request import check_model, check_whole
 
         assert self.config is not None
-        check_layout(self.config, layout)
+        check_whole(self.config, layout, settings.max_boxes)
         check_model(self.config, settings)
-        check_max_boxes(layout, settings.max_boxes)
-        check_pictures(layout)
 
 
 def find_model(name: str, cache: str | None) -> Found:
