@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("kept_programs")
     ("changes", "message"),
     [
         ({"grounding": None}, "this is a plain Stable Diffusion checkpoint"),
-        ({"in_channels": 9, "inpainting": True}, "this is an inpainting checkpoint"),
+        ({"in_channels": 9, "inpainting": True}, "this is an inpainting model"),
     ],
 )
 def test_models_without_boxes_are_refused_before_compiling(
