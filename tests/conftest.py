@@ -7,6 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
+# The tests compile much and run little: LLVM's passes would take longer than they save.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+
 # An installed libtpu makes JAX look for a TPU, here and in every process that a test starts. To run
 # the tests on an accelerator all the same, name it in this variable.
 if importlib.util.find_spec("libtpu") is not None:

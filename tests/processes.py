@@ -14,6 +14,11 @@ PATIENCE = 600  # seconds, for a busy machine
 Start = Callable[..., subprocess.Popen]
 
 
+def with_devices(count: int) -> str:
+    """XLA_FLAGS for a program with so many CPU devices, otherwise compiled as the tests are."""
+    return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+
+
 @contextlib.contextmanager
 def starting() -> Iterator[Start]:
     """Yields a function that starts a program, given arguments and environment variables."""

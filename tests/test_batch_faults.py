@@ -18,7 +18,7 @@ from reground_jax.batch.manifest import read_manifests
 from reground_jax.batch.store import open_store
 from reground_jax.batch.verify import verify
 from tests.batch_cases import DATA, files, layout, metadata, write_lines
-from tests.processes import PATIENCE, Start, finish, starting, wait_for
+from tests.processes import PATIENCE, Start, finish, starting, wait_for, with_devices
 
 STUB = [sys.executable, "-m", "tests.batch_stub"]
 SMALL = ["--unit-lines", "4", "--batch-size", "2"]
@@ -197,7 +197,7 @@ def test_memory_does_not_grow_with_the_number_of_layouts(start, few, many, tmp_p
 # ---- with the model
 
 MODEL = [sys.executable, "-m", "tests.batch_hold"]
-FOUR = "--xla_force_host_platform_device_count=4"
+FOUR = with_devices(4)
 
 
 def tiny(model: Path, layouts: Path, out: Path, *options: str) -> list[str]:

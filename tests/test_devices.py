@@ -17,6 +17,7 @@ from reground_jax.networks.attention import attention_for
 from reground_jax.networks.grounding.text import Grounding
 from reground_jax.sampling.loop import Inputs, Program, advance, prepare
 from reground_jax.sampling.solvers import SOLVERS
+from tests.processes import with_devices
 
 ROOT = Path(__file__).parent.parent
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
@@ -61,11 +62,10 @@ print(json.dumps({
 @pytest.mark.parametrize("guided", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_eight_devices_give_the_same_images_as_one_and_no_collective(guided):
     """The program that is searched for collectives always has attention guidance."""
-    flags = "--xla_force_host_platform_device_count=8"
     result = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:reground_jax", "-c", EIGHT_DEVICES]
         + [json.dumps(COLLECTIVES), "guided" if guided else ""],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": with_devices(8), "JAX_PLATFORMS": "cpu"},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import with_devices
+
 # Eight examples with 0, 1, 2, 3, 0, ... boxes, one per device, so that the counts of covered cells,
 # boxes and early timesteps differ between devices.
 PROGRAM = """
@@ -81,7 +83,7 @@ PROGRAM = """
 def test_losses_metrics_and_gradients_do_not_depend_on_the_number_of_devices():
     root = Path(__file__).parents[1]
     environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": with_devices(8),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(root),
         "PATH": "/usr/bin:/bin",
