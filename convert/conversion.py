@@ -15,12 +15,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from reground_jax.config import ModelConfig, UNetConfig
+from reground_jax.config import ModelConfig, UNetConfig, VAEConfig
 from reground_jax.model import leaf_shapes, write_model
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.version import __version__
 
-from . import companions, configs, original_configs, single_file
+from . import companions, configs, openclip, original_configs, single_file
+from .autoencoders import gather_autoencoder
 from .full_disk import naming_a_full_disk
 from .keys import Leaf, foreign, match, normalize
 from .ldm import LDM_PREFIXES, rename
@@ -29,6 +30,7 @@ from .sources import (
     Source,
     TensorFile,
     Tensors,
+    adapter_prefix,
     open_folder,
     open_original,
     open_tensors,
@@ -46,10 +48,12 @@ DTYPES = {
 # In every single file: the noise schedule's tables and the EMA weights.
 LDM_IGNORED = (
     "alphas_cumprod", "betas", "log_one_minus", "model_ema.", "posterior_", "scale_factor", "sqrt_",
+    single_file.V_PREDICTION,
 )  # fmt: skip
 # In some: loss weights, another codebase's noise table, textual-inversion embeddings in the
 # original code's format, and a safety checker.
 LDM_FOREIGN = ("denoiser.", "embedding_manager.", "logvar", "lvlb_weights", "safety_checker.")
+OUTSIDE = "position_net."  # in some single files, not under the U-Net's prefix
 CHECKED = 2**18  # values at a time, so that the NaN check takes no memory
 
 Progress = Callable[[int, int], None]  # (parameters done, total)
@@ -68,7 +72,9 @@ def convert(
     destination: str | Path,
     *,
     adapter: str | Path | None = None,
+    vae: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    prediction: single_file.Prediction | None = None,
     clip: str | Path | None = None,
     projection: str | Path | None = None,
     first_conv: str | Path | None = None,
@@ -78,34 +84,30 @@ def convert(
 ) -> dict[str, Any]:
     """Converts `source` to the model directory `destination`, and returns its `info`.
 
-    source: a diffusers folder or Hub id, an original GLIGEN pickle, or a single-file SD1.x
-    safetensors. adapter: only fusers and position net, to add to a base without them. tokenizer: a
-    folder, Hub id or merges file, if the source has none (default: OpenAI's). clip, projection:
-    the image encoder of a model that reads reference images, and the projection of its output (see
-    `image_towers.gather_image_tower`). first_conv: the first convolution of Stable Diffusion, for a
-    model that reads a map, which without it only generates with gamma 1 (see `find_first_conv`).
-    dtype: float32, float16 or bfloat16 (default: the source's). variant: such as "fp16", for
-    diffusers folders. Raises ValueError for anything wrong with the source, FileExistsError if
-    `destination` exists or appears during the conversion, and OSError for a full disk; nothing is
-    left behind.
+    source: a diffusers folder or Hub id, an original GLIGEN pickle, or a single file of SD1.x or
+    SD2.x. adapter: only fusers and position net, to add to a base without them. vae: another
+    autoencoder than the source's, or one for a source without (see `gather_autoencoder`).
+    tokenizer: a folder, Hub id or merges file, if the source has none (default: OpenAI's).
+    prediction: what a single file's U-Net predicts, which those of SD2.x do not say. clip,
+    projection: the image encoder of a model that reads reference images, and the projection of its
+    output (see `image_towers.gather_image_tower`). first_conv: the first convolution of Stable
+    Diffusion, for a model that reads a map, which without it only generates with gamma 1 (see
+    `find_first_conv`). dtype: float32, float16 or bfloat16 (default: the source's). variant: such
+    as "fp16", for diffusers folders. Raises ValueError for anything wrong with the source,
+    FileExistsError if `destination` exists or appears during the conversion, and OSError for a full
+    disk; nothing is left behind.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose from {', '.join(DTYPES)}, or leave it out")
     if Path(destination).exists():
         raise FileExistsError(f"{destination} already exists: choose another path, or remove it")
     found = resolve(source, variant)
-    gathered = gather(found, tokenizer=tokenizer, variant=variant)
-    if adapter is not None:
-        gathered = add_adapter(gathered, resolve(adapter))
-    elif gathered.config.unet.grounding is None:
-        raise ValueError(
-            f"{source} is a plain Stable Diffusion checkpoint: it has no fusers and no position "
-            "net; use a GLIGEN checkpoint, or add GLIGEN's weights with --adapter"
-        )
-    config, tensors = companions.add_image_tower(
-        gathered.config, gathered.tensors, found, clip=clip, projection=projection, variant=variant
-    )
-    config, tensors = companions.add_first_conv(config, tensors, found, first_conv)
+    gathered = gather(found, tokenizer=tokenizer, variant=variant, vae=vae, prediction=prediction)
+    gathered = _complete(
+        gathered, found, adapter=adapter, clip=clip, projection=projection, first_conv=first_conv,
+        variant=variant,
+    )  # fmt: skip
+    config, tensors = gathered.config, gathered.tensors
     leaves = match(
         leaf_shapes(config),
         {
@@ -115,11 +117,34 @@ def convert(
     )
     _name_foreign(source, [*gathered.foreign, *foreign(tensors)])
     info = {"source": str(source), "format": found.kind, "version": __version__}
-    others = {"adapter": adapter, "clip": clip, "projection": projection, "first_conv": first_conv}
+    others = {
+        "adapter": adapter, "vae": vae, "clip": clip, "projection": projection,
+        "first_conv": first_conv,
+    }  # fmt: skip
     info |= {name: str(path) for name, path in others.items() if path is not None}
     arrays = read_arrays(leaves, tensors, dtype, progress)
     with naming_a_full_disk(Path(destination)):
         return write_model(destination, config, arrays, gathered.tokenizer.json, info)
+
+
+def _complete(
+    gathered: Gathered, found: Source, *, adapter: str | Path | None, **others: Any
+) -> Gathered:
+    """With the fusers, image encoder or first convolution that come from other files.
+
+    Raises ValueError for a model without fusers.
+    """
+    if adapter is not None:
+        gathered = add_adapter(gathered, resolve(adapter))
+    elif gathered.config.unet.grounding is None:
+        raise ValueError(
+            f"{found.path} is a plain Stable Diffusion checkpoint: it has no fusers and no "
+            "position net; use a GLIGEN checkpoint, or add GLIGEN's weights with --adapter"
+        )
+    first_conv = others.pop("first_conv")
+    config, tensors = companions.add_image_tower(gathered.config, gathered.tensors, found, **others)
+    config, tensors = companions.add_first_conv(config, tensors, found, first_conv)
+    return dataclasses.replace(gathered, config=config, tensors=tensors)
 
 
 def _name_foreign(source: str | Path, names: list[str]) -> None:
@@ -178,16 +203,25 @@ def _refuse_not_finite(located: list[Located], dtype: str | None) -> None:
 
 
 def gather(
-    source: Source, *, tokenizer: str | Path | None = None, variant: str | None = None
+    source: Source,
+    *,
+    tokenizer: str | Path | None = None,
+    variant: str | None = None,
+    vae: str | Path | None = None,
+    prediction: single_file.Prediction | None = None,
 ) -> Gathered:
-    """The config, tensors and tokenizer of a source in any format."""
+    """The config, tensors and tokenizer of a source in any format; the options as in `convert`."""
+    if prediction is not None and source.kind != "ldm":
+        raise ValueError(f"{source.path} says what its U-Net predicts: leave out --prediction")
+    autoencoder = None if vae is None else gather_autoencoder(vae)
     match source.kind:
         case "diffusers":
-            return _gather_diffusers(source.path, tokenizer, variant)
+            gathered = _gather_diffusers(source.path, tokenizer, variant)
         case "original":
-            return _gather_original(source.path, tokenizer)
+            gathered = _gather_original(source.path, tokenizer)
         case "ldm":
-            return _gather_ldm(source.path, tokenizer)
+            own = autoencoder and autoencoder[0]
+            gathered = _gather_ldm(source.path, tokenizer, prediction, own)
         case "adapter":
             raise ValueError(
                 f"{source.path} is a GLIGEN adapter (only fusers and position net): pass the "
@@ -195,6 +229,11 @@ def gather(
             )
         case "ours":
             raise ValueError(f"{source.path} is already a reground-jax model directory: load it")
+    if autoencoder is None:
+        return gathered
+    config, tensors = autoencoder
+    whole = configs.check_together(dataclasses.replace(gathered.config, vae=config))
+    return dataclasses.replace(gathered, config=whole, tensors=gathered.tensors | {"vae": tensors})
 
 
 def _gather_diffusers(folder: Path, tokenizer: str | Path | None, variant: str | None) -> Gathered:
@@ -223,15 +262,25 @@ def _gather_original(path: Path, tokenizer: str | Path | None) -> Gathered:
     return _with_tokenizer(config, tensors, tokenizer)
 
 
-def _gather_ldm(path: Path, tokenizer: str | Path | None) -> Gathered:
-    file = open_tensors(path)
-    config = single_file.from_single_file(file)
+def _gather_ldm(
+    path: Path,
+    tokenizer: str | Path | None,
+    prediction: single_file.Prediction | None,
+    vae: VAEConfig | None,
+) -> Gathered:
+    """vae: of the autoencoder that will replace the file's, if one will."""
+    file, heads = open_tensors(path), 8
+    if openclip.has_openclip(file):
+        file, heads = openclip.as_clip(file), None
+    config = single_file.from_single_file(file, heads, prediction=prediction, vae=vae)
     tensors: Tensors = {network: {} for network in config.networks}
     strangers, passed = [], []
+    prefixes = [*LDM_PREFIXES.items(), ("unet", OUTSIDE)]
     for name in file.keys():
-        for network, prefix in LDM_PREFIXES.items():
+        for network, prefix in prefixes:
             if name.startswith(prefix):
-                inner = rename(network, name.removeprefix(prefix), config)
+                inner = name if prefix == OUTSIDE else name.removeprefix(prefix)
+                inner = rename(network, inner, config)
                 tensors[network][normalize(network, inner)] = Located(file, name)
                 break
         else:
@@ -244,15 +293,24 @@ def _gather_ldm(path: Path, tokenizer: str | Path | None) -> Gathered:
             f"{path} has arrays that belong to no known part of Stable Diffusion "
             f"({len(strangers)}): {', '.join(strangers[:5])}"
         )
-    gathered = _with_tokenizer(config, tensors, tokenizer)
+    pad = openclip.PAD if heads is None else None
+    gathered = _with_tokenizer(config, tensors, tokenizer, pad)
     return dataclasses.replace(gathered, foreign=tuple(passed))
 
 
 def _with_tokenizer(
-    config: ModelConfig, tensors: Tensors, tokenizer: str | Path | None
+    config: ModelConfig,
+    tensors: Tensors,
+    tokenizer: str | Path | None,
+    pad: int | None = None,
 ) -> Gathered:
-    """Adds a matching tokenizer to a checkpoint without one; its padding and length apply."""
+    """Adds a matching tokenizer to a checkpoint without one; its padding and length apply.
+
+    pad: the token id for padding, whatever the tokenizer says.
+    """
     built = build_tokenizer(find_tokenizer(tokenizer or DEFAULT_TOKENIZER))
+    if pad is not None:
+        built = built._replace(config=dataclasses.replace(built.config, pad_token_id=pad))
     text, theirs = config.text_encoder, built.config
     ours = text.tokenizer
     if (ours.bos_token_id, ours.eos_token_id) != (theirs.bos_token_id, theirs.eos_token_id):
@@ -319,6 +377,10 @@ def add_adapter(base: Gathered, adapter: Source) -> Gathered:
     unet: UNetConfig = dataclasses.replace(base.config.unet, grounding="text")
     config = dataclasses.replace(base.config, unet=unet)
     file = open_tensors(adapter.path)
-    extra = {rename("unet", name, config): Located(file, name) for name in file.keys()}
+    prefix = adapter_prefix(file.keys()) or ""
+    extra = {
+        rename("unet", name.removeprefix(prefix), config): Located(file, name)
+        for name in file.keys()
+    }
     tensors = base.tensors | {"unet": base.tensors["unet"] | extra}
     return dataclasses.replace(base, config=config, tensors=tensors)

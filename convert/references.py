@@ -4,6 +4,7 @@ This uses diffusers' and transformers' own loaders and, for the original layouts
 single-file converters. Our key tables (`keys.py`, `ldm.py`) are not used, so errors in them show.
 """
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 
 from reground_jax.config import CLIPVisionConfig, ModelConfig, TextEncoderConfig, UNetConfig
 
+from . import openclip
+from .autoencoders import vae_folder, vae_prefix
 from .first_conv import WAY_OUT, find_first_conv
 from .image_towers import (
     PROJECT,
@@ -28,9 +31,10 @@ from .sources import (
     TensorFile,
     open_original,
     open_tensors,
-    pick_weights,
     resolve,
+    resolve_vae,
 )
+from .weight_files import pick_weights
 
 PARTS = {"unet": "model", "vae": "autoencoder", "text_encoder": "text_encoder"}  # parts of a pickle
 
@@ -59,6 +63,7 @@ def reference_networks(
     libraries: SimpleNamespace,
     *,
     adapter: str | Path | None = None,
+    vae: str | Path | None = None,
     clip: str | Path | None = None,
     projection: str | Path | None = None,
     first_conv: str | Path | None = None,
@@ -66,10 +71,10 @@ def reference_networks(
 ) -> dict[str, Any]:
     """PyTorch's networks of a source, by our network names.
 
-    ours: the config it was converted to, for what the file leaves open. adapter, clip, projection,
-    first_conv, variant: as passed to `convert`. A first convolution for steps without fusers is
-    `first_conv` of the U-Net. Raises ValueError for a source that is not a complete model or lacks
-    a tensor.
+    ours: the config it was converted to, for what the file leaves open. adapter, vae, clip,
+    projection, first_conv, variant: as passed to `convert`. A first convolution for steps without
+    fusers is `first_conv` of the U-Net. Raises ValueError for a source that is not a complete model
+    or lacks a tensor.
     """
     if found.kind == "diffusers":
         kind = ours.unet.grounding if adapter is None else None
@@ -83,6 +88,8 @@ def reference_networks(
         raise ValueError(
             f"{found.path} is of kind {found.kind!r}, which cannot be converted on its own"
         )
+    if vae is not None:
+        theirs["vae"] = _autoencoder(vae, ours, libraries)
     if ours.unet.first_conv:
         theirs["unet"].first_conv = _first_conv(first_conv, ours.unet, libraries.torch)
     if ours.image_encoder is not None:
@@ -117,6 +124,22 @@ def _variant(folder: Path, variant: str | None) -> dict[str, Any]:
     """The loaders must be told to use fp16; `convert` falls back to it by itself."""
     picked = pick_weights([entry.name for entry in folder.iterdir()], variant) or ""
     return {"variant": "fp16" if variant is None and ".fp16." in picked else variant}
+
+
+def _autoencoder(source: str | Path, ours: ModelConfig, libraries: SimpleNamespace) -> Any:
+    path = resolve_vae(source)
+    if path.is_dir():
+        folder = vae_folder(path)
+        options = _variant(folder, None)
+        return libraries.diffusers.AutoencoderKL.from_pretrained(folder, **options)
+    file = open_tensors(path)
+    prefix = vae_prefix(file)
+    state = {
+        LDM_PREFIXES["vae"] + name.removeprefix(prefix): _tensor(file, name, libraries.torch)
+        for name in file.keys()
+        if name.startswith(prefix)
+    }
+    return _ldm_vae(state, _original_config(*_ldm_params(ours)), libraries)
 
 
 def _image_encoder(
@@ -165,8 +188,10 @@ def _from_single_file(
     """The networks of an original pickle ("original") or a Stable Diffusion single file ("ldm").
 
     A single file does not contain its configuration, and neither kind has the number of text
-    encoder heads: these come from `ours`. Loading is strict, which checks every shape.
+    encoder heads: these come from `ours`. Loading is strict, which checks every shape. A file
+    without an autoencoder gives none.
     """
+    unet = LDM_PREFIXES["unet"]
     if kind == "original":
         parts, fields = open_original(path)
         state = {
@@ -177,15 +202,25 @@ def _from_single_file(
         config = _original_config(fields["model"]["params"], fields["autoencoder"]["params"])
     else:
         state = _tensors(open_tensors(path), libraries.torch)
+        state = {unet * name.startswith("position_net.") + name: state[name] for name in state}
         config = _original_config(*_ldm_params(ours))
     if adapter is not None:
-        fusers = _tensors(open_tensors(resolve(adapter).path), libraries.torch)
-        state |= {LDM_PREFIXES["unet"] + name: tensor for name, tensor in fusers.items()}
-    return {
+        fusers = _adapter(resolve(adapter).path, libraries.torch)
+        state |= {unet + name: tensor for name, tensor in fusers.items()}
+    networks = {
         "unet": _ldm_unet(state, config, ours.unet, libraries),
-        "vae": _ldm_vae(state, config, libraries),
         "text_encoder": _ldm_text_encoder(state, ours.text_encoder, libraries),
     }
+    if any(name.startswith(LDM_PREFIXES["vae"]) for name in state):
+        networks["vae"] = _ldm_vae(state, config, libraries)
+    return networks
+
+
+def _adapter(path: Path, torch: Any) -> State:
+    """By the names after whatever stands before all of them."""
+    tensors = _tensors(open_tensors(path), torch)
+    prefix = next(name for name in tensors if "position_net." in name).partition("position_net.")[0]
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _tensors(file: TensorFile, torch: Any) -> State:
@@ -212,7 +247,6 @@ def _ldm_params(ours: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         "model_channels": unet.block_channels[0],
         "channel_mult": [c // unet.block_channels[0] for c in unet.block_channels],
         "num_res_blocks": unet.layers_per_block[0],
-        "num_heads": unet.num_heads[0],
         "attention_resolutions": [2**i for i, there in enumerate(unet.down_attention) if there],
         "context_dim": unet.text_width,
     }, {
@@ -232,6 +266,10 @@ def _ldm_unet(
 ) -> Any:
     prefix = LDM_PREFIXES["unet"]
     fields = libraries.ldm.create_unet_diffusers_config_from_ldm(config, state)
+    # No shape tells the heads, which SD2.x has more of at every level; shapes tell linear layers.
+    fields["attention_head_dim"] = list(ours.num_heads)
+    projection = next(name for name in state if name.endswith(".proj_in.weight"))
+    fields["use_linear_projection"] = state[projection].ndim == 2
     # GLIGEN's YAML says 4, not counting a mask and a masked image, or what a map appends.
     fields["in_channels"] = state[f"{prefix}input_blocks.0.0.weight"].shape[1]
     if ours.grounding is not None:
@@ -258,21 +296,31 @@ def _ldm_text_encoder(state: State, ours: TextEncoderConfig, libraries: SimpleNa
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         max_position_embeddings=config.max_length,
-        hidden_act="quick_gelu",
+        hidden_act=config.activation,
         bos_token_id=tokens.bos_token_id,
         eos_token_id=tokens.eos_token_id,
         pad_token_id=tokens.pad_token_id,
     )
     encoder = transformers.CLIPTextModel(fields)
-    named = libraries.ldm.convert_ldm_clip_checkpoint(state)
-    if not hasattr(encoder, "text_model"):  # since transformers 5.6
-        named = {name.removeprefix("text_model."): tensor for name, tensor in named.items()}
+    if any(name.startswith(openclip.PREFIX) for name in state):
+        layers = [f"{openclip.PREFIX}transformer.resblocks.{i}." for i in range(config.num_layers)]
+        others = f"{openclip.PREFIX}transformer."
+        used = {n: state[n] for n in state if n.startswith((*layers,)) or others not in n}
+        named = libraries.ldm.convert_open_clip_checkpoint(encoder, used)
+    else:
+        start = LDM_PREFIXES["text_encoder"]  # and "transformer.", except in some files
+        bare = re.compile(rf"^{re.escape(start)}(?!transformer\.)")
+        named = libraries.ldm.convert_ldm_clip_checkpoint(
+            {bare.sub(f"{start}transformer.", name): state[name] for name in state}
+        )
+    prefix = "text_model." if hasattr(encoder, "text_model") else ""  # before transformers 5.6
+    named = {prefix + name.removeprefix("text_model."): named[name] for name in named}
     return _fill("text_encoder", encoder, named)
 
 
 def _add_adapter(base: Any, path: Path, libraries: SimpleNamespace) -> Any:
     """A diffusers U-Net with the fusers and position net of an adapter file."""
-    adapter = _tensors(open_tensors(path), libraries.torch)
+    adapter = _adapter(path, libraries.torch)
     fields = dict(base.config) | {"attention_type": "gated"}
     # The converter loops over the blocks that it counts, but an adapter does not have all of them.
     last = max(int(n.split(".")[1]) for n in adapter if n.startswith(("input_", "output_")))

@@ -1,4 +1,4 @@
-"""Infers the configs of a single-file Stable Diffusion 1.x, which has none, from its array shapes.
+"""Infers the configs of a single file of Stable Diffusion, which has none, from its array shapes.
 
 Also that of an original GLIGEN checkpoint's text encoder, which its config does not describe.
 """
@@ -6,6 +6,7 @@ Also that of an original GLIGEN checkpoint's text encoder, which its config does
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 from reground_jax.config import (
     CLIPTextConfig,
@@ -17,6 +18,7 @@ from reground_jax.config import (
     VAEConfig,
 )
 
+from . import openclip
 from .configs import check_in_channels, check_together
 from .ldm import LDM_PREFIXES
 from .rules import UnsupportedConfig, real, refused
@@ -33,23 +35,30 @@ SD1_NOISE = NoiseSchedule(  # and the timesteps of the original PLMS
     clip_sample=False,
     skip_prk_steps=True,
 )
+SD2_V_SIZE = 96  # side of the latents of the 768-pixel models
+V_PREDICTION = "v_pred"  # name of an empty array that marks a U-Net that predicts v
+# What to do without a network.
+ABSENT = {
+    "text_encoder": "use a checkpoint with its text encoder, or a diffusers folder",
+    "vae": "add one with --vae, such as stabilityai/sd-vae-ft-mse",
+}
 # Arrays that mark an unsupported kind of model.
 REFUSED = {
-    "v_pred": "is a v-prediction model, which is not supported as a single file: convert its "
-    "diffusers folder, whose scheduler config says so",
     "ztsnr": "was trained with zero terminal SNR (ztsnr), which is not supported: use another one",
     f"{LDM_PREFIXES['unet']}label_emb.": "has a U-Net with label_emb, like SDXL's, which is not "
-    "supported: use a Stable Diffusion 1.x checkpoint",
+    "supported: use a Stable Diffusion 1.x or 2.x checkpoint",
 }
 
+Prediction = Literal["epsilon", "v_prediction"]
 Shapes = Mapping[str, tuple[int, ...]]  # by array name
 
 
-def text_config(shapes: Shapes, unet_heads: int, prefix: str = "") -> TextEncoderConfig:
+def text_config(shapes: Shapes, unet_heads: int | None, prefix: str = "") -> TextEncoderConfig:
     """The text encoder's config and special tokens, from its array shapes.
 
     prefix: of all names of this part in the file. No shape tells the number of heads: ViT-L/14 has
-    12, and other widths are assumed to have as many as the U-Net.
+    12, and other widths are assumed to have as many as the U-Net. unet_heads: None for OpenCLIP's
+    transformer by CLIP's names (see `openclip.as_clip`), whose heads are 64 wide.
     """
     shapes = {key: shape for key, shape in shapes.items() if key.startswith(prefix)}
     (vocab_size, width), (max_length, _), (mlp_width, _) = (
@@ -61,11 +70,14 @@ def text_config(shapes: Shapes, unet_heads: int, prefix: str = "") -> TextEncode
         )
     )
     layers = {int(n) for key in shapes for n in re.findall(r"\.layers\.(\d+)\.", key)}
-    heads = VIT_L_HEADS if width == VIT_L_WIDTH else unet_heads
+    if unet_heads is None:
+        heads = max(width // openclip.HEAD_WIDTH, 1)
+    else:
+        heads = VIT_L_HEADS if width == VIT_L_WIDTH else unet_heads
     if width % heads:
         raise UnsupportedConfig(
             f"the text encoder's width {width} is not divisible by {heads} heads: it is not a CLIP "
-            "of Stable Diffusion 1.x"
+            "of Stable Diffusion"
         )
     is_clips = vocab_size == REAL_VOCABULARY
     bos, eos = (vocab_size - 2 if is_clips else 0), vocab_size - 1
@@ -76,10 +88,11 @@ def text_config(shapes: Shapes, unet_heads: int, prefix: str = "") -> TextEncode
         num_heads=heads,
         mlp_width=mlp_width,
         max_length=max_length,
-        activation="quick_gelu",
+        activation="gelu" if unet_heads is None else "quick_gelu",
         eos_token_id=eos,
     )
-    tokens = TokenizerConfig(max_length, bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
+    pad = openclip.PAD if unet_heads is None else eos
+    tokens = TokenizerConfig(max_length, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
     return TextEncoderConfig(text, tokens)
 
 
@@ -101,38 +114,78 @@ def _sizes(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
     return shape
 
 
-def from_single_file(arrays: TensorFile, num_heads: int = 8) -> ModelConfig:
-    """All configs of a Stable Diffusion 1.x single file (`model.diffusion_model.*`), from shapes.
+def from_single_file(
+    arrays: TensorFile,
+    num_heads: int | None = 8,
+    *,
+    prediction: Prediction | None = None,
+    vae: VAEConfig | None = None,
+) -> ModelConfig:
+    """All configs of a Stable Diffusion single file (`model.diffusion_model.*`), from its shapes.
 
-    Shapes do not tell `num_heads` (8 in every SD1.x) or the noise schedule (that of SD1.x). The
-    grounding is text if the file has fusers; the latent scale is read if the file has it. Raises
-    UnsupportedConfig for a file that is not SD1.x.
+    Shapes do not tell `num_heads` (8 in every SD1.x; None for SD2.x, whose heads are 64 wide), the
+    noise schedule (that of SD1.x), or what the U-Net predicts: `prediction`, by default what an
+    array named v_pred says, or else epsilon in SD1.x. The grounding is text if the file has fusers;
+    the latent scale is read if the file has it. vae: of another autoencoder than the file's. Raises
+    UnsupportedConfig for any other kind of file.
     """
     shapes = arrays.shapes()
     for start, what in REFUSED.items():
         if any(name.startswith(start) for name in shapes):
             raise UnsupportedConfig(f"{arrays.name} {what}")
     unet = _unet_from_shapes(shapes, LDM_PREFIXES["unet"], num_heads)
-    text = text_config(shapes, num_heads, f"{LDM_PREFIXES['text_encoder']}transformer.")
-    vae = _vae_from_shapes(shapes, LDM_PREFIXES["vae"])
-    if "scale_factor" in shapes:
-        vae = dataclasses.replace(vae, scaling_factor=_scale(arrays))
+    for network, way_out in ABSENT.items():
+        prefix = LDM_PREFIXES[network]
+        given = network == "vae" and vae is not None
+        if not given and not any(name.startswith(prefix) for name in shapes):
+            raise UnsupportedConfig(f"{arrays.name} has no {network} ({prefix}*): {way_out}")
+    predicts = _prediction(arrays, prediction, known=num_heads is not None)
+    if num_heads is None and predicts == "v_prediction":
+        unet = dataclasses.replace(unet, sample_size=SD2_V_SIZE)
+    if vae is None:
+        vae = with_scale(vae_from_shapes(shapes, LDM_PREFIXES["vae"]), arrays)
     return check_together(
-        ModelConfig(unet=unet, vae=vae, text_encoders=(text,), schedule=SD1_NOISE)
+        ModelConfig(
+            unet=unet,
+            vae=vae,
+            text_encoders=(text_config(shapes, num_heads, LDM_PREFIXES["text_encoder"]),),
+            schedule=dataclasses.replace(SD1_NOISE, prediction_type=predicts),
+        )
     )
 
 
-def _scale(arrays: TensorFile) -> float:
-    """The latent scale, which training with `scale_by_std` stores in the file."""
+def _prediction(arrays: TensorFile, given: Prediction | None, known: bool) -> Prediction:
+    """What the U-Net predicts. known: whether it is epsilon where neither file nor user say."""
+    if V_PREDICTION not in arrays:
+        if given is None and not known:
+            raise UnsupportedConfig(
+                f"{arrays.name} is a Stable Diffusion 2.x file, which does not say what its U-Net "
+                "predicts: pass --prediction epsilon for those of 512 pixels (2-base, 2-1-base), "
+                "or --prediction v_prediction for those of 768"
+            )
+        return given or "epsilon"
+    if given == "epsilon":
+        raise UnsupportedConfig(
+            f"{arrays.name} says that its U-Net predicts v (it has an array named {V_PREDICTION}): "
+            "leave out --prediction"
+        )
+    return "v_prediction"
+
+
+def with_scale(vae: VAEConfig, arrays: TensorFile) -> VAEConfig:
+    """The same with the latent scale in the file, where training with `scale_by_std` stores it."""
+    if "scale_factor" not in arrays:
+        return vae
     if arrays.shape("scale_factor") not in ((), (1,)):
         raise refused(arrays.name, "scale_factor", arrays.shape("scale_factor"), "one number")
     value = arrays.read("scale_factor").reshape(()).astype("float64").item()
     if not SCALE.accepts(value):
         raise refused(arrays.name, "scale_factor", value, SCALE.text)
-    return round(value, 6)  # a decimal number, stored as float32
+    # A decimal number, stored as float32.
+    return dataclasses.replace(vae, scaling_factor=round(value, 6))
 
 
-def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int) -> UNetConfig:
+def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int | None) -> UNetConfig:
     shapes = _inside(shapes, prefix)
     channels, layers, attention = [0], [0], [False]
     for index in range(1, len(shapes)):
@@ -149,7 +202,8 @@ def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int) -> UNetConfig
     ends = "input_blocks.0.0.weight", "out.2.weight"
     if not all(channels) or cross is None or any(end not in shapes for end in ends):
         raise UnsupportedConfig(
-            f"{prefix}* is not a Stable Diffusion 1.x U-Net; convert the model's diffusers folder"
+            f"{prefix}* is no U-Net of Stable Diffusion 1.x or 2.x; convert the model's diffusers "
+            "folder"
         )
     in_channels, out_channels = _sizes(shapes, ends[0], 4)[1], _sizes(shapes, ends[1], 4)[0]
     check_in_channels(f"{prefix}*", in_channels, out_channels)
@@ -158,7 +212,7 @@ def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int) -> UNetConfig
         out_channels=out_channels,
         block_channels=tuple(channels),
         layers_per_block=tuple(layers),
-        num_heads=(num_heads,) * len(channels),
+        num_heads=tuple(num_heads or max(c // openclip.HEAD_WIDTH, 1) for c in channels),
         down_attention=tuple(attention),
         up_attention=tuple(reversed(attention)),
         text_width=_sizes(shapes, cross, 2)[1],
@@ -167,7 +221,8 @@ def _unet_from_shapes(shapes: Shapes, prefix: str, num_heads: int) -> UNetConfig
     )
 
 
-def _vae_from_shapes(shapes: Shapes, prefix: str) -> VAEConfig:
+def vae_from_shapes(shapes: Shapes, prefix: str) -> VAEConfig:
+    """The autoencoder's config. prefix: of its names. Raises UnsupportedConfig."""
     shapes = _inside(shapes, prefix)
     channels: list[int] = []
     while (end := f"encoder.down.{len(channels)}.block.0.conv2.weight") in shapes:
@@ -178,7 +233,7 @@ def _vae_from_shapes(shapes: Shapes, prefix: str) -> VAEConfig:
     ends = "encoder.conv_in.weight", "post_quant_conv.weight"
     groups_fit = not any(width % VAE_GROUPS for width in channels)
     if not channels or not groups_fit or any(end not in shapes for end in ends):
-        raise UnsupportedConfig(f"{prefix}* is not a Stable Diffusion 1.x AutoencoderKL")
+        raise UnsupportedConfig(f"{prefix}* is not a Stable Diffusion AutoencoderKL")
     return VAEConfig(
         image_channels=_sizes(shapes, ends[0], 4)[1],
         latent_channels=_sizes(shapes, ends[1], 4)[0],

@@ -1,6 +1,6 @@
 """Sources of checkpoints: files, folders and the Hub behind one lazy interface."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +21,19 @@ from .pickles import load_torch, plain
 from .rules import read_json
 from .safetensors import read_header
 from .stored import StoredArray
+from .weight_files import (
+    clip_files,
+    hub_files,
+    only_weights,
+    pick_weights,
+    some,
+    vae_files,
+    weight_names,
+)
 
 Kind = Literal["ours", "diffusers", "original", "ldm", "adapter"]
 
-IMAGE_PARTS = ("image_encoder", "image_project")  # of models grounded by reference images
 ORIGINAL_PARTS = ("model", "text_encoder", "autoencoder", "diffusion")
-# A folder's weights, in order of preference: full precision before fp16, safetensors before
-# pickles, one file before shards.
-STEMS = {
-    "safetensors": ("diffusion_pytorch_model", "model"),
-    "bin": ("diffusion_pytorch_model", "pytorch_model"),
-}
 LONGEST_NAME = 256  # characters
 LARGEST_INDEX = 2**24  # bytes of the JSON that lists shards
 
@@ -134,8 +136,9 @@ def _open_file(path: Path) -> TensorFile:
 
 
 def _state_dict(content: Any, path: Path) -> TensorFile:
-    if isinstance(content, dict) and "state_dict" in content:
-        content = content["state_dict"]
+    for _ in range(2):  # some trainers save one in another
+        if isinstance(content, dict) and "state_dict" in content:
+            content = content["state_dict"]
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; a dict of arrays was expected")
     return TensorFile(content, str(path))
@@ -174,31 +177,9 @@ def open_folder(folder: str | Path, variant: str | None = None) -> TensorFile:
     if picked is None:
         raise ValueError(
             f"{folder} has no weights: looked for {', '.join(weight_names(variant))}; "
-            f"it has {_some(present)}"
+            f"it has {some(present)}"
         )
     return open_tensors(folder / picked)
-
-
-def pick_weights(names: Iterable[str], variant: str | None = None) -> str | None:
-    """The first of `weight_names(variant)` among the file names, or None."""
-    present = set(names)
-    return next((name for name in weight_names(variant) if name in present), None)
-
-
-def weight_names(variant: str | None = None) -> list[str]:
-    """File names that weights can have, best first.
-
-    A variant ("fp16") allows only that one; None prefers the plain files, and falls back to fp16.
-    """
-    names = []
-    for form in (variant,) if variant else (None, "fp16"):
-        dot = f".{form}" if form else ""
-        for ending, stems in STEMS.items():
-            names += [f"{stem}{dot}.{ending}" for stem in stems]
-            names += [f"{stem}.{ending}.index{dot}.json" for stem in stems]
-            if form:  # how older versions of diffusers named the index
-                names += [f"{stem}{dot}.{ending}.index.json" for stem in stems]
-    return names
 
 
 def open_original(path: str | Path) -> tuple[dict[str, TensorFile], dict[str, Any]]:
@@ -237,7 +218,7 @@ class Source:
     """A checkpoint on this machine, and its format.
 
     "ours": a model directory of this package. "diffusers": a folder of components. "original": the
-    original code's pickle. "ldm": one file of Stable Diffusion 1.x with CompVis's key names.
+    original code's pickle. "ldm": one file of Stable Diffusion with CompVis's key names.
     "adapter": only fusers and position net, under the original names.
     """
 
@@ -273,6 +254,15 @@ def resolve_clip(source: str | Path) -> Path:
     return _local_or_hub(source, "CLIP ", way_out, clip_files)
 
 
+def resolve_vae(source: str | Path) -> Path:
+    """The same for an autoencoder: a folder, a file, or else a Hub id."""
+    way_out = (
+        "pass a diffusers AutoencoderKL or model, a single file that has an autoencoder, or a Hub "
+        "id (stabilityai/sd-vae-ft-mse)"
+    )
+    return _local_or_hub(source, "autoencoder ", way_out, vae_files)
+
+
 def _local_or_hub(
     source: str | Path, what: str, way_out: str, files: Callable[[list[str]], list[str]]
 ) -> Path:
@@ -283,57 +273,6 @@ def _local_or_hub(
     if hub.parse(str(source)) is None:
         raise ValueError(f"{what}{source!s} does not exist; {way_out}")
     return hub.download(str(source), files)
-
-
-def clip_files(names: list[str]) -> list[str]:
-    """The files of a CLIP model: in a diffusers model's folders, or at the root of a repository."""
-    parts = [f"{part}/" for part in IMAGE_PARTS if f"{part}/config.json" in names] or [""]
-    found = [name for part in parts for name in _part_files(names, part)]
-    if not any(Path(name).name != "config.json" for name in found):
-        raise ValueError(f"it has no CLIP model: looked for {', '.join(weight_names())}")
-    return found
-
-
-def hub_files(names: list[str], variant: str | None = None) -> list[str]:
-    """The files of a repository that a conversion needs."""
-    if "unet/config.json" not in names:
-        return [_only_weights([name for name in names if "/" not in name])]
-    wanted = [name for name in names if name == "model_index.json"]
-    wanted += [name for name in names if name.split("/")[0] in ("scheduler", "tokenizer")]
-    images = IMAGE_PARTS if any(name.startswith("image_project/") for name in names) else ()
-    for part in ("unet", "vae", "text_encoder", *images):
-        wanted += _part_files(names, f"{part}/", variant)
-    return wanted
-
-
-def _part_files(names: list[str], folder: str, variant: str | None = None) -> list[str]:
-    """The config and the weights in a folder ("unet/", or "" for the root) of a repository."""
-    inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
-    chosen = [name for name in inside if name == "config.json"]
-    if picked := pick_weights(inside, variant):
-        chosen.append(picked)
-        if picked.endswith(".json"):  # an index: also its shards
-            ending = "safetensors" if ".safetensors." in picked else "bin"
-            chosen += [name for name in inside if "-of-" in name and name.endswith(ending)]
-    return [folder + name for name in chosen]
-
-
-def _only_weights(names: list[str]) -> str:
-    endings = (".safetensors", ".sft", ".bin", ".pth", ".ckpt")
-    weights = [name for name in names if name.lower().endswith(endings)]
-    if len(weights) != 1:
-        raise ValueError(
-            "neither a diffusers model (no unet/config.json) nor a single weight file, but "
-            f"{_some(weights) if weights else 'no weights at all'}; name the file itself"
-        )
-    return weights[0]
-
-
-def _some(names: Iterable[str], most: int = 20) -> str:
-    """The first names in sorted order, for a message."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return (", ".join(ordered[:most]) or "nothing") + more
 
 
 def detect(path: str | Path) -> Source:
@@ -352,17 +291,35 @@ def detect(path: str | Path) -> Source:
         keys = _state_dict(content, path).keys()
     else:
         keys = open_tensors(path).keys()
-    if keys and all(".fuser." in key or key.startswith("position_net.") for key in keys):
+    if adapter_prefix(keys) is not None:
         return Source("adapter", path)
     if any(key.startswith(LDM_PREFIXES["unet"]) for key in keys):
         return Source("ldm", path)
+    if any(key.startswith("input_blocks.0.0.") for key in keys):
+        raise ValueError(
+            f"{path} is a U-Net alone, without text encoder and autoencoder: use the whole "
+            "checkpoint (model.diffusion_model.*), or a diffusers folder"
+        )
     shown = ", ".join(keys[:3]) or "nothing"
     raise ValueError(
         f"{path} is not a known kind of checkpoint: it has {len(keys)} arrays ({shown}, ...); "
-        "supported are the original GLIGEN pickle, Stable Diffusion 1.x single files "
+        "supported are the original GLIGEN pickle, Stable Diffusion single files "
         "(model.diffusion_model.*), GLIGEN adapters (*.fuser.*, position_net.*) and folders of "
         "diffusers models"
     )
+
+
+def adapter_prefix(keys: Sequence[str]) -> str | None:
+    """What stands before every name in a file of only fusers and a position net, often nothing.
+
+    None for any other file.
+    """
+    first = next((key for key in keys if "position_net." in key), "")
+    prefix = first.partition("position_net.")[0]
+    inside = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+    whole = len(inside) == len(keys) > 0
+    only = all(".fuser." in name or name.startswith("position_net.") for name in inside)
+    return prefix if whole and only else None
 
 
 def _detect_folder(path: Path) -> Source:
@@ -385,6 +342,6 @@ def _detect_folder(path: Path) -> Source:
             )
         return Source("diffusers", path)
     try:
-        return detect(path / _only_weights([entry.name for entry in path.iterdir()]))
+        return detect(path / only_weights([entry.name for entry in path.iterdir()]))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -49,6 +49,13 @@ class StoredArray:
         strides = self.strides or contiguous_strides(self.shape)
         return replace(self, shape=self.shape[::-1], strides=strides[::-1])
 
+    def rows(self, which: int, parts: int) -> "StoredArray":
+        """One of so many equal parts along the first axis, which they divide."""
+        count = self.shape[0] // parts
+        strides = self.strides or contiguous_strides(self.shape)
+        offset = self.offset + which * count * strides[0] * self.dtype.itemsize
+        return replace(self, offset=offset, shape=(count, *self.shape[1:]))
+
     def read(self) -> np.ndarray:
         """The array, of `shape` and `dtype`, row-major, in its own memory.
 

@@ -36,6 +36,7 @@ def verify(
     destination: str | Path,
     *,
     adapter: str | Path | None = None,
+    vae: str | Path | None = None,
     clip: str | Path | None = None,
     projection: str | Path | None = None,
     first_conv: str | Path | None = None,
@@ -55,8 +56,8 @@ def verify(
     found = resolve(source, variant)
     model = read_model(destination)
     theirs = reference_networks(
-        found, model.config, libraries, adapter=adapter, clip=clip, projection=projection,
-        first_conv=first_conv, variant=variant,
+        found, model.config, libraries, adapter=adapter, vae=vae, clip=clip,
+        projection=projection, first_conv=first_conv, variant=variant,
     )  # fmt: skip
     checks = {
         "text_encoder": _text_error,

@@ -36,6 +36,15 @@ def add(commands) -> Parser:
         help="a file of GLIGEN's layers alone, to add to a base that has none",
     )  # fmt: skip
     parser.add_argument(
+        "--vae", metavar="FOLDER_OR_FILE",
+        help="another autoencoder than the source's, or one for a source that has none: a folder, "
+        "a file or a Hub id such as stabilityai/sd-vae-ft-mse",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prediction", choices=("epsilon", "v_prediction"),
+        help="what the U-Net of a single file predicts: Stable Diffusion 2.x files do not say",
+    )  # fmt: skip
+    parser.add_argument(
         "--tokenizer", metavar="FOLDER_OR_ID",
         help="for files that have none: a folder, a merges file (bpe_simple_vocab_16e6.txt.gz) or "
         "a Hub id (default: openai/clip-vit-large-patch14)",
@@ -85,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.source,
             destination,
             tokenizer=arguments.tokenizer,
+            prediction=arguments.prediction,
             dtype=arguments.dtype,
             progress=bar.show,
             **weights_of(arguments),
@@ -95,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def weights_of(arguments: argparse.Namespace) -> dict[str, str | None]:
     """Which weights a conversion, and its verification, read besides the source's."""
-    names = ("adapter", "clip", "projection", "first_conv", "variant")
+    names = ("adapter", "vae", "clip", "projection", "first_conv", "variant")
     return {name: getattr(arguments, name) for name in names}
 
 
