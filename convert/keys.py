@@ -100,6 +100,14 @@ class Leaf:
                 tensors = [t.reshape(t.shape[:2]).T for t in tensors]
         return np.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
 
+    def split(self, array: np.ndarray) -> list[np.ndarray]:
+        """Views of the parameter as its tensors: the inverse of `build`, but 1x1 is linear."""
+        count = len(self.sources)
+        tensors = np.split(array, count, axis=-1) if count > 1 else [array]
+        if not self.path.endswith("/kernel"):
+            return tensors
+        return [t.transpose((3, 2, 0, 1) if t.ndim == 4 else (1, 0)) for t in tensors]
+
 
 def torch_names(path: str) -> tuple[str, ...]:
     """The diffusers names for one of our paths, without the network's name."""

@@ -104,7 +104,7 @@ def vae_prefixes(config: VAEConfig) -> dict[str, str]:
     return table
 
 
-def diffusers_name(name: str, prefixes: dict[str, str]) -> str:
+def translated(name: str, prefixes: dict[str, str]) -> str:
     """`name` with its longest known prefix translated, or unchanged if no prefix is known."""
     head = name
     while "." in head:
@@ -114,10 +114,18 @@ def diffusers_name(name: str, prefixes: dict[str, str]) -> str:
     return name
 
 
+def original_name(network: str, name: str, config: ModelConfig) -> str:
+    """The inverse of `rename`: a diffusers name in the original layout, without network prefix."""
+    if network == "text_encoder":
+        return f"transformer.text_model.{name}"
+    table = unet_prefixes(config.unet) if network == "unet" else vae_prefixes(config.vae)
+    return translated(name, {theirs: ours for ours, theirs in table.items()})
+
+
 def rename(network: str, name: str, config: ModelConfig) -> str:
     """The diffusers name of a tensor in the original layout, given without its network prefix."""
     if network == "unet":
-        return diffusers_name(name, unet_prefixes(config.unet))
+        return translated(name, unet_prefixes(config.unet))
     if network == "vae":
-        return diffusers_name(name, vae_prefixes(config.vae))
+        return translated(name, vae_prefixes(config.vae))
     return name

@@ -4,13 +4,16 @@ Read here rather than by the safetensors package, whose NumPy API lacks bfloat16
 file into memory. Format: https://github.com/huggingface/safetensors#format
 """
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from reground_jax.basics.atomic import writing
 from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import named, shown
 
@@ -56,6 +59,23 @@ def read_header(path: str | Path) -> dict[str, StoredArray]:
             "copy or download it again"
         )
     return arrays
+
+
+def write(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a file, one array at a time. metadata: strings by name, kept in its header."""
+    kinds = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        kind, shape = kinds[array.dtype], list(array.shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # arrays are aligned
+    with writing(Path(path)) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(array.tobytes())
 
 
 def _header(path: Path, size: int) -> tuple[int, dict[str, Any]]:

@@ -27,6 +27,7 @@ from reground_jax.cli import (
     compile,
     convert,
     evaluate,
+    export,
     generate,
     info,
     map,
@@ -63,7 +64,8 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"reground-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in (
-        generate, compare, batch, batch_verify, map, convert, info, evaluate, compile, bench, train,
+        generate, compare, batch, batch_verify, map, convert, export, info, evaluate, compile,
+        bench, train,
     ):  # fmt: skip
         added = command.add(commands)
         added.set_defaults(run=command.run, parser=added)
