@@ -1,6 +1,13 @@
 """diffusers' schedulers: the class and options for each of our solvers, and scheduler files."""
 
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from unittest import mock
+
+import numpy as np
 import pytest
+import torch
 
 DIFFUSERS = {
     "plms": ("PNDMScheduler", {}),  # the same numbers for epsilon, leading spacing, 2 steps or more
@@ -8,7 +15,11 @@ DIFFUSERS = {
     "ddim": ("DDIMScheduler", {}),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
     "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
 }
 
 SD14 = {  # the scheduler file of CompVis/stable-diffusion-v1-4
@@ -58,6 +69,21 @@ FILES = {
         "skip_prk_steps": True,
         "clip_sample": False,
     },
+    "lcm": {  # far from its defaults, under which x_0 is scaled by 1 - 4e-6 and x weighs 7e-6
+        **SILENT,
+        "_class_name": "LCMScheduler",
+        "clip_sample": True,
+        "original_inference_steps": 60,
+        "timestep_scaling": 0.01,
+    },
+}
+# The last time step is pure noise, and the first one here.
+ZERO_SNR = {
+    **SD14,
+    "_class_name": "DDIMScheduler",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
 }
 
 
@@ -70,3 +96,14 @@ def scheduler_of(solver: str) -> tuple[str, dict]:
             "tests/test_solvers.py, as for plms"
         )
     return DIFFUSERS[solver]
+
+
+@contextlib.contextmanager
+def drawing(scheduler: object, noise: Iterable[np.ndarray]) -> Iterator[None]:
+    """Within, each draw of diffusers' `scheduler` is the next of `noise`."""
+    draws = iter(noise)
+    module = sys.modules[type(scheduler).__module__]
+    with mock.patch.object(
+        module, "randn_tensor", lambda *_, **__: torch.from_numpy(next(draws)), create=True
+    ):
+        yield

@@ -19,9 +19,9 @@ from reground_jax.networks.unet import UNet
 from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.sampling.guidance import guide
 from reground_jax.sampling.loop import Inputs
-from reground_jax.sampling.noise import ETA, initial_noise, step_noise
+from reground_jax.sampling.noise import FRESH, initial_noise, step_noise
 from reground_jax.sampling.solvers import SOLVERS
-from reground_jax.settings import NOISY_SOLVERS, SOLVER_NAMES, WIRINGS
+from reground_jax.settings import ETA_SOLVERS, SOLVER_NAMES, WIRINGS
 from tests.models import ONE_LEVEL, converted, tiny_model
 from tests.reference import SD2_SCHEDULER, SD14_SCHEDULER, nhwc, relative_error
 from tests.schedulers import scheduler_of
@@ -127,7 +127,7 @@ def test_decoded_images_equal_diffusers(pipe):
 )
 def test_the_compiled_loop_equals_a_plain_python_loop(pipe, solver):
     settings = Settings(solver=solver, num_steps=6, gamma=(0.34, 0.5, 0.16), guidance_scale=3.0)
-    eta = 0.6 if solver in NOISY_SOLVERS else 0.0
+    eta = 0.6 if solver in ETA_SOLVERS else 0.0
     seeds = np.array([5, 6], np.uint32)
     compiled = pipe(
         [CAT, DOG], seeds=[5, 6], solver=solver, num_steps=6, gamma=(0.34, 0.5, 0.16),
@@ -150,7 +150,7 @@ def test_the_compiled_loop_equals_a_plain_python_loop(pipe, solver):
         row = plan.row(evaluation)
         gate = gates[row.step] if row.step < 4 else None
         output = denoise(state.x * row.input_scale, prepared.at(evaluation), gate)
-        noise = step_noise(seeds, (8, 8, 4), ETA, row.step) if eta else None
+        noise = step_noise(seeds, (8, 8, 4), FRESH, row.step) if one.stochastic(eta) else None
         state = one.update(state, guide(output, 3.0, batch=2), row, noise)
     assert relative_error(compiled, state.x) < 1e-5
 

@@ -14,8 +14,8 @@ from reground_jax.config import NoiseSchedule
 from reground_jax.sampling import solvers
 from reground_jax.sampling.solvers import SOLVERS, Plan
 from reground_jax.sampling.solvers.adams_bashforth import ADAMS_BASHFORTH
-from reground_jax.settings import NOISY_SOLVERS, SOLVER_NAMES
-from tests.schedulers import FILES, SD14, SILENT, scheduler_of
+from reground_jax.settings import ETA_SOLVERS, SOLVER_NAMES
+from tests.schedulers import FILES, SD14, SILENT, drawing, scheduler_of
 
 # diffusers calls np.array on torch tensors, which NumPy 2 warns about. Not ours to change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -32,6 +32,11 @@ def schedule_of(file: dict) -> NoiseSchedule:
     """A scheduler file as converted, for the fields used here."""
     fields = {f.name for f in dataclasses.fields(NoiseSchedule)}
     return NoiseSchedule(**{k: v for k, v in file.items() if k in fields})
+
+
+def drawn(num_steps: int) -> np.ndarray:
+    """Noise for each step of a solver that adds some."""
+    return unit_noise(3, num_steps, *SHAPE)
 
 
 def denoiser(x: np.ndarray, t: float) -> np.ndarray:
@@ -55,11 +60,11 @@ def run_ours(
     x_T: np.ndarray,
     *,
     eta: float = 0.0,
-    noise: np.ndarray | None = None,
     plan: Plan | None = None,
 ) -> np.ndarray:
     solver = SOLVERS[name]
     plan = plan or solver.plan(schedule, num_steps, eta=eta)
+    noise = drawn(num_steps) if solver.stochastic(eta) else None
     state = solver.init(jnp.asarray(x_T), plan)
     for e in range(len(plan.timesteps)):
         row = plan.row(e)
@@ -83,18 +88,16 @@ def run_theirs(
     x_T: np.ndarray,
     *,
     eta: float = 0.0,
-    noise: np.ndarray | None = None,
 ) -> np.ndarray:
     scheduler = theirs_from(file, name)
     scheduler.set_timesteps(num_steps)
+    options = {"eta": eta} if eta else {}
     # Schedulers work element by element, so they take NHWC as well as NCHW.
     x = torch.from_numpy(x_T) * scheduler.init_noise_sigma
-    for i, t in enumerate(scheduler.timesteps):
-        output = torch.from_numpy(denoiser(scheduler.scale_model_input(x, t).numpy(), float(t)))
-        options = {}
-        if noise is not None:
-            options = {"eta": eta, "variance_noise": torch.from_numpy(noise[i])}
-        x = scheduler.step(output, t, x, **options).prev_sample
+    with drawing(scheduler, drawn(num_steps)):
+        for t in scheduler.timesteps:
+            output = torch.from_numpy(denoiser(scheduler.scale_model_input(x, t).numpy(), float(t)))
+            x = scheduler.step(output, t, x, **options).prev_sample
     return x.numpy()
 
 
@@ -122,7 +125,7 @@ def test_any_number_of_steps_equals_diffusers(name, file, num_steps):
     ours = run_ours(name, schedule_of(FILES[file]), num_steps, x_T)
     # Euler's only step under linspace starts at time 0, where 1 - alphas_cumprod = 8.5e-4 in
     # diffusers' float32 is off by up to 3.5e-5 of itself, so its square root by half of that.
-    only_time_0 = (name, num_steps) == ("euler", 1)
+    only_time_0 = num_steps == 1 and name in ("euler", "euler_ancestral")
     assert relative_error(ours, theirs) < (2e-5 if only_time_0 else TOLERANCE)
 
 
@@ -139,9 +142,9 @@ def test_the_unet_is_told_the_time_steps_that_diffusers_tells_it(name, file):
 @pytest.mark.parametrize("file", ["sd14", "sd2", "silent", "trailing"])
 @pytest.mark.parametrize("eta", [0.7, 1.0])  # 1.0 leaves no room for epsilon in the last step
 def test_ddim_with_noise_equals_diffusers_given_the_same_noise(file, eta):
-    x_T, noise = unit_noise(2, *SHAPE), unit_noise(3, 20, *SHAPE)
-    theirs = run_theirs("ddim", FILES[file], 20, x_T, eta=eta, noise=noise)
-    ours = run_ours("ddim", schedule_of(FILES[file]), 20, x_T, eta=eta, noise=noise)
+    x_T = unit_noise(2, *SHAPE)
+    theirs = run_theirs("ddim", FILES[file], 20, x_T, eta=eta)
+    ours = run_ours("ddim", schedule_of(FILES[file]), 20, x_T, eta=eta)
     assert relative_error(ours, theirs) < TOLERANCE
     without = run_ours("ddim", schedule_of(FILES[file]), 20, x_T)
     assert relative_error(ours, without) > 0.1  # the noise matters
@@ -206,7 +209,10 @@ def test_plms_under_trailing_spacing_goes_from_each_time_step_to_the_next():
 
 
 def test_the_state_stays_where_the_plan_says_it_is_while_epsilon_is_constant():
-    """A constant epsilon makes every order exact, so x_0 is recovered whatever the history."""
+    """A constant epsilon makes every order exact, so x_0 is recovered whatever the history.
+
+    Fresh noise is as much as is missing if none of it is added, which previews rely on.
+    """
     schedule = NoiseSchedule(set_alpha_to_one=True)
     x0, epsilon = unit_noise(6, *SHAPE), unit_noise(7, *SHAPE)
     for name, solver in SOLVERS.items():
@@ -220,7 +226,11 @@ def test_the_state_stays_where_the_plan_says_it_is_while_epsilon_is_constant():
             if row.first:  # the state is where the plan says it is
                 there = row.alpha * x0 + row.sigma * epsilon
                 np.testing.assert_allclose(state.x, there, atol=1e-5 * np.abs(there).max())
-            state = update(solver, state, epsilon, row, None)
+            state = update(solver, state, epsilon, row, np.zeros_like(x0))
+            if e + 1 < len(plan.timesteps):
+                sigma = plan.sigma[e + 1]
+                missing = sigma - np.sqrt(sigma**2 - row.fresh**2)
+                state = state._replace(x=state.x + missing * epsilon)
         # At time 999, rounding of x_0 is magnified by sigma / alpha = 15.
         np.testing.assert_allclose(state.x, x0, atol=2e-5 * np.abs(x0).max())
 
@@ -249,12 +259,13 @@ def test_a_compiled_loop_over_rows_equals_the_python_loop(name):
     solver = SOLVERS[name]
     plan = solver.plan(schedule_of(SD14), 6)
     x_T = jnp.asarray(unit_noise(8, *SHAPE))
+    noise = jnp.asarray(unit_noise(3, *SHAPE)) if solver.stochastic(0) else None
 
     def body(e, carry):
         plan, state = carry
         row = plan.row(e)
         output = jnp.tanh(state.x * row.input_scale + row.timesteps / 500 - 1)
-        return plan, solver.update(state, output, row, None)
+        return plan, solver.update(state, output, row, noise)
 
     @jax.jit
     def loop(plan, x_T, stop):
@@ -273,15 +284,30 @@ def test_a_compiled_loop_over_rows_equals_the_python_loop(name):
 def test_the_state_stays_float32_and_batch_first_under_a_bfloat16_network(name):
     plan = SOLVERS[name].plan(schedule_of(SD14), 3)
     state = SOLVERS[name].init(jnp.asarray(unit_noise(9, *SHAPE)), plan)
-    after = update(SOLVERS[name], state, jnp.ones(SHAPE, jnp.bfloat16), plan.row(0), None)
+    noise = unit_noise(3, *SHAPE)
+    after = update(SOLVERS[name], state, jnp.ones(SHAPE, jnp.bfloat16), plan.row(0), noise)
     for leaf in (*jax.tree.leaves(state), *jax.tree.leaves(after)):
         assert (leaf.shape, leaf.dtype) == (SHAPE, jnp.float32)
     assert jax.tree.structure(state) == jax.tree.structure(after)  # or no loop could carry it
 
 
-def test_the_settings_know_which_solvers_add_noise_and_none_does_at_eta_0():
-    assert tuple(n for n, s in SOLVERS.items() if s.stochastic(0.5)) == NOISY_SOLVERS
-    assert not any(s.stochastic(0.0) for s in SOLVERS.values())
+def test_solvers_add_noise_always_or_as_eta_says_or_never():
+    always = {name for name, solver in SOLVERS.items() if solver.stochastic(0.0)}
+    assert always == {"dpmpp_2m_sde", "euler_ancestral", "lcm"}
+    as_eta_says = {name for name, solver in SOLVERS.items() if solver.stochastic(0.5)} - always
+    assert as_eta_says == set(ETA_SOLVERS)
+    for name, solver in SOLVERS.items():
+        fresh = np.asarray(solver.plan(schedule_of(SD14), 5).fresh)
+        assert (fresh[:-1] > 0).all() == fresh.any() == (name in always) and fresh[-1] == 0
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "euler_ancestral", "lcm"])
+def test_noise_cannot_be_forgotten(name):
+    solver = SOLVERS[name]
+    plan = solver.plan(schedule_of(SD14), 5)
+    state = solver.init(jnp.zeros(SHAPE), plan)
+    with pytest.raises(TypeError, match="missing .*: 'noise'"):
+        solver.update(state, jnp.zeros(SHAPE), plan.row(0))
 
 
 def test_every_file_with_a_solver_is_named_in_the_settings():
@@ -290,9 +316,11 @@ def test_every_file_with_a_solver_is_named_in_the_settings():
     assert found == set(SOLVER_NAMES)
 
 
-@pytest.mark.parametrize("name", [n for n in SOLVERS if n not in NOISY_SOLVERS])
+@pytest.mark.parametrize("name", [n for n in SOLVERS if n not in ETA_SOLVERS])
 def test_eta_is_refused_by_deterministic_solvers(name):
-    with pytest.raises(ValueError, match="eta is 0.5, but this solver adds no noise: .* 'ddim'"):
+    with pytest.raises(
+        ValueError, match="eta is 0.5, but this solver does not take eta: .* 'ddim'"
+    ):
         SOLVERS[name].plan(schedule_of(SD14), 10, eta=0.5)
 
 
@@ -348,8 +376,8 @@ def test_the_tolerance_sees_an_averaged_epsilon_in_the_history():
     assert relative_error(run_ours("plms", schedule, 20, x_T, plan=wrong), right) > 100 * TOLERANCE
 
 
-# Karras levels depend on neither.
-@pytest.mark.parametrize("name", [n for n in SOLVERS if n != "dpmpp_2m_karras"])
+# Karras levels and those of LCM's distillation depend on neither.
+@pytest.mark.parametrize("name", [n for n in SOLVERS if n not in ("dpmpp_2m_karras", "lcm")])
 @pytest.mark.parametrize("change", [{"steps_offset": 0}, {"timestep_spacing": "trailing"}])
 def test_the_tolerance_sees_another_offset_or_spacing(name, change):
     schedule = dataclasses.replace(schedule_of(SD14), timestep_spacing="leading")
