@@ -144,7 +144,7 @@ class Session:
             if earlier.fresh:
                 noise = step_noise(self._seeds, x.shape[1:], FRESH, self.step - 1)
                 x = x - earlier.fresh * noise
-            # What was left of epsilon; at least 0, since DDIM may not quite go to the next time step.
+            # Of the epsilon that is left. DDIM may not quite go to the next time step: at least 0.
             sigma = np.sqrt(np.maximum(here.sigma**2 - earlier.fresh**2, 0))
             scale = here.alpha * earlier.sigma - earlier.alpha * sigma
             x = (earlier.sigma * x - sigma * self._before) / scale

@@ -15,7 +15,7 @@ from reground_jax.sampling import solvers
 from reground_jax.sampling.solvers import SOLVERS, Plan
 from reground_jax.sampling.solvers.adams_bashforth import ADAMS_BASHFORTH
 from reground_jax.settings import ETA_SOLVERS, SOLVER_NAMES
-from tests.schedulers import FILES, SD14, SILENT, drawing, scheduler_of
+from tests.schedulers import FILES, SD14, SILENT, ZERO_SNR, drawing, scheduler_of
 
 # diffusers calls np.array on torch tensors, which NumPy 2 warns about. Not ours to change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -148,6 +148,41 @@ def test_ddim_with_noise_equals_diffusers_given_the_same_noise(file, eta):
     assert relative_error(ours, theirs) < TOLERANCE
     without = run_ours("ddim", schedule_of(FILES[file]), 20, x_T)
     assert relative_error(ours, without) > 0.1  # the noise matters
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])  # leading misses the last time step
+@pytest.mark.parametrize("num_steps", [4, 20])
+@pytest.mark.parametrize("name", [n for n in COMPARED if n != "pndm"])
+def test_a_schedule_of_zero_terminal_snr_equals_diffusers(name, num_steps, spacing):
+    file, x_T = {**ZERO_SNR, "timestep_spacing": spacing}, unit_noise(12, *SHAPE)
+    schedule = schedule_of(file)
+    ours, theirs = run_ours(name, schedule, num_steps, x_T), run_theirs(name, file, num_steps, x_T)
+    # diffusers' Euler subtracts numbers of size 4096 in float32, which costs 2.5e-4 at size 1.
+    big = spacing == "trailing" and name.startswith("euler")
+    assert relative_error(ours, theirs) < (2e-4 if big else TOLERANCE)
+    other = run_ours(name, dataclasses.replace(schedule, rescale_betas_zero_snr=False), 20, x_T)
+    assert relative_error(other, run_ours(name, schedule, 20, x_T)) > 1e-3
+
+
+def test_euler_subtracts_no_large_numbers():
+    """Where the first step is from sigma = 4096 to 0: its outcome is x_0 = -v."""
+    schedule, x_T = schedule_of(ZERO_SNR), unit_noise(12, *SHAPE)
+    for name in ("euler", "euler_ancestral"):
+        v = denoiser(x_T, 999.0)
+        assert relative_error(run_ours(name, schedule, 1, x_T), x_T / 4096 - v) < 1e-5
+
+
+def test_solvers_that_would_divide_by_zero_refuse_pure_noise():
+    schedule = dataclasses.replace(schedule_of(ZERO_SNR), skip_prk_steps=True)
+    for name in ("plms", "pndm"):
+        with pytest.raises(ValueError, match="begin in pure noise .*: use solver='ddim'"):
+            SOLVERS[name].plan(schedule, 4)
+        SOLVERS[name].plan(dataclasses.replace(schedule, timestep_spacing="leading"), 4)
+
+
+def test_epsilon_says_nothing_about_the_image_where_there_is_only_noise():
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr needs prediction_type 'v_pred"):
+        NoiseSchedule(rescale_betas_zero_snr=True)
 
 
 def published_plms(schedule: NoiseSchedule, num_steps: int, x: np.ndarray) -> np.ndarray:
@@ -341,6 +376,12 @@ def test_pndm_refuses_a_schedule_that_wants_runge_kutta_steps():
 def test_a_number_of_steps_that_does_not_fit_is_refused(name, num_steps):
     with pytest.raises(ValueError, match="num_steps is .*: it must be from 1 to"):
         SOLVERS[name].plan(schedule_of(SD14), num_steps)
+
+
+def test_lcm_takes_no_more_steps_than_its_model_was_distilled_at():
+    with pytest.raises(ValueError, match="num_steps is 51: it must be from 1 to 50 with solver"):
+        SOLVERS["lcm"].plan(schedule_of(SD14), 51)
+    assert len(SOLVERS["lcm"].plan(schedule_of(FILES["lcm"]), 60).timesteps) == 60
 
 
 def test_an_offset_that_leaves_the_schedule_is_refused():

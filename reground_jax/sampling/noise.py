@@ -29,9 +29,9 @@ def step_noise(
     kind: int,
     step: int | Int[Array | np.ndarray, ""],
 ) -> Float32[Array, "B H W C"]:
-    """Unit normal noise for one `kind` (FRESH, INPAINT ...) and step: one `shape` (H, W, C) per seed.
+    """Unit normal noise for one `kind` (FRESH, INPAINT ...) and step.
 
-    Seeds and step may be traced.
+    One `shape` (H, W, C) per seed. Seeds and step may be traced.
     """
 
     def of_one_image(seed: UInt32[Array, ""]) -> Float32[Array, "H W C"]:

@@ -27,7 +27,8 @@ def given(value: T | None, default: T) -> T:
 def alphas_cumprod(schedule: NoiseSchedule) -> Float64[np.ndarray, "K"]:
     """Fraction of the image's variance left at each of the K training time steps, decreasing.
 
-    The last is 0 under `rescale_betas_zero_snr`, and above 0 otherwise. Raises ValueError for a beta schedule other than "linear" and "scaled_linear".
+    The last is 0 under `rescale_betas_zero_snr`, and above 0 otherwise. Raises ValueError for a
+    beta schedule other than "linear" and "scaled_linear".
     """
     start, end, count = schedule.beta_start, schedule.beta_end, schedule.num_train_steps
     if schedule.beta_schedule == "linear":

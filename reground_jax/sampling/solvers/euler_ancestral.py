@@ -1,6 +1,7 @@
-"""Euler's method with as much fresh noise as DDPM, as in diffusers' EulerAncestralDiscreteScheduler.
+"""Euler's method with as much fresh noise as DDPM adds.
 
-A step from sigma goes down to sigma'^2 / sigma by Euler's method and up to sigma' by noise.
+As in diffusers' EulerAncestralDiscreteScheduler. A step from sigma goes down to sigma'^2 / sigma by
+Euler's method, and up to sigma' by noise.
 """
 
 from functools import partial

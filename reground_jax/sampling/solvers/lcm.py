@@ -64,9 +64,9 @@ def distilled_timesteps(num_steps: int, distilled: int, num_train_steps: int) ->
     """
     if not 1 <= num_steps <= distilled:
         raise ValueError(
-            f"num_steps is {num_steps}: it must be from 1 to {distilled} with solver 'lcm', because "
-            f"such a model is distilled at {distilled} time steps (original_inference_steps); 4 to "
-            "8 are usual"
+            f"num_steps is {num_steps}: it must be from 1 to {distilled} with solver 'lcm', whose "
+            f"models are distilled at {distilled} time steps (original_inference_steps); 4 to 8 "
+            "are usual"
         )
     known = np.arange(distilled, 0, -1) * (num_train_steps // distilled) - 1
     return known[np.floor(np.linspace(0, distilled, num_steps, endpoint=False)).astype(int)]

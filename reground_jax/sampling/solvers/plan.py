@@ -68,7 +68,7 @@ class Solver:
     rows(schedule, num_steps) -> Plan               on the host; ValueError if not supported
     init(x_T, plan) -> State                        x_T: [B,H,W,C] float32, unit normal
     update(state, output, row, noise=None) -> State output: [B,H,W,C] guided epsilon or v
-    takes_eta   `rows` takes a keyword `eta`, and `update` needs unit normal `noise` if it is above 0
+    takes_eta   `rows` takes a keyword `eta`; if it is above 0, `update` needs unit normal `noise`
     adds_noise  `update` always needs it
     """
 
