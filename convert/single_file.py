@@ -37,7 +37,8 @@ SD1_NOISE = NoiseSchedule(  # and the timesteps of the original PLMS
 REFUSED = {
     "v_pred": "is a v-prediction model, which is not supported as a single file: convert its "
     "diffusers folder, whose scheduler config says so",
-    "ztsnr": "was trained with zero terminal SNR (ztsnr), which is not supported: use another one",
+    "ztsnr": "was trained with zero terminal SNR (ztsnr), which is not supported as a single file: "
+    "convert its diffusers folder, whose scheduler config says so",
     f"{LDM_PREFIXES['unet']}label_emb.": "has a U-Net with label_emb, like SDXL's, which is not "
     "supported: use a Stable Diffusion 1.x checkpoint",
 }
