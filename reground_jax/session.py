@@ -147,7 +147,7 @@ class Session:
             # Of the epsilon that is left. DDIM may not quite go to the next time step: at least 0.
             sigma = np.sqrt(np.maximum(here.sigma**2 - earlier.fresh**2, 0))
             scale = here.alpha * earlier.sigma - earlier.alpha * sigma
-            x = (earlier.sigma * x - sigma * self._before) / scale
+            x = (x * earlier.sigma - self._before * sigma) / scale
         return self.decode(self._with_known(x))
 
     def cancel(self) -> None:

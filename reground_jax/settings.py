@@ -68,7 +68,8 @@ class Settings:
     guidance_interval  guidance only in the steps from int(start * n) up to int(stop * n); other
                     steps cost half as much. Approximate unless it is (0, 1) (arXiv 2404.07724);
                     must contain at least one step
-    solver          one of SOLVER_NAMES
+    solver          one of SOLVER_NAMES. "lcm" is for models distilled for it: 4 to 8 steps, and
+                    guidance_scale 1 to 2
     eta             noise of DDIM, 0..1; 0 for every other solver
     height, width   of the image in pixels, multiples of 8 up to 8192; None takes the model's own
     dtype           compute dtype, one of DTYPES; jnp.bfloat16 and NumPy dtypes are accepted.

@@ -1,6 +1,6 @@
-"""DPM-Solver++ (2M) for the SDE (Lu et al. 2022, arXiv 2211.01095, appendix B): with fresh noise.
+"""SDE-DPM-Solver++ (2M) of Lu et al. 2022 (arXiv 2211.01095): dpmpp_2m with fresh noise.
 
-As in diffusers' DPMSolverMultistepScheduler with algorithm_type "sde-dpmsolver++".
+As in diffusers' DPMSolverMultistepScheduler with algorithm_type "sde-dpmsolver++", midpoint form.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Euler's method on dx/dsigma = epsilon (Karras et al. 2022, arXiv 2206.00364, eq. 4 with s = 1).
+"""Euler's method on dx/dsigma = epsilon (Karras et al. 2022, arXiv 2206.00364, eq. 1).
 
 As in diffusers' EulerDiscreteScheduler with its defaults. The state is x_0 + sigma * noise, so it
 starts large, and the U-Net sees it scaled to variance 1. `euler_ancestral` goes down to the

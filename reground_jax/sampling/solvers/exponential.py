@@ -5,7 +5,7 @@ With l = log(alpha / sigma) and h = l' - l, a step from (alpha, sigma) to (alpha
     x' = sigma'/sigma x + alpha' (1 - exp(-h)) D,   D = x_0 + h/(2 h_previous) (x_0 - previous x_0)
 
 (Lu et al. 2022, arXiv 2211.01095, algorithm 2). The first step has no history, and the last ends
-at noise 0, where h is infinite: in both, D = x_0. With fresh noise (appendix B):
+at noise 0, where h is infinite: in both, D = x_0. For the SDE, with fresh noise, it is
 
     x' = sigma'/sigma exp(-h) x + alpha' (1 - exp(-2h)) D + sigma' sqrt(1 - exp(-2h)) noise.
 
