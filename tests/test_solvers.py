@@ -3,19 +3,31 @@
 import dataclasses
 from pathlib import Path
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from reground_jax.config import NoiseSchedule
 from reground_jax.sampling import solvers
-from reground_jax.sampling.solvers import SOLVERS, Plan
+from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.sampling.solvers.adams_bashforth import ADAMS_BASHFORTH
 from reground_jax.settings import ETA_SOLVERS, SOLVER_NAMES
-from tests.schedulers import FILES, SD14, SILENT, ZERO_SNR, drawing, scheduler_of
+from tests.schedulers import (
+    FILES,
+    SD14,
+    SHAPE,
+    SILENT,
+    ZERO_SNR,
+    denoiser,
+    relative_error,
+    run_ours,
+    run_theirs,
+    schedule_of,
+    theirs_from,
+    unit_noise,
+    update,
+)
 
 # diffusers calls np.array on torch tensors, which NumPy 2 warns about. Not ours to change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -25,85 +37,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 TOLERANCE = 1e-5
 
 COMPARED = [name for name in SOLVER_NAMES if name != "plms"]  # which has its own test below
-SHAPE = (2, 3, 5, 4)  # B, H, W, C: small, all different
-
-
-def schedule_of(file: dict) -> NoiseSchedule:
-    """A scheduler file as converted, for the fields used here."""
-    fields = {f.name for f in dataclasses.fields(NoiseSchedule)}
-    return NoiseSchedule(**{k: v for k, v in file.items() if k in fields})
-
-
-def drawn(num_steps: int) -> np.ndarray:
-    """Noise for each step of a solver that adds some."""
-    return unit_noise(3, num_steps, *SHAPE)
-
-
-def denoiser(x: np.ndarray, t: float) -> np.ndarray:
-    """A stand-in for the U-Net: nonlinear in x, mixes channels and depends on t."""
-    x = x.astype(np.float32)
-    mixed = 0.8 * x + 0.3 * np.roll(x, 1, axis=-1)
-    return np.tanh(mixed + t / 500 - 1) * np.float32(0.6 + 0.4 * t / 1000)
-
-
-def unit_noise(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-update = jax.jit(lambda solver, *args: solver.update(*args), static_argnums=0)
-
-
-def run_ours(
-    name: str,
-    schedule: NoiseSchedule,
-    num_steps: int,
-    x_T: np.ndarray,
-    *,
-    eta: float = 0.0,
-    plan: Plan | None = None,
-) -> np.ndarray:
-    solver = SOLVERS[name]
-    plan = plan or solver.plan(schedule, num_steps, eta=eta)
-    noise = drawn(num_steps) if solver.stochastic(eta) else None
-    state = solver.init(jnp.asarray(x_T), plan)
-    for e in range(len(plan.timesteps)):
-        row = plan.row(e)
-        output = denoiser(np.asarray(state.x * row.input_scale), float(row.timesteps))
-        step_noise = None if noise is None else noise[int(row.step)]
-        state = update(solver, state, output, row, step_noise)
-    return np.asarray(state.x)
-
-
-def theirs_from(file: dict, name: str):
-    """diffusers' scheduler for a solver name, from a file, through the class that it names."""
-    kind, options = scheduler_of(name)
-    of_file = getattr(diffusers, file["_class_name"]).from_config(file)
-    return getattr(diffusers, kind).from_config(of_file.config, **options)
-
-
-def run_theirs(
-    name: str,
-    file: dict,
-    num_steps: int,
-    x_T: np.ndarray,
-    *,
-    eta: float = 0.0,
-) -> np.ndarray:
-    scheduler = theirs_from(file, name)
-    scheduler.set_timesteps(num_steps)
-    options = {"eta": eta} if eta else {}
-    # Schedulers work element by element, so they take NHWC as well as NCHW.
-    x = torch.from_numpy(x_T) * scheduler.init_noise_sigma
-    with drawing(scheduler, drawn(num_steps)):
-        for t in scheduler.timesteps:
-            output = torch.from_numpy(denoiser(scheduler.scale_model_input(x, t).numpy(), float(t)))
-            x = scheduler.step(output, t, x, **options).prev_sample
-    return x.numpy()
-
-
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert np.isfinite(theirs).all()
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("file", FILES)

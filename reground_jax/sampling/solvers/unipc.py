@@ -1,8 +1,8 @@
 """UniPC of order 2 (Zhao et al. 2023, arXiv 2302.04867) with B(h) = exp(h) - 1, for x_0.
 
 As in diffusers' UniPCMultistepScheduler with its defaults. Its predictor is DPM-Solver++ (2M). Once
-the U-Net has seen where a step led, the corrector (UniC, theorem 3.1) repeats that step with one more
-x_0, at no further evaluation, and the next step starts from there.
+the U-Net has seen where a step led, the corrector (UniC, theorem 3.1) repeats that step with one
+more x_0, at no further evaluation, and the next step starts from there.
 """
 
 import numpy as np
