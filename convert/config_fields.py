@@ -184,21 +184,23 @@ CLIP_PARTS = dict.fromkeys(
 )
 CLIP_MODEL_IGNORED = CLIP_IGNORED | CLIP_PARTS | {"logit_scale_init_value": "for training"}
 
-# The default beta_start and beta_end of each class; the default schedule is always "linear".
+# The default beta_start, beta_end and beta_schedule of each class.
+LINEAR, STABLE = (0.0001, 0.02, "linear"), (0.00085, 0.012, "linear")
 SCHEDULER_BETAS = {
-    "PNDMScheduler": (0.0001, 0.02),
-    "DDIMScheduler": (0.0001, 0.02),
-    "DDPMScheduler": (0.0001, 0.02),
-    "DEISMultistepScheduler": (0.0001, 0.02),
-    "DPMSolverMultistepScheduler": (0.0001, 0.02),
-    "DPMSolverSinglestepScheduler": (0.0001, 0.02),
-    "EulerAncestralDiscreteScheduler": (0.0001, 0.02),
-    "EulerDiscreteScheduler": (0.0001, 0.02),
-    "HeunDiscreteScheduler": (0.00085, 0.012),
-    "KDPM2AncestralDiscreteScheduler": (0.00085, 0.012),
-    "KDPM2DiscreteScheduler": (0.00085, 0.012),
-    "LMSDiscreteScheduler": (0.0001, 0.02),
-    "UniPCMultistepScheduler": (0.0001, 0.02),
+    "PNDMScheduler": LINEAR,
+    "DDIMScheduler": LINEAR,
+    "DDPMScheduler": LINEAR,
+    "DEISMultistepScheduler": LINEAR,
+    "DPMSolverMultistepScheduler": LINEAR,
+    "DPMSolverSinglestepScheduler": LINEAR,
+    "EulerAncestralDiscreteScheduler": LINEAR,
+    "EulerDiscreteScheduler": LINEAR,
+    "HeunDiscreteScheduler": STABLE,
+    "KDPM2AncestralDiscreteScheduler": STABLE,
+    "KDPM2DiscreteScheduler": STABLE,
+    "LCMScheduler": (0.00085, 0.012, "scaled_linear"),
+    "LMSDiscreteScheduler": LINEAR,
+    "UniPCMultistepScheduler": LINEAR,
 }
 SCHEDULER_TRANSLATED = {
     "num_train_timesteps": whole(1, 10**4),
@@ -213,17 +215,19 @@ SCHEDULER_TRANSLATED = {
     "clip_sample": FLAG,
     "clip_sample_range": real(1e-6, 1e6),
     "skip_prk_steps": FLAG,
+    "rescale_betas_zero_snr": FLAG,
+    "original_inference_steps": whole(1, 10**4),
+    "timestep_scaling": real(1e-6, 1e6),
 }
 SCHEDULER_NEUTRAL = {
     "trained_betas": (None,),
     "thresholding": (False,),
-    "rescale_betas_zero_snr": (False,),
     "use_flow_sigmas": (False,),
     "use_dynamic_shifting": (False,),
     "timestep_type": ("discrete",),
     "timestep_values": (None,),  # from diffusers before 0.4
 }
-SOLVER = "belongs to a solver that is not one of ours, or has no effect on ours"
+LAST = "the last step of ours ends at noise 0, so it must be of first order"
 SCHEDULER_IGNORED = {
     "dynamic_thresholding_ratio": "no thresholding",
     "sample_max_value": "no thresholding",
@@ -232,18 +236,21 @@ SCHEDULER_IGNORED = {
     "shift_terminal": "no flow matching",
     "variance_type": "the model's output is never a variance",
     "tensor_format": "from diffusers before 0.4, which also supported NumPy arrays",
-} | dict.fromkeys(
-    "disable_corrector euler_at_final lower_order_final predict_x0 solver_p".split(), SOLVER
-)
+    "euler_at_final": LAST,
+    "lower_order_final": LAST,
+}
 # Options that our solvers fix, and their values; any other value is ignored with a warning. Values
 # of other classes that mean the same to diffusers' `from_config` are listed, too.
 SCHEDULER_OURS = {
     "algorithm_type": ("dpmsolver++", "deis"),
     "solver_order": (2,),
-    "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+    "solver_type": ("midpoint", "logrho", "bh2"),
+    "solver_p": (None,),
+    "predict_x0": (True,),
+    "disable_corrector": ([], None),
     "final_sigmas_type": ("zero",),
     "interpolation_type": ("linear",),
-    # -5.1 is beyond Stable Diffusion's noisiest step, so it clips nothing.
+    # -5.1 is beyond Stable Diffusion's noisiest step, so it clips nothing, without zero SNR.
     "lambda_min_clipped": (-math.inf, -5.1),
     "sigma_min": (None,),
     "sigma_max": (None,),
@@ -251,4 +258,14 @@ SCHEDULER_OURS = {
     "use_exponential_sigmas": (False, None),
     "use_karras_sigmas": (False, None),
     "use_lu_lambdas": (False, None),
+}
+# The solver that is a class of diffusers' with its own defaults.
+SCHEDULER_SOLVERS = {
+    "PNDMScheduler": "pndm",
+    "DDIMScheduler": "ddim",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "EulerDiscreteScheduler": "euler",
+    "LCMScheduler": "lcm",
+    "UniPCMultistepScheduler": "unipc",
 }

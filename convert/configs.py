@@ -9,6 +9,7 @@ schedulers, and of transformers' CLIPTextConfig, CLIPVisionConfig and CLIPConfig
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -272,7 +273,7 @@ def noise_schedule(fields: Mapping[str, Any]) -> NoiseSchedule:
     The solver that the file names does not matter, since the caller chooses one; but betas that the
     file leaves out get the defaults of its class. Timestep settings that it leaves out stay None,
     since each solver has its own defaults, as with diffusers' `from_config`. Warns about solver
-    options that are ignored.
+    options that are ignored, and about LCM, without whose solver such a model draws nothing good.
     """
     where = "scheduler config"
     given = check_fields(
@@ -284,36 +285,65 @@ def noise_schedule(fields: Mapping[str, Any]) -> NoiseSchedule:
     )
     _check_class(where, fields, tuple(known.SCHEDULER_BETAS))
     _warn_of_choices(fields)
-    beta_start, beta_end = known.SCHEDULER_BETAS[fields.get("_class_name") or "PNDMScheduler"]
+    name = fields.get("_class_name") or "PNDMScheduler"
+    beta_start, beta_end, beta_schedule = known.SCHEDULER_BETAS[name]
+    prediction, zero_snr = given.get("prediction_type"), given.get("rescale_betas_zero_snr", False)
+    if zero_snr and prediction != "v_prediction":
+        raise refused(
+            where, "prediction_type", prediction, "'v_prediction', because rescale_betas_zero_snr "
+            "is true: where there is only noise, epsilon says nothing about the image",
+        )  # fmt: skip
     return NoiseSchedule(
         num_train_steps=given.get("num_train_timesteps", 1000),
         beta_start=given.get("beta_start", beta_start),
         beta_end=given.get("beta_end", beta_end),
-        beta_schedule=given.get("beta_schedule", "linear"),
-        prediction_type=given.get("prediction_type", "epsilon"),
+        beta_schedule=given.get("beta_schedule", beta_schedule),
+        prediction_type=prediction or "epsilon",
         timestep_spacing=given.get("timestep_spacing"),
         steps_offset=given.get("steps_offset"),
         set_alpha_to_one=given.get("set_alpha_to_one"),
         clip_sample=given.get("clip_sample"),
         clip_sample_range=given.get("clip_sample_range"),
         skip_prk_steps=given.get("skip_prk_steps"),
+        rescale_betas_zero_snr=zero_snr,
+        original_inference_steps=given.get("original_inference_steps"),
+        timestep_scaling=given.get("timestep_scaling"),
     )
 
 
 def _warn_of_choices(fields: Mapping[str, Any]) -> None:
-    """Warns about solver options in the file that differ from ours."""
+    """Warns about solver options in the file that differ from ours, and names the solver to use."""
+    ours = dict(known.SCHEDULER_OURS)
+    if fields.get("rescale_betas_zero_snr"):
+        ours["lambda_min_clipped"] = (-math.inf,)
     others = [
-        f"{field} {shown(fields[field])} (here {ours[0]!r})"
-        for field, ours in known.SCHEDULER_OURS.items()
-        if field in fields and fields[field] not in ours
+        f"{field} {shown(fields[field])} (here {values[0]!r})"
+        for field, values in ours.items()
+        if field in fields and fields[field] not in values
     ]
+    nearest = _nearest_solver(fields)
     if others:
-        karras = " (dpmpp_2m_karras has Karras sigmas)" if fields.get("use_karras_sigmas") else ""
+        advice = f"; {nearest} comes nearest" if nearest else ""
         warnings.warn(
             f"scheduler config: ignoring {', '.join(others)}, since these options follow from the "
-            f"solver: choose one with --solver{karras}",
+            f"solver: choose one with --solver{advice}",
             stacklevel=3,
         )
+    elif nearest == "lcm":
+        warnings.warn(
+            "scheduler config: a LCMScheduler is for models distilled to draw in a few steps: use "
+            "--solver lcm --steps 4 to 8 --guidance-scale 1 to 2",
+            stacklevel=3,
+        )
+
+
+def _nearest_solver(fields: Mapping[str, Any]) -> str | None:
+    """The solver that does what the file chooses, or most of it."""
+    if fields.get("algorithm_type") in ("sde-dpmsolver++", "sde-dpmsolver"):
+        return "dpmpp_2m_sde"
+    if fields.get("use_karras_sigmas"):
+        return "dpmpp_2m_karras"
+    return known.SCHEDULER_SOLVERS.get(fields.get("_class_name", ""))
 
 
 def _check_class(where: str, fields: Mapping[str, Any], supported: tuple[str, ...]) -> None:

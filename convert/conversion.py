@@ -48,7 +48,7 @@ DTYPES = {
 # In every single file: the noise schedule's tables and the EMA weights.
 LDM_IGNORED = (
     "alphas_cumprod", "betas", "log_one_minus", "model_ema.", "posterior_", "scale_factor", "sqrt_",
-    single_file.V_PREDICTION,
+    single_file.V_PREDICTION, single_file.ZERO_SNR,
 )  # fmt: skip
 # In some: loss weights, another codebase's noise table, textual-inversion embeddings in the
 # original code's format, and a safety checker.

@@ -33,7 +33,7 @@ PIPELINES = {
 }
 TIMESTEPS = (  # which every solver of GLIGEN's code works out by itself
     "timestep_spacing", "steps_offset", "set_alpha_to_one", "clip_sample", "clip_sample_range",
-    "skip_prk_steps",
+    "skip_prk_steps", "original_inference_steps", "timestep_scaling",
 )  # fmt: skip
 ORIGINAL = "ldm.modules.diffusionmodules"
 

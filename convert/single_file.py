@@ -36,7 +36,8 @@ SD1_NOISE = NoiseSchedule(  # and the timesteps of the original PLMS
     skip_prk_steps=True,
 )
 SD2_V_SIZE = 96  # side of the latents of the 768-pixel models
-V_PREDICTION = "v_pred"  # name of an empty array that marks a U-Net that predicts v
+# Names of empty arrays that mark a U-Net that predicts v, and one trained from pure noise on.
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 # What to do without a network.
 ABSENT = {
     "text_encoder": "use a checkpoint with its text encoder, or a diffusers folder",
@@ -44,7 +45,6 @@ ABSENT = {
 }
 # Arrays that mark an unsupported kind of model.
 REFUSED = {
-    "ztsnr": "was trained with zero terminal SNR (ztsnr), which is not supported: use another one",
     f"{LDM_PREFIXES['unet']}label_emb.": "has a U-Net with label_emb, like SDXL's, which is not "
     "supported: use a Stable Diffusion 1.x or 2.x checkpoint",
 }
@@ -149,9 +149,22 @@ def from_single_file(
             unet=unet,
             vae=vae,
             text_encoders=(text_config(shapes, num_heads, LDM_PREFIXES["text_encoder"]),),
-            schedule=dataclasses.replace(SD1_NOISE, prediction_type=predicts),
+            schedule=_schedule(arrays, predicts),
         )
     )
+
+
+def _schedule(arrays: TensorFile, predicts: Prediction) -> NoiseSchedule:
+    """That of SD1.x; begun at pure noise if the file is marked as trained so."""
+    schedule = dataclasses.replace(SD1_NOISE, prediction_type=predicts)
+    if ZERO_SNR not in arrays:
+        return schedule
+    if predicts == "epsilon":
+        raise UnsupportedConfig(
+            f"{arrays.name} was trained with zero terminal SNR (it has an array named {ZERO_SNR}), "
+            "so its U-Net cannot predict epsilon: pass --prediction v_prediction"
+        )
+    return dataclasses.replace(schedule, rescale_betas_zero_snr=True, timestep_spacing="trailing")
 
 
 def _prediction(arrays: TensorFile, given: Prediction | None, known: bool) -> Prediction:

@@ -87,12 +87,17 @@ class NoiseSchedule:
     clip_sample: bool | None = None
     clip_sample_range: float | None = None
     skip_prk_steps: bool | None = None
+    rescale_betas_zero_snr: bool = False  # the last time step is pure noise
+    original_inference_steps: int | None = None  # of LCM: the time steps that it was distilled at
+    timestep_scaling: float | None = None  # of LCM
 
     def __post_init__(self) -> None:
         check_fields(self, num_train_steps=(1, MAX_TRAIN_STEPS))
         last = self.num_train_steps - 1
         if self.steps_offset is not None:
             check_range("NoiseSchedule.steps_offset", self.steps_offset, 0, last)
+        if (steps := self.original_inference_steps) is not None:
+            check_range("NoiseSchedule.original_inference_steps", steps, 1, self.num_train_steps)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"NoiseSchedule: betas go from {self.beta_start} to {self.beta_end}, but they must "
@@ -102,6 +107,18 @@ class NoiseSchedule:
             raise ValueError(
                 f"NoiseSchedule.clip_sample_range is {self.clip_sample_range}: it must be above 0"
             )
+        if self.timestep_scaling is not None and self.timestep_scaling <= 0:
+            raise ValueError(
+                f"NoiseSchedule.timestep_scaling is {self.timestep_scaling}: it must be above 0"
+            )
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "NoiseSchedule: rescale_betas_zero_snr needs prediction_type 'v_prediction': at "
+                "its last time step there is nothing but noise, so a model that predicts the noise "
+                "(epsilon) says nothing about the image there"
+            )
+        if self.rescale_betas_zero_snr and self.num_train_steps < 2:
+            raise ValueError("NoiseSchedule: rescale_betas_zero_snr needs 2 time steps or more")
 
 
 @dataclass(frozen=True)

@@ -347,7 +347,8 @@ def _advance_key(
     wiring: Wiring = settings.wiring
     if not grounded and plain_without_fusers(wiring):
         wiring = "no_grounding"
-    return "advance", wiring, settings.solver, grounded, settings.eta > 0, guide
+    stochastic = SOLVERS[settings.solver].stochastic(settings.eta)
+    return "advance", wiring, settings.solver, grounded, stochastic, guide
 
 
 def check_grounded(config: ModelConfig, wiring: Wiring) -> None:

@@ -20,6 +20,7 @@ from reground_jax.networks.transformer import reads_grounding
 from reground_jax.programs import Programs, check_grounded
 from reground_jax.sampling.coupling import amount_table
 from reground_jax.sampling.gate import gate_table, grounded_steps
+from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.settings import Settings, checked_seeds
 
 Output = Literal["pil", "numpy", "latents"]
@@ -161,6 +162,7 @@ def check_model(config: ModelConfig, settings: Settings) -> None:
     """Raises ValueError for settings that the model does not support."""
     unet = config.unet
     check_grounded(config, settings.wiring)
+    SOLVERS[settings.solver].plan(config.schedule, settings.num_steps, eta=settings.eta)
     amount_table(settings, unet)
     if unet.map is not None and not unet.first_conv:
         gates = gate_table(settings.gamma, settings.num_steps)

@@ -20,7 +20,8 @@ from reground_jax.packing import Known
 from reground_jax.programs import Programs
 from reground_jax.sampling.attention_guidance.guide import guidance_inputs
 from reground_jax.sampling.loop import Inputs
-from reground_jax.sampling.solvers.plan import State
+from reground_jax.sampling.noise import FRESH, step_noise
+from reground_jax.sampling.solvers.plan import Plan, State
 from reground_jax.sampling.sweep import Schedule, branch
 from reground_jax.settings import AMOUNTS, Settings, guided_steps
 
@@ -131,22 +132,22 @@ class Session:
         """What the images would become, in 0..1, if the model's last prediction were right.
 
         Needs no U-Net evaluation: two adjacent points x = alpha x_0 + sigma epsilon on the
-        trajectory determine the x_0 that the step between them was heading for. With eta above 0
-        there is fresh noise between them, so the noisy latents are shown. Raises ValueError at
-        step 0.
+        trajectory determine the x_0 that the step between them was heading for, once the noise
+        that it added is drawn again and subtracted. Raises ValueError at step 0.
         """
         x = self._live().x
         if self.step == 0:
             raise ValueError("there is nothing to preview before the first step: run(1) first")
         if self.step < self.num_steps:
-            (alpha, sigma), (earlier_alpha, earlier_sigma) = map(
-                self._signal_and_noise, (self.step, self.step - 1)
-            )
-            if self.settings.eta > 0 or self._before is None:
-                x = x / alpha
-            else:
-                scale = alpha * earlier_sigma - earlier_alpha * sigma
-                x = (earlier_sigma * x - sigma * self._before) / scale
+            assert self._before is not None  # `run` ends with a stretch of one step
+            here, earlier = self._row(self.step), self._row(self.step - 1)
+            if earlier.fresh:
+                noise = step_noise(self._seeds, x.shape[1:], FRESH, self.step - 1)
+                x = x - earlier.fresh * noise
+            # Of the epsilon that is left. DDIM may not quite go to the next time step: at least 0.
+            sigma = np.sqrt(np.maximum(here.sigma**2 - earlier.fresh**2, 0))
+            scale = here.alpha * earlier.sigma - earlier.alpha * sigma
+            x = (x * earlier.sigma - self._before * sigma) / scale
         return self.decode(self._with_known(x))
 
     def cancel(self) -> None:
@@ -236,11 +237,11 @@ class Session:
             )  # fmt: skip
         return self._prepared[guided]
 
-    def _signal_and_noise(self, step: int) -> tuple[np.float32, np.float32]:
-        """alpha and sigma at the beginning of a step."""
+    def _row(self, step: int) -> Plan:
+        """The plan at the beginning of a step."""
         plan = self._plan
         (row,) = np.flatnonzero((np.asarray(plan.step) == step) & np.asarray(plan.first))
-        return plan.alpha[row], plan.sigma[row]  # type: ignore[return-value]
+        return plan.row(int(row))
 
     def _live(self) -> State:
         if self._state is None:

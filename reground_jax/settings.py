@@ -26,9 +26,12 @@ WIRING_ALIASES: dict[str, Wiring] = {
     "sd": "no_grounding",
 }
 # Each is the file of that name in sampling/solvers.
-SOLVER_NAMES = ("plms", "pndm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler")
+SOLVER_NAMES = (
+    "plms", "pndm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "unipc", "euler",
+    "euler_ancestral", "lcm",
+)  # fmt: skip
 AMOUNTS = ("coupling", "grounding_weight", "text_weight")  # what only "coupled" reads
-NOISY_SOLVERS = ("ddim",)  # those that add noise if eta is above 0
+ETA_SOLVERS = ("ddim",)  # those that add as much noise as eta says
 DTYPES = ("float32", "bfloat16")
 
 MAX_STEPS = 1000  # the number of time steps that Stable Diffusion was trained with
@@ -65,7 +68,8 @@ class Settings:
     guidance_interval  guidance only in the steps from int(start * n) up to int(stop * n); other
                     steps cost half as much. Approximate unless it is (0, 1) (arXiv 2404.07724);
                     must contain at least one step
-    solver          one of SOLVER_NAMES
+    solver          one of SOLVER_NAMES. "lcm" is for models distilled for it: 4 to 8 steps, and
+                    guidance_scale 1 to 2
     eta             noise of DDIM, 0..1; 0 for every other solver
     height, width   of the image in pixels, multiples of 8 up to 8192; None takes the model's own
     dtype           compute dtype, one of DTYPES; jnp.bfloat16 and NumPy dtypes are accepted.
@@ -330,9 +334,9 @@ def _eta(value: object, solver: str) -> float:
     eta = as_float("eta", value, rule)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}: {rule}")
-    if eta and solver not in NOISY_SOLVERS:
-        noisy = " or ".join(map(repr, NOISY_SOLVERS))
-        raise ValueError(f"eta is {eta}, but only solver {noisy} adds noise: use it, or set eta=0")
+    if eta and solver not in ETA_SOLVERS:
+        takers = " or ".join(map(repr, ETA_SOLVERS))
+        raise ValueError(f"eta is {eta}, but only solver {takers} takes eta: use it, or set eta=0")
     return eta
 
 

@@ -98,7 +98,7 @@ BAD_REQUESTS = {
     "gamma": (["x", "--gamma", "1.5"], "gamma is 1.5: give a fraction"),
     "gamma's sum": (["x", "--gamma", "0.5,0.5,0.5"], "adds up to 1.5"),
     "gamma's text": (["x", "--gamma", "high"], "gamma is 'high', which is not a number"),
-    "eta": (["x", "--eta", "0.5"], "only solver 'ddim' adds noise"),
+    "eta": (["x", "--eta", "0.5"], "only solver 'ddim' takes eta"),
     "steps": (["x", "--steps", "0"], "num_steps is 0"),
     "guidance": (["x", "--guidance-scale", "inf"], "guidance_scale is inf"),
     "seed": (["x", "--seed", "-1"], "seed is -1: a seed is an integer from 0 to 4294967295"),

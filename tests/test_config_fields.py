@@ -1,14 +1,16 @@
 """Fields of other versions and other code: read, refused or named, but never silently ignored."""
 
+import inspect
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import diffusers
 import pytest
 
 from reground_jax.config import NoiseSchedule
-from reground_jax.convert import configs
+from reground_jax.convert import config_fields, configs
 from reground_jax.convert.conversion import gather
 from reground_jax.convert.rules import UnsupportedConfig, read_json
 from reground_jax.convert.sources import detect, resolve
@@ -79,9 +81,16 @@ def test_unknown_fields_that_are_off_are_named_in_one_warning(read, fields, wher
     [
         ({"solver_order": 3}, r"solver_order 3 \(here 2\)"),
         ({"final_sigmas_type": "sigma_min"}, r"final_sigmas_type 'sigma_min' \(here 'zero'\)"),
-        ({"algorithm_type": "sde-dpmsolver++"}, r"'sde-dpmsolver\+\+' \(here 'dpmsolver\+\+'\)"),
+        (
+            {"algorithm_type": "sde-dpmsolver++"},
+            r"'sde-dpmsolver\+\+' \(here 'dpmsolver\+\+'\).*; dpmpp_2m_sde comes nearest",
+        ),
+        ({"solver_type": "bh1"}, r"solver_type 'bh1' \(here 'midpoint'\)"),
+        ({"disable_corrector": [0, 1]}, r"disable_corrector \[0, 1\] \(here \[\]\)"),
+        ({"predict_x0": False}, r"predict_x0 False \(here True\)"),
+        ({"solver_p": {}}, r"solver_p \{\} \(here None\)"),
         ({"solver_type": "heun"}, r"solver_type 'heun' \(here 'midpoint'\)"),
-        ({"use_karras_sigmas": True}, r"use_karras_sigmas True .*dpmpp_2m_karras has Karras sig"),
+        ({"use_karras_sigmas": True}, "use_karras_sigmas True .*; dpmpp_2m_karras comes nearest"),
         ({"use_exponential_sigmas": True}, "use_exponential_sigmas True"),
         ({"use_beta_sigmas": True}, "use_beta_sigmas True"),
         ({"use_lu_lambdas": True}, "use_lu_lambdas True"),
@@ -96,6 +105,47 @@ def test_ignored_solver_options_are_named_with_the_values_used(fields, said):
         schedule = configs.noise_schedule(reference.SD14_SCHEDULER | fields)
     assert len(caught) == 1 and ": choose one with --solver" in str(caught[0].message)
     assert schedule == configs.noise_schedule(reference.SD14_SCHEDULER)
+
+
+def test_the_solver_of_the_files_own_class_is_named():
+    for kind, solver in config_fields.SCHEDULER_SOLVERS.items():
+        file = reference.SD14_SCHEDULER | {"_class_name": kind, "sigma_min": 0.1}
+        with pytest.warns(UserWarning, match=f"sigma_min 0.1 .*; {solver} comes nearest"):
+            configs.noise_schedule(file)
+
+
+def test_every_option_of_diffusers_schedulers_is_known_at_any_value():
+    """An option that is not honored is refused or named, or its reason is in the table."""
+    harmless = set(config_fields.SCHEDULER_IGNORED) | set(config_fields.SCHEDULER_TRANSLATED)
+    for kind in config_fields.SCHEDULER_BETAS:
+        options = set(inspect.signature(getattr(diffusers, kind).__init__).parameters) - {"self"}
+        for option in options - harmless:
+            file = reference.SD14_SCHEDULER | {"_class_name": kind, option: "other"}
+            with warnings.catch_warnings(record=True, action="always") as said:
+                try:
+                    configs.noise_schedule(file)
+                except UnsupportedConfig as error:
+                    said.append(error)
+            assert option in " ".join(map(str, said)), (kind, option)
+
+
+def test_a_file_for_lcm_says_how_such_a_model_is_used():
+    file = {"_class_name": "LCMScheduler", "original_inference_steps": 40, "timestep_scaling": 5.0}
+    with pytest.warns(UserWarning, match="LCMScheduler .*: use --solver lcm --steps 4 to 8"):
+        schedule = configs.noise_schedule(file)
+    assert (schedule.original_inference_steps, schedule.timestep_scaling) == (40, 5.0)
+
+
+def test_zero_terminal_snr_is_read_for_v_and_refused_for_epsilon():
+    file = reference.SD2_SCHEDULER | {"rescale_betas_zero_snr": True}
+    assert configs.noise_schedule(file).rescale_betas_zero_snr
+    for prediction in ("epsilon", None):
+        with pytest.raises(
+            UnsupportedConfig, match="prediction_type is .* expected 'v_prediction'"
+        ):
+            configs.noise_schedule(file | {"prediction_type": prediction})
+    with pytest.warns(UserWarning, match=r"lambda_min_clipped -5.1 \(here -inf\)"):
+        configs.noise_schedule(file | {"lambda_min_clipped": -5.1})
 
 
 def test_a_schedulers_own_defaults_give_no_warning():

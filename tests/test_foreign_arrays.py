@@ -90,7 +90,7 @@ def test_harmless_foreign_arrays_are_ignored_and_named(tmp_path, monkeypatch, to
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ztsnr", r"trained with zero terminal SNR \(ztsnr\), which is not supported"),
+        ("ztsnr", r"trained with zero terminal SNR \(it has an array named ztsnr\), so its U-Net"),
         ("model.diffusion_model.label_emb.0.0.weight", "a U-Net with label_emb, like SDXL's"),
         ("model_stranger", r"no known part of Stable Diffusion \(1\): model_stranger"),
         ("first_stage_model.stranger", r"vae: stranger matches no parameter"),

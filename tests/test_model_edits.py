@@ -130,6 +130,24 @@ CONFIG_EDITS = {
     "no signal left": (
         lambda c: c["schedule"].update(beta_start=0.5, beta_end=0.5), "leaves .* of the image",
     ),
+    "no signal left before the last": (
+        lambda c: c["schedule"].update(beta_start=0.5, beta_end=0.5, rescale_betas_zero_snr=True),
+        "leaves .* of the image",
+    ),
+    "zero SNR of epsilon": (
+        lambda c: c["schedule"].update(prediction_type="epsilon", rescale_betas_zero_snr=True),
+        "rescale_betas_zero_snr needs prediction_type 'v_prediction'",
+    ),
+    "zero SNR of one step": (
+        lambda c: c["schedule"].update(
+            num_train_steps=1, steps_offset=0, rescale_betas_zero_snr=True
+        ),
+        "rescale_betas_zero_snr needs 2 time steps",
+    ),
+    "LCM's steps": (
+        put("schedule", "original_inference_steps", 1001), "original_inference_steps is 1001",
+    ),
+    "LCM's scale": (put("schedule", "timestep_scaling", 0), "timestep_scaling is 0.0"),
     "beta schedule": (
         put("schedule", "beta_schedule", "cosine"), "is 'cosine': it must be one of 'linear'",
     ),
@@ -163,6 +181,7 @@ CONFIG_EDITS = {
     "base half a character": (put("base", "\ud800"), "it must be the path"),
     # Legal values that differ from those that were written:
     "prediction type": (put("schedule", "prediction_type", "epsilon"), "config.json was changed"),
+    "zero SNR": (put("schedule", "rescale_betas_zero_snr", True), "config.json was changed"),
     "another scale": (put("vae", "scaling_factor", 0.5), "config.json was changed after"),
     "a default": (drop("scaling_factor", "vae"), "config.json was changed after"),
 }  # fmt: skip

@@ -23,7 +23,7 @@ def test_noise_has_the_golden_values():
     initial = noise.initial_noise(SEEDS, SHAPE)
     assert (initial.shape, initial.dtype) == ((3, *SHAPE), jnp.float32)
     np.testing.assert_allclose(initial[:, 0, 0, :2], GOLDEN_INITIAL, atol=GOLDEN_TOLERANCE)
-    eta = noise.step_noise(SEEDS, SHAPE, noise.ETA, 3)
+    eta = noise.step_noise(SEEDS, SHAPE, noise.FRESH, 3)
     np.testing.assert_allclose(eta[:, 1, 2, 2:], GOLDEN_ETA_3, atol=GOLDEN_TOLERANCE)
 
 
@@ -40,7 +40,7 @@ def test_traced_seeds_and_steps_give_the_same_noise():
 
 
 def test_every_kind_step_and_seed_has_noise_of_its_own():
-    kinds = [noise.INITIAL, noise.ETA, noise.INPAINT, noise.VAE]
+    kinds = [noise.INITIAL, noise.FRESH, noise.INPAINT, noise.VAE]
     assert len(set(kinds)) == 4
     draws = [noise.step_noise(SEEDS, SHAPE, kind, step) for kind in kinds for step in (0, 1)]
     values = np.stack(draws).reshape(-1, *SHAPE)

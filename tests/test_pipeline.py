@@ -19,12 +19,12 @@ from reground_jax.networks.unet import UNet
 from reground_jax.sampling.gate import gate_table, grounded_steps
 from reground_jax.sampling.guidance import guide
 from reground_jax.sampling.loop import Inputs
-from reground_jax.sampling.noise import ETA, initial_noise, step_noise
+from reground_jax.sampling.noise import FRESH, initial_noise, step_noise
 from reground_jax.sampling.solvers import SOLVERS
-from reground_jax.settings import NOISY_SOLVERS, SOLVER_NAMES, WIRINGS
+from reground_jax.settings import ETA_SOLVERS, SOLVER_NAMES, WIRINGS
 from tests.models import ONE_LEVEL, converted, tiny_model
 from tests.reference import SD2_SCHEDULER, SD14_SCHEDULER, nhwc, relative_error
-from tests.schedulers import scheduler_of
+from tests.schedulers import drawing, scheduler_of
 
 # diffusers' schedulers multiply numpy scalars by tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
@@ -44,41 +44,61 @@ def start_noise(batch: int, height: int, width: int, channels: int = 4) -> np.nd
     return random.standard_normal((batch, height, width, channels)).astype(np.float32)
 
 
-def theirs(pipeline, layout, latents, *, solver, gamma, num_steps, guidance_scale=5.0, factor=8):
-    """Latents [1, h, w, C] from diffusers' StableDiffusionGLIGENPipeline."""
+def theirs(
+    pipeline, layout, latents, *, solver, gamma, num_steps, guidance_scale=5.0, factor=8, seed=0
+):
+    """Latents [1, h, w, C] from diffusers' StableDiffusionGLIGENPipeline.
+
+    A scheduler that adds noise draws ours, of this seed.
+    """
     kind, options = scheduler_of(solver)
     file = SD2_SCHEDULER if pipeline.unet.config.use_linear_projection else SD14_SCHEDULER
     own = getattr(diffusers, file["_class_name"]).from_config(file)
     pipeline.scheduler = getattr(diffusers, kind).from_config(own.config, **options)
     pipeline.set_progress_bar_config(disable=True)
-    result = pipeline(
-        prompt=layout.prompt,
-        negative_prompt=layout.negative_prompt,
-        gligen_phrases=list(layout.phrases),
-        gligen_boxes=[list(box) for box in layout.boxes],
-        gligen_scheduled_sampling_beta=gamma,
-        num_inference_steps=num_steps,
-        guidance_scale=guidance_scale,
-        latents=torch.tensor(latents.transpose(0, 3, 1, 2)),
-        height=latents.shape[1] * factor,
-        width=latents.shape[2] * factor,
-        output_type="latent",
-    )
+    seeds, adds_noise = np.array([seed], np.uint32), SOLVERS[solver].adds_noise
+    noise = [
+        np.array(step_noise(seeds, latents.shape[1:], FRESH, step).transpose(0, 3, 1, 2))
+        for step in range(num_steps if adds_noise else 0)
+    ]
+    with drawing(pipeline.scheduler, noise):
+        result = pipeline(
+            prompt=layout.prompt,
+            negative_prompt=layout.negative_prompt,
+            gligen_phrases=list(layout.phrases),
+            gligen_boxes=[list(box) for box in layout.boxes],
+            gligen_scheduled_sampling_beta=gamma,
+            num_inference_steps=num_steps,
+            guidance_scale=guidance_scale,
+            latents=torch.tensor(latents.transpose(0, 3, 1, 2)),
+            height=latents.shape[1] * factor,
+            width=latents.shape[2] * factor,
+            output_type="latent",
+        )
     pipeline.enable_fuser(True)  # which it leaves off, in a model that other tests use, too
     return nhwc(result.images)
 
 
-@pytest.mark.parametrize("solver", SOLVER_NAMES)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        # The loop draws noise for these as for lcm.
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("dpmpp_2m_sde", "euler_ancestral")
+        else name
+        for name in SOLVER_NAMES
+    ],
+)
 def test_the_pipeline_equals_diffusers_under_every_solver(solver):
     model, reference, _ = converted("small")
     x = start_noise(2, 8, 9)  # 64 x 72 pixels: not square, and 9 is odd
     settings: dict[str, Any] = dict(gamma=1.0, num_steps=10, solver=solver)
     ours = Pipeline.from_model(model)(
         [CAT, DOG], wiring="sequential", guidance_scale=5.0, latents=x, height=64, width=72,
-        output="latents", **settings,
+        seeds=[5, 6], output="latents", **settings,
     )  # fmt: skip
     for row, layout in enumerate([CAT, DOG]):
-        expected = theirs(reference, layout, x[row : row + 1], **settings)
+        expected = theirs(reference, layout, x[row : row + 1], seed=5 + row, **settings)
         assert relative_error(ours[row : row + 1], expected) < 1e-5  # 1.5e-6 measured
 
 
@@ -127,7 +147,7 @@ def test_decoded_images_equal_diffusers(pipe):
 )
 def test_the_compiled_loop_equals_a_plain_python_loop(pipe, solver):
     settings = Settings(solver=solver, num_steps=6, gamma=(0.34, 0.5, 0.16), guidance_scale=3.0)
-    eta = 0.6 if solver in NOISY_SOLVERS else 0.0
+    eta = 0.6 if solver in ETA_SOLVERS else 0.0
     seeds = np.array([5, 6], np.uint32)
     compiled = pipe(
         [CAT, DOG], seeds=[5, 6], solver=solver, num_steps=6, gamma=(0.34, 0.5, 0.16),
@@ -150,7 +170,7 @@ def test_the_compiled_loop_equals_a_plain_python_loop(pipe, solver):
         row = plan.row(evaluation)
         gate = gates[row.step] if row.step < 4 else None
         output = denoise(state.x * row.input_scale, prepared.at(evaluation), gate)
-        noise = step_noise(seeds, (8, 8, 4), ETA, row.step) if eta else None
+        noise = step_noise(seeds, (8, 8, 4), FRESH, row.step) if one.stochastic(eta) else None
         state = one.update(state, guide(output, 3.0, batch=2), row, noise)
     assert relative_error(compiled, state.x) < 1e-5
 
@@ -335,6 +355,7 @@ def test_long_prompts_are_cut_with_one_warning_that_shows_what_was_lost(pipe):
         (dict(gamma=(0.5, 0.2, 0.2)), "add up to"),
         (dict(height=100), "multiples of 8"),
         (dict(num_steps=0), "num_steps"),
+        (dict(solver="lcm", num_steps=51), "num_steps is 51: it must be from 1 to 50"),
         (dict(eta=0.5), "eta"),
         (dict(seeds=[-1]), "seed"),
         (dict(seeds=[1, 2]), "2 seeds for 1 layouts"),

@@ -55,7 +55,7 @@ def test_a_model_is_the_same_model_whatever_it_recommends(copy):
     [
         ({"guidance": 4}, "settings field 'guidance' is unknown: did you mean 'guidance_scale'"),
         ({"num_steps": 0}, "recommended: num_steps is 0"),
-        ({"eta": 0.5}, "only solver 'ddim' adds noise"),
+        ({"eta": 0.5}, "only solver 'ddim' takes eta"),
         ([20], "recommended"),
         (None, "recommended"),
     ],

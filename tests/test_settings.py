@@ -68,7 +68,7 @@ def test_three_parts_may_miss_one_by_rounding():
         ({"guidance_interval": (0, 1.5)}, "guidance_interval is [0, 1.5]"),
         ({"guidance_interval": 0.5}, "guidance_interval is 0.5: give two fractions"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
-        ({"eta": 0.5}, "eta is 0.5, but only solver 'ddim' adds noise: use it, or set eta=0"),
+        ({"eta": 0.5}, "eta is 0.5, but only solver 'ddim' takes eta: use it, or set eta=0"),
         ({"eta": 1.5, "solver": "ddim"}, "eta is 1.5: give a number in 0..1"),
         ({"height": 500}, "height is 500: image sides are multiples of 8 pixels; try 496 or 504"),
         ({"width": 4}, "width is 4: image sides are multiples of 8 pixels; try 8"),

@@ -358,6 +358,9 @@ def test_what_a_unet_predicts_is_asked_for_or_read(folder, plain, second_file, t
     for given in (None, "v_prediction"):
         found = gathered(path, tokenizer, prediction=given)["config"]
         assert found.schedule.prediction_type == "v_prediction" and found.unet.sample_size == 64
+    safetensors.torch.save_file(plain | {"v_pred": torch.ones(0), "ztsnr": torch.ones(0)}, path)
+    schedule = gathered(path, tokenizer)["config"].schedule
+    assert schedule.rescale_betas_zero_snr and schedule.timestep_spacing == "trailing"
     with pytest.raises(ValueError, match="says that its U-Net predicts v"):
         gathered(path, tokenizer, prediction="epsilon")
     diffusers = originals.write_diffusers_base(folder / "says")

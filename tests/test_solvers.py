@@ -3,19 +3,31 @@
 import dataclasses
 from pathlib import Path
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from reground_jax.config import NoiseSchedule
 from reground_jax.sampling import solvers
-from reground_jax.sampling.solvers import SOLVERS, Plan
+from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.sampling.solvers.adams_bashforth import ADAMS_BASHFORTH
-from reground_jax.settings import NOISY_SOLVERS, SOLVER_NAMES
-from tests.schedulers import FILES, SD14, SILENT, scheduler_of
+from reground_jax.settings import ETA_SOLVERS, SOLVER_NAMES
+from tests.schedulers import (
+    FILES,
+    SD14,
+    SHAPE,
+    SILENT,
+    ZERO_SNR,
+    denoiser,
+    relative_error,
+    run_ours,
+    run_theirs,
+    schedule_of,
+    theirs_from,
+    unit_noise,
+    update,
+)
 
 # diffusers calls np.array on torch tensors, which NumPy 2 warns about. Not ours to change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -25,82 +37,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 TOLERANCE = 1e-5
 
 COMPARED = [name for name in SOLVER_NAMES if name != "plms"]  # which has its own test below
-SHAPE = (2, 3, 5, 4)  # B, H, W, C: small, all different
-
-
-def schedule_of(file: dict) -> NoiseSchedule:
-    """A scheduler file as converted, for the fields used here."""
-    fields = {f.name for f in dataclasses.fields(NoiseSchedule)}
-    return NoiseSchedule(**{k: v for k, v in file.items() if k in fields})
-
-
-def denoiser(x: np.ndarray, t: float) -> np.ndarray:
-    """A stand-in for the U-Net: nonlinear in x, mixes channels and depends on t."""
-    x = x.astype(np.float32)
-    mixed = 0.8 * x + 0.3 * np.roll(x, 1, axis=-1)
-    return np.tanh(mixed + t / 500 - 1) * np.float32(0.6 + 0.4 * t / 1000)
-
-
-def unit_noise(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-update = jax.jit(lambda solver, *args: solver.update(*args), static_argnums=0)
-
-
-def run_ours(
-    name: str,
-    schedule: NoiseSchedule,
-    num_steps: int,
-    x_T: np.ndarray,
-    *,
-    eta: float = 0.0,
-    noise: np.ndarray | None = None,
-    plan: Plan | None = None,
-) -> np.ndarray:
-    solver = SOLVERS[name]
-    plan = plan or solver.plan(schedule, num_steps, eta=eta)
-    state = solver.init(jnp.asarray(x_T), plan)
-    for e in range(len(plan.timesteps)):
-        row = plan.row(e)
-        output = denoiser(np.asarray(state.x * row.input_scale), float(row.timesteps))
-        step_noise = None if noise is None else noise[int(row.step)]
-        state = update(solver, state, output, row, step_noise)
-    return np.asarray(state.x)
-
-
-def theirs_from(file: dict, name: str):
-    """diffusers' scheduler for a solver name, from a file, through the class that it names."""
-    kind, options = scheduler_of(name)
-    of_file = getattr(diffusers, file["_class_name"]).from_config(file)
-    return getattr(diffusers, kind).from_config(of_file.config, **options)
-
-
-def run_theirs(
-    name: str,
-    file: dict,
-    num_steps: int,
-    x_T: np.ndarray,
-    *,
-    eta: float = 0.0,
-    noise: np.ndarray | None = None,
-) -> np.ndarray:
-    scheduler = theirs_from(file, name)
-    scheduler.set_timesteps(num_steps)
-    # Schedulers work element by element, so they take NHWC as well as NCHW.
-    x = torch.from_numpy(x_T) * scheduler.init_noise_sigma
-    for i, t in enumerate(scheduler.timesteps):
-        output = torch.from_numpy(denoiser(scheduler.scale_model_input(x, t).numpy(), float(t)))
-        options = {}
-        if noise is not None:
-            options = {"eta": eta, "variance_noise": torch.from_numpy(noise[i])}
-        x = scheduler.step(output, t, x, **options).prev_sample
-    return x.numpy()
-
-
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert np.isfinite(theirs).all()
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -122,7 +58,7 @@ def test_any_number_of_steps_equals_diffusers(name, file, num_steps):
     ours = run_ours(name, schedule_of(FILES[file]), num_steps, x_T)
     # Euler's only step under linspace starts at time 0, where 1 - alphas_cumprod = 8.5e-4 in
     # diffusers' float32 is off by up to 3.5e-5 of itself, so its square root by half of that.
-    only_time_0 = (name, num_steps) == ("euler", 1)
+    only_time_0 = num_steps == 1 and name in ("euler", "euler_ancestral")
     assert relative_error(ours, theirs) < (2e-5 if only_time_0 else TOLERANCE)
 
 
@@ -139,12 +75,47 @@ def test_the_unet_is_told_the_time_steps_that_diffusers_tells_it(name, file):
 @pytest.mark.parametrize("file", ["sd14", "sd2", "silent", "trailing"])
 @pytest.mark.parametrize("eta", [0.7, 1.0])  # 1.0 leaves no room for epsilon in the last step
 def test_ddim_with_noise_equals_diffusers_given_the_same_noise(file, eta):
-    x_T, noise = unit_noise(2, *SHAPE), unit_noise(3, 20, *SHAPE)
-    theirs = run_theirs("ddim", FILES[file], 20, x_T, eta=eta, noise=noise)
-    ours = run_ours("ddim", schedule_of(FILES[file]), 20, x_T, eta=eta, noise=noise)
+    x_T = unit_noise(2, *SHAPE)
+    theirs = run_theirs("ddim", FILES[file], 20, x_T, eta=eta)
+    ours = run_ours("ddim", schedule_of(FILES[file]), 20, x_T, eta=eta)
     assert relative_error(ours, theirs) < TOLERANCE
     without = run_ours("ddim", schedule_of(FILES[file]), 20, x_T)
     assert relative_error(ours, without) > 0.1  # the noise matters
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])  # leading misses the last time step
+@pytest.mark.parametrize("num_steps", [4, 20])
+@pytest.mark.parametrize("name", [n for n in COMPARED if n != "pndm"])
+def test_a_schedule_of_zero_terminal_snr_equals_diffusers(name, num_steps, spacing):
+    file, x_T = {**ZERO_SNR, "timestep_spacing": spacing}, unit_noise(12, *SHAPE)
+    schedule = schedule_of(file)
+    ours, theirs = run_ours(name, schedule, num_steps, x_T), run_theirs(name, file, num_steps, x_T)
+    # diffusers' Euler subtracts numbers of size 4096 in float32, which costs 2.5e-4 at size 1.
+    big = spacing == "trailing" and name.startswith("euler")
+    assert relative_error(ours, theirs) < (2e-4 if big else TOLERANCE)
+    other = run_ours(name, dataclasses.replace(schedule, rescale_betas_zero_snr=False), 20, x_T)
+    assert relative_error(other, run_ours(name, schedule, 20, x_T)) > 1e-3
+
+
+def test_euler_subtracts_no_large_numbers():
+    """Where the first step is from sigma = 4096 to 0: its outcome is x_0 = -v."""
+    schedule, x_T = schedule_of(ZERO_SNR), unit_noise(12, *SHAPE)
+    for name in ("euler", "euler_ancestral"):
+        v = denoiser(x_T, 999.0)
+        assert relative_error(run_ours(name, schedule, 1, x_T), x_T / 4096 - v) < 1e-5
+
+
+def test_solvers_that_would_divide_by_zero_refuse_pure_noise():
+    schedule = dataclasses.replace(schedule_of(ZERO_SNR), skip_prk_steps=True)
+    for name in ("plms", "pndm"):
+        with pytest.raises(ValueError, match="begin in pure noise .*: use solver='ddim'"):
+            SOLVERS[name].plan(schedule, 4)
+        SOLVERS[name].plan(dataclasses.replace(schedule, timestep_spacing="leading"), 4)
+
+
+def test_epsilon_says_nothing_about_the_image_where_there_is_only_noise():
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr needs prediction_type 'v_pred"):
+        NoiseSchedule(rescale_betas_zero_snr=True)
 
 
 def published_plms(schedule: NoiseSchedule, num_steps: int, x: np.ndarray) -> np.ndarray:
@@ -206,7 +177,10 @@ def test_plms_under_trailing_spacing_goes_from_each_time_step_to_the_next():
 
 
 def test_the_state_stays_where_the_plan_says_it_is_while_epsilon_is_constant():
-    """A constant epsilon makes every order exact, so x_0 is recovered whatever the history."""
+    """A constant epsilon makes every order exact, so x_0 is recovered whatever the history.
+
+    Fresh noise is as much as is missing if none of it is added, which previews rely on.
+    """
     schedule = NoiseSchedule(set_alpha_to_one=True)
     x0, epsilon = unit_noise(6, *SHAPE), unit_noise(7, *SHAPE)
     for name, solver in SOLVERS.items():
@@ -220,7 +194,11 @@ def test_the_state_stays_where_the_plan_says_it_is_while_epsilon_is_constant():
             if row.first:  # the state is where the plan says it is
                 there = row.alpha * x0 + row.sigma * epsilon
                 np.testing.assert_allclose(state.x, there, atol=1e-5 * np.abs(there).max())
-            state = update(solver, state, epsilon, row, None)
+            state = update(solver, state, epsilon, row, np.zeros_like(x0))
+            if e + 1 < len(plan.timesteps):
+                sigma = plan.sigma[e + 1]
+                missing = sigma - np.sqrt(sigma**2 - row.fresh**2)
+                state = state._replace(x=state.x + missing * epsilon)
         # At time 999, rounding of x_0 is magnified by sigma / alpha = 15.
         np.testing.assert_allclose(state.x, x0, atol=2e-5 * np.abs(x0).max())
 
@@ -249,12 +227,13 @@ def test_a_compiled_loop_over_rows_equals_the_python_loop(name):
     solver = SOLVERS[name]
     plan = solver.plan(schedule_of(SD14), 6)
     x_T = jnp.asarray(unit_noise(8, *SHAPE))
+    noise = jnp.asarray(unit_noise(3, *SHAPE)) if solver.stochastic(0) else None
 
     def body(e, carry):
         plan, state = carry
         row = plan.row(e)
         output = jnp.tanh(state.x * row.input_scale + row.timesteps / 500 - 1)
-        return plan, solver.update(state, output, row, None)
+        return plan, solver.update(state, output, row, noise)
 
     @jax.jit
     def loop(plan, x_T, stop):
@@ -273,15 +252,30 @@ def test_a_compiled_loop_over_rows_equals_the_python_loop(name):
 def test_the_state_stays_float32_and_batch_first_under_a_bfloat16_network(name):
     plan = SOLVERS[name].plan(schedule_of(SD14), 3)
     state = SOLVERS[name].init(jnp.asarray(unit_noise(9, *SHAPE)), plan)
-    after = update(SOLVERS[name], state, jnp.ones(SHAPE, jnp.bfloat16), plan.row(0), None)
+    noise = unit_noise(3, *SHAPE)
+    after = update(SOLVERS[name], state, jnp.ones(SHAPE, jnp.bfloat16), plan.row(0), noise)
     for leaf in (*jax.tree.leaves(state), *jax.tree.leaves(after)):
         assert (leaf.shape, leaf.dtype) == (SHAPE, jnp.float32)
     assert jax.tree.structure(state) == jax.tree.structure(after)  # or no loop could carry it
 
 
-def test_the_settings_know_which_solvers_add_noise_and_none_does_at_eta_0():
-    assert tuple(n for n, s in SOLVERS.items() if s.stochastic(0.5)) == NOISY_SOLVERS
-    assert not any(s.stochastic(0.0) for s in SOLVERS.values())
+def test_solvers_add_noise_always_or_as_eta_says_or_never():
+    always = {name for name, solver in SOLVERS.items() if solver.stochastic(0.0)}
+    assert always == {"dpmpp_2m_sde", "euler_ancestral", "lcm"}
+    as_eta_says = {name for name, solver in SOLVERS.items() if solver.stochastic(0.5)} - always
+    assert as_eta_says == set(ETA_SOLVERS)
+    for name, solver in SOLVERS.items():
+        fresh = np.asarray(solver.plan(schedule_of(SD14), 5).fresh)
+        assert (fresh[:-1] > 0).all() == fresh.any() == (name in always) and fresh[-1] == 0
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "euler_ancestral", "lcm"])
+def test_noise_cannot_be_forgotten(name):
+    solver = SOLVERS[name]
+    plan = solver.plan(schedule_of(SD14), 5)
+    state = solver.init(jnp.zeros(SHAPE), plan)
+    with pytest.raises(TypeError, match="missing .*: 'noise'"):
+        solver.update(state, jnp.zeros(SHAPE), plan.row(0))
 
 
 def test_every_file_with_a_solver_is_named_in_the_settings():
@@ -290,9 +284,11 @@ def test_every_file_with_a_solver_is_named_in_the_settings():
     assert found == set(SOLVER_NAMES)
 
 
-@pytest.mark.parametrize("name", [n for n in SOLVERS if n not in NOISY_SOLVERS])
+@pytest.mark.parametrize("name", [n for n in SOLVERS if n not in ETA_SOLVERS])
 def test_eta_is_refused_by_deterministic_solvers(name):
-    with pytest.raises(ValueError, match="eta is 0.5, but this solver adds no noise: .* 'ddim'"):
+    with pytest.raises(
+        ValueError, match="eta is 0.5, but this solver does not take eta: .* 'ddim'"
+    ):
         SOLVERS[name].plan(schedule_of(SD14), 10, eta=0.5)
 
 
@@ -313,6 +309,12 @@ def test_pndm_refuses_a_schedule_that_wants_runge_kutta_steps():
 def test_a_number_of_steps_that_does_not_fit_is_refused(name, num_steps):
     with pytest.raises(ValueError, match="num_steps is .*: it must be from 1 to"):
         SOLVERS[name].plan(schedule_of(SD14), num_steps)
+
+
+def test_lcm_takes_no_more_steps_than_its_model_was_distilled_at():
+    with pytest.raises(ValueError, match="num_steps is 51: it must be from 1 to 50 with solver"):
+        SOLVERS["lcm"].plan(schedule_of(SD14), 51)
+    assert len(SOLVERS["lcm"].plan(schedule_of(FILES["lcm"]), 60).timesteps) == 60
 
 
 def test_an_offset_that_leaves_the_schedule_is_refused():
@@ -348,8 +350,8 @@ def test_the_tolerance_sees_an_averaged_epsilon_in_the_history():
     assert relative_error(run_ours("plms", schedule, 20, x_T, plan=wrong), right) > 100 * TOLERANCE
 
 
-# Karras levels depend on neither.
-@pytest.mark.parametrize("name", [n for n in SOLVERS if n != "dpmpp_2m_karras"])
+# Karras levels and those of LCM's distillation depend on neither.
+@pytest.mark.parametrize("name", [n for n in SOLVERS if n not in ("dpmpp_2m_karras", "lcm")])
 @pytest.mark.parametrize("change", [{"steps_offset": 0}, {"timestep_spacing": "trailing"}])
 def test_the_tolerance_sees_another_offset_or_spacing(name, change):
     schedule = dataclasses.replace(schedule_of(SD14), timestep_spacing="leading")

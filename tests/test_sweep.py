@@ -30,8 +30,10 @@ def pipe() -> Pipeline:
     return Pipeline.from_model(tiny_model(**ONE_LEVEL))
 
 
-# PLMS evaluates twice in the first step; both have a history.
-@pytest.mark.parametrize(("wiring", "solver"), [("parallel", "plms"), ("sequential", "dpmpp_2m")])
+# PLMS evaluates twice in the first step; the other adds noise; both have a history.
+@pytest.mark.parametrize(
+    ("wiring", "solver"), [("parallel", "plms"), ("sequential", "dpmpp_2m_sde")]
+)
 def test_a_sweep_gives_the_latents_of_single_runs(pipe, wiring, solver):
     keywords = dict(
         wiring=wiring, solver=solver, num_steps=10, seeds=[3, 4], guidance_scale=5.0,

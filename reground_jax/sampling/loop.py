@@ -26,7 +26,7 @@ from reground_jax.sampling.attention_guidance.guide import Guide, Guided, guide_
 from reground_jax.sampling.attention_guidance.maps import Maps
 from reground_jax.sampling.attention_guidance.steps import Steps
 from reground_jax.sampling.guidance import branch_text, guide, interleave
-from reground_jax.sampling.noise import ETA, INPAINT, step_noise
+from reground_jax.sampling.noise import FRESH, INPAINT, step_noise
 from reground_jax.sampling.solvers.plan import Plan, Solver, State
 from reground_jax.settings import Wiring
 
@@ -166,7 +166,7 @@ def advance(
         output = guide(output.astype(jnp.float32), inputs.guidance_scale, state.x.shape[0])
         noise = None
         if program.stochastic:
-            noise = step_noise(inputs.seeds, state.x.shape[1:], ETA, row.step)
+            noise = step_noise(inputs.seeds, state.x.shape[1:], FRESH, row.step)
         after = program.solver.update(state, output, row, noise)
         return after._replace(latched=state.latched)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float32, Int, UInt32
 
 # Kinds of noise, the first `fold_in` constant. Never renumber: images would change.
 INITIAL = 0  # x_T
-ETA = 1  # the noise that DDIM adds at each step when eta > 0
+FRESH = 1  # what a solver adds at each step: DDIM if eta > 0, and those that always do
 INPAINT = 2  # re-noising of the known region at each step
 VAE = 3  # sampling the encoder's posterior
 
@@ -29,9 +29,9 @@ def step_noise(
     kind: int,
     step: int | Int[Array | np.ndarray, ""],
 ) -> Float32[Array, "B H W C"]:
-    """Unit normal noise for one `kind` (ETA, INPAINT ...) and step: one `shape` (H, W, C) per seed.
+    """Unit normal noise for one `kind` (FRESH, INPAINT ...) and step.
 
-    Seeds and step may be traced.
+    One `shape` (H, W, C) per seed. Seeds and step may be traced.
     """
 
     def of_one_image(seed: UInt32[Array, ""]) -> Float32[Array, "H W C"]:

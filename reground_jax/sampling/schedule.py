@@ -2,7 +2,7 @@
 
 x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) noise, with the betas of latent
 diffusion (Rombach et al. 2022). The three spacings are those of Lin et al. 2023 (arXiv 2305.08891,
-table 2), rounded as diffusers rounds them.
+table 2), rounded as diffusers rounds them; zero terminal SNR is their algorithm 1.
 """
 
 from typing import TypeVar
@@ -14,6 +14,10 @@ from reground_jax.config import NoiseSchedule
 
 T = TypeVar("T")
 
+# What diffusers leaves of the image's variance at a time step that has none, for solvers that
+# divide by it.
+LEAST_LEFT = 2.0**-24
+
 
 def given(value: T | None, default: T) -> T:
     """The checkpoint's value, or the solver's default if it has none."""
@@ -23,7 +27,8 @@ def given(value: T | None, default: T) -> T:
 def alphas_cumprod(schedule: NoiseSchedule) -> Float64[np.ndarray, "K"]:
     """Fraction of the image's variance left at each of the K training time steps, decreasing.
 
-    Raises ValueError for a beta schedule other than "linear" and "scaled_linear".
+    The last is 0 under `rescale_betas_zero_snr`, and above 0 otherwise. Raises ValueError for a
+    beta schedule other than "linear" and "scaled_linear".
     """
     start, end, count = schedule.beta_start, schedule.beta_end, schedule.num_train_steps
     if schedule.beta_schedule == "linear":
@@ -35,7 +40,21 @@ def alphas_cumprod(schedule: NoiseSchedule) -> Float64[np.ndarray, "K"]:
             f"beta_schedule is {schedule.beta_schedule!r}: only 'linear' and 'scaled_linear' are "
             "supported; convert a checkpoint that uses one of them"
         )
-    return np.cumprod(1.0 - betas)
+    left = np.cumprod(1.0 - betas)
+    if schedule.rescale_betas_zero_snr:
+        signal = np.sqrt(left)
+        left = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+    return left
+
+
+def noise_ratios(schedule: NoiseSchedule) -> Float64[np.ndarray, "K"]:
+    """Noise over image, sqrt((1 - left) / left), at each training time step; all finite.
+
+    As in diffusers, the last is 4096 under `rescale_betas_zero_snr`.
+    """
+    left = alphas_cumprod(schedule)
+    left[-1] = left[-1] or LEAST_LEFT
+    return np.sqrt((1 - left) / left)
 
 
 def spaced_timesteps(

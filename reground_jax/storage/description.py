@@ -217,7 +217,8 @@ def _is_encodable(path: str) -> bool:
 
 def _check_config(config: ModelConfig) -> None:
     check_together(config)
-    signal = alphas_cumprod(config.schedule)[-1]
+    last = -2 if config.schedule.rescale_betas_zero_snr else -1  # its very last has none on purpose
+    signal = alphas_cumprod(config.schedule)[last]
     if not signal > LEAST_SIGNAL:
         raise ValueError(f"the noise schedule leaves {signal:.0e} of the image at its end")
 

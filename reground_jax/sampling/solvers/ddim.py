@@ -10,6 +10,7 @@ from reground_jax.sampling.solvers.plan import (
     Plan,
     Solver,
     State,
+    add_noise,
     epsilon_weights,
     init,
     make_plan,
@@ -45,6 +46,7 @@ def rows(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
         timesteps=timesteps,
         alpha=alpha,
         sigma=sigma,
+        fresh=deviation,
         coefficients={
             "x0_of_x": x0_of_x,
             "x0_of_output": x0_of_output,
@@ -54,7 +56,6 @@ def rows(schedule: NoiseSchedule, num_steps: int, *, eta: float = 0.0) -> Plan:
             "of_x0": np.sqrt(after),
             # With eta = 1, this is 0 at the last step, where rounding may make it negative.
             "of_epsilon": np.sqrt(np.maximum(1 - after - deviation**2, 0)),
-            "of_noise": deviation,
         },
     )
 
@@ -70,7 +71,7 @@ def update(
     x0 = c["x0_of_x"] * state.x + c["x0_of_output"] * output
     epsilon = c["epsilon_of_x"] * state.x + c["epsilon_of_output"] * output
     x = c["of_x0"] * jnp.clip(x0, -c["clip"], c["clip"]) + c["of_epsilon"] * epsilon
-    return State(x=x if noise is None else x + c["of_noise"] * noise)
+    return State(x) if noise is None else add_noise(State(x), row, noise)
 
 
-SOLVER = Solver(rows=rows, init=init, update=update, adds_noise=True)
+SOLVER = Solver(rows=rows, init=init, update=update, takes_eta=True)

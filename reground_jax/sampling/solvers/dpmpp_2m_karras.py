@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from reground_jax.sampling.solvers.dpmpp_2m import init, rows, update
+from reground_jax.sampling.solvers.dpmpp_2m import rows
+from reground_jax.sampling.solvers.exponential import init, update
 from reground_jax.sampling.solvers.plan import Solver
 
 SOLVER = Solver(rows=partial(rows, karras=True), init=init, update=update)

@@ -1,7 +1,8 @@
-"""Euler's method on dx/dsigma = epsilon (Karras et al. 2022, arXiv 2206.00364).
+"""Euler's method on dx/dsigma = epsilon (Karras et al. 2022, arXiv 2206.00364, eq. 1).
 
 As in diffusers' EulerDiscreteScheduler with its defaults. The state is x_0 + sigma * noise, so it
-starts large, and the U-Net sees it scaled to variance 1.
+starts large, and the U-Net sees it scaled to variance 1. `euler_ancestral` goes down to the
+deviation of DDPM's posterior (Ho et al. 2020, arXiv 2006.11239, eq. 7), and adds noise.
 """
 
 from typing import Any
@@ -10,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from reground_jax.config import NoiseSchedule
-from reground_jax.sampling.schedule import alphas_cumprod, given, spaced_timesteps
+from reground_jax.sampling.schedule import given, noise_ratios, spaced_timesteps
 from reground_jax.sampling.solvers.plan import Plan, Solver, State, epsilon_weights, init, make_plan
 
 
-def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
+def rows(schedule: NoiseSchedule, num_steps: int, *, ancestral: bool = False) -> Plan:
     """num_steps rows; time steps may be fractional.
 
     Defaults for fields not in the schedule: linspace, offset 0. clip_sample and final alpha are
@@ -27,8 +28,10 @@ def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
         spacing=spacing,
         offset=given(schedule.steps_offset, 0),
     )
-    left = alphas_cumprod(schedule)
-    sigma = np.interp(timesteps, np.arange(len(left)), np.sqrt((1 - left) / left))
+    ratios = noise_ratios(schedule)
+    sigma = np.interp(timesteps, np.arange(len(ratios)), ratios)
+    sigma_next = np.append(sigma[1:], 0.0)
+    down = sigma_next**2 / sigma if ancestral else sigma_next
     scale = 1 / np.sqrt(sigma**2 + 1)
     # v is defined on the scaled state, whose alpha and sigma are scale and sigma * scale.
     of_scaled_x, of_output = epsilon_weights(schedule, scale, sigma * scale)
@@ -36,12 +39,13 @@ def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
         timesteps=timesteps,
         alpha=np.ones(num_steps),
         sigma=sigma,
+        fresh=np.sqrt(sigma_next**2 - down**2),
         input_scale=scale,
         initial_scale=np.sqrt(sigma[0] ** 2 + 1) if spacing == "leading" else sigma[0],
         coefficients={
-            "epsilon_of_x": of_scaled_x * scale,
-            "epsilon_of_output": of_output,
-            "of_epsilon": np.append(sigma[1:], 0.0) - sigma,
+            # One product each: under zero terminal SNR, sigma is 4096, and x' much smaller.
+            "of_x": 1 + (down - sigma) * of_scaled_x * scale,
+            "of_output": (down - sigma) * of_output,
         },
     )
 
@@ -49,8 +53,7 @@ def rows(schedule: NoiseSchedule, num_steps: int) -> Plan:
 def update(state: State, output: Float[Array, "B H W C"], row: Plan, noise: Any = None) -> State:
     """The state after one step. `noise` is ignored."""
     c = row.coefficients
-    epsilon = c["epsilon_of_x"] * state.x + c["epsilon_of_output"] * output
-    return State(x=state.x + c["of_epsilon"] * epsilon)
+    return State(x=c["of_x"] * state.x + c["of_output"] * output)
 
 
 SOLVER = Solver(rows=rows, init=init, update=update)
