@@ -1,6 +1,6 @@
 """Sources of checkpoints: files, folders and the Hub behind one lazy interface."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,24 +14,29 @@ from reground_jax.basics.wording import named, shown
 from reground_jax.storage.description import is_model_directory
 
 from . import hub
+from .file_names import (
+    PEFT_CONFIG,
+    clip_files,
+    hub_files,
+    lora_files,
+    only_weights,
+    pick_weights,
+    some,
+    weight_names,
+)
 from .forms import form_of
 from .ldm import LDM_PREFIXES
+from .lora_names import is_lora
+from .low_rank import Delta, add
 from .pickle_data import Inert, Name
 from .pickles import load_torch, plain
 from .rules import read_json
 from .safetensors import read_header
 from .stored import StoredArray
 
-Kind = Literal["ours", "diffusers", "original", "ldm", "adapter"]
+Kind = Literal["ours", "diffusers", "original", "ldm", "adapter", "lora"]
 
-IMAGE_PARTS = ("image_encoder", "image_project")  # of models grounded by reference images
 ORIGINAL_PARTS = ("model", "text_encoder", "autoencoder", "diffusion")
-# A folder's weights, in order of preference: full precision before fp16, safetensors before
-# pickles, one file before shards.
-STEMS = {
-    "safetensors": ("diffusion_pytorch_model", "model"),
-    "bin": ("diffusion_pytorch_model", "pytorch_model"),
-}
 LONGEST_NAME = 256  # characters
 LARGEST_INDEX = 2**24  # bytes of the JSON that lists shards
 
@@ -99,10 +104,15 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class Located:
-    """One tensor of a source."""
+    """One tensor of a source, and what LoRAs add to it."""
 
     file: TensorFile
     name: str
+    deltas: tuple[Delta, ...] = ()
+
+    def read(self, dtype: np.dtype | None = None) -> np.ndarray:
+        """The sum, in `dtype` or else the file's own; without deltas always in the file's own."""
+        return add(self.file.read(self.name), self.deltas, dtype)
 
 
 Tensors = dict[str, dict[str, Located]]  # network -> diffusers name -> tensor
@@ -174,31 +184,9 @@ def open_folder(folder: str | Path, variant: str | None = None) -> TensorFile:
     if picked is None:
         raise ValueError(
             f"{folder} has no weights: looked for {', '.join(weight_names(variant))}; "
-            f"it has {_some(present)}"
+            f"it has {some(present)}"
         )
     return open_tensors(folder / picked)
-
-
-def pick_weights(names: Iterable[str], variant: str | None = None) -> str | None:
-    """The first of `weight_names(variant)` among the file names, or None."""
-    present = set(names)
-    return next((name for name in weight_names(variant) if name in present), None)
-
-
-def weight_names(variant: str | None = None) -> list[str]:
-    """File names that weights can have, best first.
-
-    A variant ("fp16") allows only that one; None prefers the plain files, and falls back to fp16.
-    """
-    names = []
-    for form in (variant,) if variant else (None, "fp16"):
-        dot = f".{form}" if form else ""
-        for ending, stems in STEMS.items():
-            names += [f"{stem}{dot}.{ending}" for stem in stems]
-            names += [f"{stem}.{ending}.index{dot}.json" for stem in stems]
-            if form:  # how older versions of diffusers named the index
-                names += [f"{stem}{dot}.{ending}.index.json" for stem in stems]
-    return names
 
 
 def open_original(path: str | Path) -> tuple[dict[str, TensorFile], dict[str, Any]]:
@@ -238,7 +226,8 @@ class Source:
 
     "ours": a model directory of this package. "diffusers": a folder of components. "original": the
     original code's pickle. "ldm": one file of Stable Diffusion 1.x with CompVis's key names.
-    "adapter": only fusers and position net, under the original names.
+    "adapter": only fusers and position net, under the original names. "lora": a LoRA, or a similar
+    adapter that cannot be merged.
     """
 
     kind: Kind
@@ -273,6 +262,18 @@ def resolve_clip(source: str | Path) -> Path:
     return _local_or_hub(source, "CLIP ", way_out, clip_files)
 
 
+def resolve_lora(source: str | Path) -> Path:
+    """The same for the file of a LoRA, which may be in a folder: a path, or else a Hub id."""
+    way_out = "pass a file, a folder that peft wrote, or a Hub id (owner/name/file)"
+    path = _local_or_hub(source, "LoRA ", way_out, lora_files)
+    if not path.is_dir():
+        return path
+    try:
+        return path / lora_files([entry.name for entry in path.iterdir()])[0]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _local_or_hub(
     source: str | Path, what: str, way_out: str, files: Callable[[list[str]], list[str]]
 ) -> Path:
@@ -283,57 +284,6 @@ def _local_or_hub(
     if hub.parse(str(source)) is None:
         raise ValueError(f"{what}{source!s} does not exist; {way_out}")
     return hub.download(str(source), files)
-
-
-def clip_files(names: list[str]) -> list[str]:
-    """The files of a CLIP model: in a diffusers model's folders, or at the root of a repository."""
-    parts = [f"{part}/" for part in IMAGE_PARTS if f"{part}/config.json" in names] or [""]
-    found = [name for part in parts for name in _part_files(names, part)]
-    if not any(Path(name).name != "config.json" for name in found):
-        raise ValueError(f"it has no CLIP model: looked for {', '.join(weight_names())}")
-    return found
-
-
-def hub_files(names: list[str], variant: str | None = None) -> list[str]:
-    """The files of a repository that a conversion needs."""
-    if "unet/config.json" not in names:
-        return [_only_weights([name for name in names if "/" not in name])]
-    wanted = [name for name in names if name == "model_index.json"]
-    wanted += [name for name in names if name.split("/")[0] in ("scheduler", "tokenizer")]
-    images = IMAGE_PARTS if any(name.startswith("image_project/") for name in names) else ()
-    for part in ("unet", "vae", "text_encoder", *images):
-        wanted += _part_files(names, f"{part}/", variant)
-    return wanted
-
-
-def _part_files(names: list[str], folder: str, variant: str | None = None) -> list[str]:
-    """The config and the weights in a folder ("unet/", or "" for the root) of a repository."""
-    inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
-    chosen = [name for name in inside if name == "config.json"]
-    if picked := pick_weights(inside, variant):
-        chosen.append(picked)
-        if picked.endswith(".json"):  # an index: also its shards
-            ending = "safetensors" if ".safetensors." in picked else "bin"
-            chosen += [name for name in inside if "-of-" in name and name.endswith(ending)]
-    return [folder + name for name in chosen]
-
-
-def _only_weights(names: list[str]) -> str:
-    endings = (".safetensors", ".sft", ".bin", ".pth", ".ckpt")
-    weights = [name for name in names if name.lower().endswith(endings)]
-    if len(weights) != 1:
-        raise ValueError(
-            "neither a diffusers model (no unet/config.json) nor a single weight file, but "
-            f"{_some(weights) if weights else 'no weights at all'}; name the file itself"
-        )
-    return weights[0]
-
-
-def _some(names: Iterable[str], most: int = 20) -> str:
-    """The first names in sorted order, for a message."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return (", ".join(ordered[:most]) or "nothing") + more
 
 
 def detect(path: str | Path) -> Source:
@@ -352,6 +302,8 @@ def detect(path: str | Path) -> Source:
         keys = _state_dict(content, path).keys()
     else:
         keys = open_tensors(path).keys()
+    if is_lora(keys):
+        return Source("lora", path)
     if keys and all(".fuser." in key or key.startswith("position_net.") for key in keys):
         return Source("adapter", path)
     if any(key.startswith(LDM_PREFIXES["unet"]) for key in keys):
@@ -385,6 +337,8 @@ def _detect_folder(path: Path) -> Source:
             )
         return Source("diffusers", path)
     try:
-        return detect(path / _only_weights([entry.name for entry in path.iterdir()]))
+        names = [entry.name for entry in path.iterdir()]
+        peft = PEFT_CONFIG in names
+        return detect(path / (lora_files(names)[0] if peft else only_weights(names)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
