@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ Deltas = dict[str, dict[str, tuple[Delta, ...]]]  # network -> diffusers name of
 NETWORKS = ("unet", "text_encoder")
 MOST_RANK = 2**14
 SHOWN = 3  # modules in a message
+BASES = ("ss_base_model_version", "modelspec.architecture")  # of kohya's metadata
+SDXL = ("lora_te1_", "lora_te2_", "text_encoder_2.", "lora_unet_input_blocks_")
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,10 @@ def read(path: Path, leaves: Sequence[Leaf]) -> dict[str, dict[str, Delta]]:
     modules = _modules(path, file)
     scaling = read_scaling(path, modules, metadata)
     table = module_table(leaves)
-    unknown = [module for module in modules if module not in table]
-    if unknown:
+    if unknown := [module for module in modules if module not in table]:
         raise ValueError(
             f"{path} changes {plural(len(unknown), 'module')} that this model does not have "
-            f"({_some(unknown)}){_other_base(metadata)}"
+            f"({_some(unknown)}): {_other_base(metadata, unknown)}"
         )
     found: dict[str, dict[str, Delta]] = {network: {} for network in NETWORKS}
     wrong = []
@@ -135,7 +136,7 @@ def read(path: Path, leaves: Sequence[Leaf]) -> dict[str, dict[str, Delta]]:
     if wrong:
         raise ValueError(
             f"{path} changes {plural(len(wrong), 'weight')} of other shapes than this model's "
-            f"({_some(wrong, '; ')}){_other_base(metadata)}"
+            f"({_some(wrong, '; ')}): {_other_base(metadata, modules)}"
         )
     return found
 
@@ -211,10 +212,9 @@ def _some(names: Sequence[str], between: str = ", ") -> str:
     return between.join(map(named, names[:SHOWN])) + more
 
 
-def _other_base(metadata: Mapping[str, str]) -> str:
-    """What to do with a LoRA that does not fit, and what it says of its own base."""
-    said = [
-        metadata[k] for k in ("ss_base_model_version", "modelspec.architecture") if k in metadata
-    ]
-    own = f"; it says that it was made for {', '.join(map(named, said))}" if said else ""
-    return f": it is for another base{own}"
+def _other_base(metadata: Mapping[str, str], modules: Iterable[str]) -> str:
+    """Why a LoRA does not fit, with what it says of its own base."""
+    said = [named(metadata[field]) for field in BASES if field in metadata]
+    if not said and any(module.startswith(SDXL) for module in modules):
+        said = ["SDXL, by its names"]
+    return "it is for another base" + (f" ({', '.join(said)})" if said else "")

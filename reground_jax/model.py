@@ -125,9 +125,10 @@ def write_model(
     """Writes a model directory atomically, and returns `info` with checksum and counts added.
 
     base: another model directory; arrays equal to its own are not written, and neither it nor the
-    path from one to the other may change (both are noticed). recommended: fields of Settings to use by default; no checksum
-    depends on them. Arrays are written as they arrive. Everything goes to a sibling directory
-    that is renamed at the end, so a process killed at any moment leaves nothing loadable. Raises
+    path from one to the other may change (both are noticed). recommended: fields of Settings to use
+    by default; no checksum depends on them. Arrays are written as they arrive. Everything goes to a
+    sibling directory that is renamed at the end, so a process killed at any moment leaves nothing
+    loadable. Raises
     FileExistsError if `directory` exists, CheckpointError if the arrays or the tokenizer do not
     match `config`, ValueError for invalid settings, OSError naming `directory` if it cannot be
     written.

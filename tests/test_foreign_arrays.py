@@ -16,7 +16,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import reground_jax.convert.conversion as converting
-from reground_jax.convert import full_disk, references
+from reground_jax.convert import full_disk, passing, references
 from reground_jax.convert.conversion import convert, gather
 from reground_jax.convert.keys import KeyMismatch, foreign
 from reground_jax.convert.sources import resolve

@@ -34,10 +34,9 @@ def add(commands) -> Parser:
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a diffusers folder, a checkpoint file, or a Hub id; with --lora also a model directory",
-    )
+        "source", metavar="SOURCE",
+        help="a diffusers folder, a checkpoint file, or a Hub id; with --lora also a model",
+    )  # fmt: skip
     parser.add_argument("destination", metavar="DIR", help="the model directory to make")
     parser.add_argument(
         "--adapter", metavar="FILE",
@@ -119,7 +118,7 @@ def weights_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def lora_of(text: str) -> tuple[str, float | tuple[float, float]]:
     """The path or Hub id, and the scales, in FILE@SCALE. Raises ValueError for a bad scale.
 
-    In a Hub id (owner/name@revision) and in the path of an existing file, @ may have other meanings.
+    An @ before anything but numbers belongs to the path, or to the Hub id (owner/name@revision).
     """
     path, at, scale = text.rpartition("@")
     if not at:
