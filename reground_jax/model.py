@@ -128,10 +128,9 @@ def write_model(
     path from one to the other may change (both are noticed). recommended: fields of Settings to use
     by default; no checksum depends on them. Arrays are written as they arrive. Everything goes to a
     sibling directory that is renamed at the end, so a process killed at any moment leaves nothing
-    loadable. Raises
-    FileExistsError if `directory` exists, CheckpointError if the arrays or the tokenizer do not
-    match `config`, ValueError for invalid settings, OSError naming `directory` if it cannot be
-    written.
+    loadable. Raises FileExistsError if `directory` exists, CheckpointError if the arrays or the
+    tokenizer do not match `config`, ValueError for invalid settings, OSError naming `directory` if
+    it cannot be written.
     """
     directory = Path(directory)
     if os.path.lexists(directory):  # a dangling link is in the way, too
@@ -156,8 +155,7 @@ def write_model(
             _write(partial / "tokenizer.json", tokenizer_json)
             content = {"format": FORMAT, "groups": groups, "info": info, **config.to_json()}
             if base is not None:
-                # `..` leads out of a link's target, not of the folder with the link.
-                places = map(os.path.realpath, (base, directory))
+                places = map(os.path.realpath, (base, directory))  # `..` ignores links
                 content["base"] = os.path.relpath(*places)
             if recommended:
                 content["recommended"] = recommended
@@ -350,7 +348,9 @@ def _chain(directory: Path) -> list[tuple[Path, Description]]:
         seen.add(real)
         description = _base(chain[-1][0], place) if chain else read_description(place)
         chain.append((place, description))
-        place = None if description.base is None else place / description.base
+        # Resolved, since libraries take `..` for the folder with a link, not for its target's.
+        base = description.base
+        place = None if base is None else Path(os.path.realpath(place / base))
     return chain
 
 
