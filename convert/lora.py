@@ -49,8 +49,11 @@ class Lora:
         return {"path": self.source, "sha256": digest, "scales": list(self.scales)}
 
 
-def find(loras: Sequence[tuple[str | Path, Scale]]) -> list[Lora]:
-    """The files that are named. Raises ValueError for a bad scale before it looks for any."""
+def find(loras: Sequence[Any]) -> list[Lora]:
+    """The files of pairs of a path or Hub id and a Scale.
+
+    Raises ValueError for what is no such pair, or no finite scale, before it looks for any file.
+    """
     scales = [_scales(entry) for entry in loras]
     return [
         Lora(str(source), resolve_lora(source), pair)

@@ -56,6 +56,6 @@ def pair(module: str, rank: int = 2, **changes: np.ndarray) -> dict[str, np.ndar
 
 
 def save(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str] | None = None) -> Path:
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     safetensors.numpy.save_file(contiguous, path, metadata)
     return path
