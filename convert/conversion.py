@@ -112,8 +112,7 @@ def convert(
     tensors = lora.with_deltas(tensors, lora.deltas_of(added, leaves))
     _name_foreign(source, [*gathered.foreign, *foreign(tensors)])
     info = {"source": str(source), "format": found.kind, "version": __version__} | others
-    if added:
-        info["loras"] = [one.record() for one in added]
+    info |= {"loras": [one.record() for one in added]} if added else {}
     arrays = read_arrays(leaves, tensors, dtype, progress)
     with naming_a_full_disk(Path(destination)):
         return write_model(destination, config, arrays, gathered.tokenizer.json, info)

@@ -61,7 +61,7 @@ def add(weight: np.ndarray, deltas: Sequence[Delta], dtype: np.dtype | None = No
     with np.errstate(over="ignore", invalid="ignore"):
         for delta in deltas:
             total += delta.array(weight.shape)
-        return total.astype(dtype or weight.dtype)
+        return total.astype(weight.dtype if dtype is None else dtype)
 
 
 def squeezed(shape: Shape) -> Shape:

@@ -155,8 +155,8 @@ def write_model(
             _write(partial / "tokenizer.json", tokenizer_json)
             content = {"format": FORMAT, "groups": groups, "info": info, **config.to_json()}
             if base is not None:
-                places = map(os.path.realpath, (base, directory))  # `..` ignores links
-                content["base"] = os.path.relpath(*places)
+                place = os.path.realpath(directory)  # `..` leads out of there, not of a link
+                content["base"] = os.path.relpath(os.path.realpath(base), place)
             if recommended:
                 content["recommended"] = recommended
             _write(partial / "config.json", json.dumps(content, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """The model that the LoRA fixtures are for, and LoRA files to write."""
 
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import safetensors.numpy
 
 from reground_jax.convert.conversion import Gathered, gather
 from reground_jax.convert.keys import Leaf, leaves_of
+from reground_jax.convert.lora import read
 from reground_jax.convert.sources import resolve
 from reground_jax.model import leaf_shapes
 from tests.fixtures import fixtures
@@ -59,3 +61,18 @@ def save(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str] | None 
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     safetensors.numpy.save_file(contiguous, path, metadata)
     return path
+
+
+def peft(folder: Path, modules: tuple[str, ...] = (QUERY,), **config: Any) -> Path:
+    """Writes a folder as peft does, of rank 4; returns its file of arrays."""
+    arrays = {f"base_model.model.{m}.lora_A.weight": normal(4, 32) for m in modules}
+    arrays |= {f"base_model.model.{m}.lora_B.weight": normal(32, 4) for m in modules}
+    folder.mkdir(exist_ok=True)
+    fields = {"peft_type": "LORA", "r": 4, "lora_alpha": 8} | config
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    return save(folder / "adapter_model.safetensors", arrays)
+
+
+def factor(path: Path, module: str = QUERY, network: str = "unet") -> float:
+    """What a file multiplies the product of a module with."""
+    return read(path, leaves())[network][f"{module}.weight"].factor

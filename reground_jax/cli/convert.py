@@ -134,7 +134,7 @@ def lora_of(text: str) -> tuple[str, float | tuple[float, float]]:
             f"--lora {text}: the scale is {scale!r}, but it must be a number, or two with a comma, "
             "for the U-Net and for the text encoder, such as FILE@0.8 or FILE@0.8,0.5"
         )
-    return path, (first, *second) if second else first
+    return path, (first, second[0]) if second else first
 
 
 def check_verifiers() -> None:
