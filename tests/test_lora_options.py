@@ -1,4 +1,4 @@
-"""Which LoRAs are added, and by how much: `--lora`, `convert(..., loras=...)`, and where they lie."""
+"""Which LoRAs are added, where they lie, and their scales: `--lora` and `convert(..., loras=...)`."""
 
 import hashlib
 from pathlib import Path
