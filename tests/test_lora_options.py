@@ -1,4 +1,4 @@
-"""Which LoRAs are added, where they lie, and their scales: `--lora` and `convert(..., loras=...)`."""
+"""Which LoRAs are added, where they lie, and their scales: `--lora`, `convert(loras=...)`."""
 
 import hashlib
 from pathlib import Path
