@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from pathlib import Path
+from typing import Any
 
 from reground_jax.config import ModelConfig
 
@@ -11,6 +12,19 @@ from .image_towers import gather_image_tower
 from .sources import Located, Source, Tensors
 
 Whole = tuple[ModelConfig, Tensors]
+
+
+def add_all(
+    config: ModelConfig,
+    tensors: Tensors,
+    source: Source,
+    *,
+    first_conv: str | Path | None = None,
+    **image_tower: Any,
+) -> Whole:
+    """The same model with all that its kind needs; the options as in the functions below."""
+    whole = add_image_tower(config, tensors, source, **image_tower)
+    return add_first_conv(*whole, source, first_conv)
 
 
 def add_image_tower(

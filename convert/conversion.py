@@ -7,7 +7,7 @@ To add a format, detect it in `sources.py` and add a function below that returns
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from reground_jax.model import leaf_shapes, write_model
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.version import __version__
 
-from . import companions, configs, openclip, original_configs, single_file
+from . import companions, configs, lora, lora_models, openclip, original_configs, single_file
 from .autoencoders import gather_autoencoder
 from .full_disk import naming_a_full_disk
-from .keys import Leaf, foreign, match, normalize
+from .keys import Leaf, count, foreign, match, normalize
 from .ldm import LDM_PREFIXES, rename
+from .passing import Progress, passed
 from .sources import (
     Located,
     Source,
@@ -54,9 +55,6 @@ LDM_IGNORED = (
 # original code's format, and a safety checker.
 LDM_FOREIGN = ("denoiser.", "embedding_manager.", "logvar", "lvlb_weights", "safety_checker.")
 OUTSIDE = "position_net."  # in some single files, not under the U-Net's prefix
-CHECKED = 2**18  # values at a time, so that the NaN check takes no memory
-
-Progress = Callable[[int, int], None]  # (parameters done, total)
 
 
 @dataclass(frozen=True)
@@ -78,73 +76,65 @@ def convert(
     clip: str | Path | None = None,
     projection: str | Path | None = None,
     first_conv: str | Path | None = None,
+    loras: Sequence[tuple[str | Path, lora.Scale]] = (),
     dtype: str | None = None,
     variant: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Converts `source` to the model directory `destination`, and returns its `info`.
 
-    source: a diffusers folder or Hub id, an original GLIGEN pickle, or a single file of SD1.x or
-    SD2.x. adapter: only fusers and position net, to add to a base without them. vae: another
-    autoencoder than the source's, or one for a source without (see `gather_autoencoder`).
-    tokenizer: a folder, Hub id or merges file, if the source has none (default: OpenAI's).
-    prediction: what a single file's U-Net predicts, which those of SD2.x do not say. clip,
-    projection: the image encoder of a model that reads reference images, and the projection of its
-    output (see `image_towers.gather_image_tower`). first_conv: the first convolution of Stable
-    Diffusion, for a model that reads a map, which without it only generates with gamma 1 (see
-    `find_first_conv`). dtype: float32, float16 or bfloat16 (default: the source's). variant: such
-    as "fp16", for diffusers folders. Raises ValueError for anything wrong with the source,
-    FileExistsError if `destination` exists or appears during the conversion, and OSError for a full
-    disk; nothing is left behind.
+    source: a diffusers folder or Hub id, an original GLIGEN pickle, a single file of SD1.x or
+    SD2.x, or, with `loras`, a model directory (see `lora_models.add_to_model`). adapter: only
+    fusers and position net, to add to a base without them. vae: another autoencoder than the
+    source's, or one for a source without (see `gather_autoencoder`). tokenizer: a folder, Hub id or
+    merges file, if the source has none (default: OpenAI's). prediction: what a single file's U-Net
+    predicts, which those of SD2.x do not say. clip, projection: the image encoder of a model that
+    reads reference images, and the projection of its output (see
+    `image_towers.gather_image_tower`). first_conv: the first convolution of Stable Diffusion, for a
+    model that reads a map, which without it only generates with gamma 1 (see `find_first_conv`).
+    loras: paths or Hub ids of LoRAs to add, each with its scale, or with a pair of scales, for the
+    U-Net and for the text encoder. dtype: float32, float16 or bfloat16 (default: the source's).
+    variant: such as "fp16", for diffusers folders. Raises ValueError for anything wrong with the
+    source, FileExistsError if `destination` exists or appears during the conversion, and OSError
+    for a full disk; nothing is left behind.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose from {', '.join(DTYPES)}, or leave it out")
     if Path(destination).exists():
         raise FileExistsError(f"{destination} already exists: choose another path, or remove it")
+    added = lora.find(loras)
     found = resolve(source, variant)
-    gathered = gather(found, tokenizer=tokenizer, variant=variant, vae=vae, prediction=prediction)
-    gathered = _complete(
-        gathered, found, adapter=adapter, clip=clip, projection=projection, first_conv=first_conv,
-        variant=variant,
-    )  # fmt: skip
-    config, tensors = gathered.config, gathered.tensors
-    leaves = match(
-        leaf_shapes(config),
-        {
-            network: {name: t.file.shape(t.name) for name, t in named.items()}
-            for network, named in tensors.items()
-        },
+    others = _given(
+        adapter=adapter, vae=vae, clip=clip, projection=projection, first_conv=first_conv
     )
+    if found.kind == "ours" and added:
+        own = _given(tokenizer=tokenizer, prediction=prediction)
+        lora_models.refuse_others(found.path, [*others, *own])
+        kind = DTYPES.get(dtype or "")
+        return lora_models.add_to_model(found.path, destination, added, kind, progress)
+    gathered = gather(found, tokenizer=tokenizer, variant=variant, vae=vae, prediction=prediction)
+    gathered = add_adapter(gathered, None if adapter is None else resolve(adapter), source)
+    config, tensors = companions.add_all(
+        gathered.config, gathered.tensors, found, clip=clip, projection=projection,
+        first_conv=first_conv, variant=variant,
+    )  # fmt: skip
+    leaves = match(leaf_shapes(config), {n: _shapes(named) for n, named in tensors.items()})
+    tensors = lora.with_deltas(tensors, lora.deltas_of(added, leaves))
     _name_foreign(source, [*gathered.foreign, *foreign(tensors)])
-    info = {"source": str(source), "format": found.kind, "version": __version__}
-    others = {
-        "adapter": adapter, "vae": vae, "clip": clip, "projection": projection,
-        "first_conv": first_conv,
-    }  # fmt: skip
-    info |= {name: str(path) for name, path in others.items() if path is not None}
+    info: dict[str, Any] = {"source": str(source), "format": found.kind, "version": __version__}
+    info |= others | ({"loras": [one.record() for one in added]} if added else {})
     arrays = read_arrays(leaves, tensors, dtype, progress)
     with naming_a_full_disk(Path(destination)):
         return write_model(destination, config, arrays, gathered.tokenizer.json, info)
 
 
-def _complete(
-    gathered: Gathered, found: Source, *, adapter: str | Path | None, **others: Any
-) -> Gathered:
-    """With the fusers, image encoder or first convolution that come from other files.
+def _given(**options: str | Path | None) -> dict[str, str]:
+    """Those that are given, as texts."""
+    return {name: str(value) for name, value in options.items() if value is not None}
 
-    Raises ValueError for a model without fusers.
-    """
-    if adapter is not None:
-        gathered = add_adapter(gathered, resolve(adapter))
-    elif gathered.config.unet.grounding is None:
-        raise ValueError(
-            f"{found.path} is a plain Stable Diffusion checkpoint: it has no fusers and no "
-            "position net; use a GLIGEN checkpoint, or add GLIGEN's weights with --adapter"
-        )
-    first_conv = others.pop("first_conv")
-    config, tensors = companions.add_image_tower(gathered.config, gathered.tensors, found, **others)
-    config, tensors = companions.add_first_conv(config, tensors, found, first_conv)
-    return dataclasses.replace(gathered, config=config, tensors=tensors)
+
+def _shapes(named: dict[str, Located]) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.file.shape(tensor.name) for name, tensor in named.items()}
 
 
 def _name_foreign(source: str | Path, names: list[str]) -> None:
@@ -162,30 +152,19 @@ def read_arrays(
     leaves: list[Leaf], tensors: Tensors, dtype: str | None, progress: Progress | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields our parameters one by one, reading each tensor only when it is needed."""
-    total, done = sum(int(np.prod(leaf.shape)) for leaf in leaves), 0
-    for leaf in leaves:
-        located = [tensors[leaf.path.split("/")[0]][name] for name in leaf.sources]
-        array = leaf.build([t.file.read(t.name) for t in located])
-        if dtype is not None:
-            with np.errstate(over="ignore"):  # `_is_finite` finds it
-                array = array.astype(DTYPES[dtype], copy=False)
-        if not _is_finite(array):
-            _refuse_not_finite(located, dtype)
-        yield leaf.path, array
-        done += array.size
-        if progress is not None:
-            progress(done, total)
+    kind = None if dtype is None else DTYPES[dtype]
+
+    def located(leaf: Leaf) -> list[Located]:
+        return [tensors[leaf.path.split("/")[0]][name] for name in leaf.sources]
+
+    def refuse(leaf: Leaf, stored: np.dtype) -> None:
+        _refuse_not_finite(located(leaf), stored)
+
+    arrays = ((leaf, leaf.build([t.read(kind) for t in located(leaf)])) for leaf in leaves)
+    yield from passed(arrays, count(leaves), kind, progress, refuse)
 
 
-def _is_finite(array: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite."""
-    flat = array.reshape(-1)
-    return all(
-        np.isfinite(flat[start : start + CHECKED]).all() for start in range(0, flat.size, CHECKED)
-    )
-
-
-def _refuse_not_finite(located: list[Located], dtype: str | None) -> None:
+def _refuse_not_finite(located: list[Located], stored: np.dtype) -> None:
     """Raises ValueError that names the tensor and blames the file or the dtype."""
     for tensor in located:
         array = tensor.file.read(tensor.name)
@@ -196,9 +175,10 @@ def _refuse_not_finite(located: list[Located], dtype: str | None) -> None:
                 "merge or cast overflowed; use another copy"
             )
     names = ", ".join(tensor.name for tensor in located)
+    added = " with the LoRAs added" if any(tensor.deltas for tensor in located) else ""
     raise ValueError(
-        f"{located[0].file.name}: {names} has values too large for {dtype}: use --dtype bfloat16 "
-        "or float32"
+        f"{located[0].file.name}: {names} has values too large for {stored}{added}: use --dtype "
+        "bfloat16 or float32"
     )
 
 
@@ -228,7 +208,15 @@ def gather(
                 "Stable Diffusion checkpoint as SOURCE and this file with --adapter"
             )
         case "ours":
-            raise ValueError(f"{source.path} is already a reground-jax model directory: load it")
+            raise ValueError(
+                f"{source.path} is already a reground-jax model directory: load it, or add a LoRA "
+                "with --lora"
+            )
+        case "lora":
+            raise ValueError(
+                f"{source.path} is a LoRA, which changes a checkpoint: pass that as SOURCE and "
+                "this file with --lora"
+            )
     if autoencoder is None:
         return gathered
     config, tensors = autoencoder
@@ -359,8 +347,20 @@ def _check_schedule(path: Path, config: ModelConfig, tables: TensorFile) -> None
         )
 
 
-def add_adapter(base: Gathered, adapter: Source) -> Gathered:
-    """`base` with the fusers and the position net of an adapter file."""
+def add_adapter(base: Gathered, adapter: Source | None, source: str | Path) -> Gathered:
+    """`base` with the fusers and the position net of an adapter file, or its own.
+
+    source: of the base, for messages. Raises ValueError if both or neither of them have fusers.
+    """
+    if adapter is None:
+        if base.config.unet.grounding is not None:
+            return base
+        raise ValueError(
+            f"{source} is a plain Stable Diffusion checkpoint: it has no fusers and no position "
+            "net; use a GLIGEN checkpoint, or add GLIGEN's weights with --adapter"
+        )
+    if adapter.kind == "lora":
+        raise ValueError(f"--adapter {adapter.path} is a LoRA: pass it with --lora")
     if adapter.kind != "adapter":
         raise ValueError(
             f"--adapter {adapter.path} is a full checkpoint ({adapter.kind}), not an adapter: "

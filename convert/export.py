@@ -25,7 +25,7 @@ from .first_conv import LEAVES as FIRST_CONV
 from .foreign_configs import PIPELINES, diffusers_fields, linear_projections, original_fields
 from .keys import Leaf, torch_names
 from .ldm import original_name
-from .tokenizer_files import write_tokenizer
+from .tokenizer_files import with_last_end, write_tokenizer
 
 Form = Literal["diffusers", "adapter", "gligen"]
 FORMS: tuple[Form, ...] = ("diffusers", "adapter", "gligen")
@@ -103,6 +103,7 @@ def _as_convolution(array: np.ndarray) -> np.ndarray:
 
 
 def _diffusers(model: Model, folder: Path, dtype: np.dtype | None) -> None:
+    model = with_last_end(model)
     fields = diffusers_fields(model.config)
     tensors = _tensors(model, dtype)
     for part, config in fields.items():

@@ -4,6 +4,7 @@ Our modules are named after diffusers' state dict, so that the few rewrites belo
 name. Every source format is first renamed to diffusers' names (`ldm.py`, `normalize`).
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -101,12 +102,21 @@ class Leaf:
         return np.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
 
     def split(self, array: np.ndarray) -> list[np.ndarray]:
-        """Views of the parameter as its tensors: the inverse of `build`, but 1x1 is linear."""
-        count = len(self.sources)
-        tensors = np.split(array, count, axis=-1) if count > 1 else [array]
+        """Inverse of `build`: the tensors of our parameter; a 1x1 convolution's are matrices."""
+        parts = np.split(array, len(self.sources), axis=-1) if len(self.sources) > 1 else [array]
         if not self.path.endswith("/kernel"):
-            return tensors
-        return [t.transpose((3, 2, 0, 1) if t.ndim == 4 else (1, 0)) for t in tensors]
+            return parts
+        return [part.transpose(3, 2, 0, 1) if part.ndim == 4 else part.T for part in parts]
+
+
+def leaves_of(shapes: dict[str, tuple[int, ...]]) -> list[Leaf]:
+    """A leaf for each of our parameters, in the order of `shapes`, which are by path."""
+    return [Leaf(path, torch_names(path), shape) for path, shape in shapes.items()]
+
+
+def count(leaves: Sequence[Leaf]) -> int:
+    """Of their parameters."""
+    return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def torch_names(path: str) -> tuple[str, ...]:
@@ -146,7 +156,7 @@ def match(
     KeyMismatch that lists every parameter without a tensor (-), tensor without a parameter (+) and
     wrong shape (!).
     """
-    leaves = [Leaf(path, torch_names(path), shape) for path, shape in shapes.items()]
+    leaves = leaves_of(shapes)
     problems, used = [], set()
     for leaf in leaves:
         network = leaf.path.split("/")[0]

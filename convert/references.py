@@ -5,6 +5,7 @@ single-file converters. Our key tables (`keys.py`, `ldm.py`) are not used, so er
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from reground_jax.config import CLIPVisionConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from reground_jax.model import leaf_shapes
 
 from . import openclip
 from .autoencoders import vae_folder, vae_prefix
+from .file_names import pick_weights
 from .first_conv import WAY_OUT, find_first_conv
 from .image_towers import (
     PROJECT,
@@ -23,8 +26,9 @@ from .image_towers import (
     open_projection,
     tower_places,
 )
-from .keys import FOREIGN
+from .keys import FOREIGN, leaves_of, normalize
 from .ldm import LDM_PREFIXES
+from .lora import Lora, deltas_of
 from .reference_grounding import add_grounding, attention_type, grounding_names
 from .sources import (
     Source,
@@ -34,7 +38,6 @@ from .sources import (
     resolve,
     resolve_vae,
 )
-from .weight_files import pick_weights
 
 PARTS = {"unet": "model", "vae": "autoencoder", "text_encoder": "text_encoder"}  # parts of a pickle
 
@@ -100,6 +103,23 @@ def reference_networks(
         theirs["image_encoder"] = _image_encoder(*encoder, ours.image_encoder, libraries)
         theirs["image_project"] = _image_project(*project, libraries.torch)
     return theirs
+
+
+def add_loras(theirs: dict[str, Any], loras: Sequence[Lora], ours: ModelConfig, torch: Any) -> None:
+    """Adds LoRAs to the weights of PyTorch's networks, which become float32, in place.
+
+    Which matrices belong to a weight is up to our reader; the product is PyTorch's.
+    """
+    for network, named in deltas_of(loras, leaves_of(leaf_shapes(ours))).items():
+        if not named:
+            continue
+        parameters = theirs[network].float().named_parameters()
+        weights = {normalize(network, name): weight for name, weight in parameters}
+        for name, deltas in named.items():
+            for delta in deltas:
+                down, up = map(torch.from_numpy, delta.matrices())
+                change = delta.factor * torch.mm(up, down)
+                weights[name].data += change.view(weights[name].shape)
 
 
 def _from_folder(

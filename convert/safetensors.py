@@ -45,7 +45,7 @@ def read_header(path: str | Path) -> dict[str, StoredArray]:
     """
     path = Path(path)
     size = size_of(path)
-    length, header = _header(path, size)
+    length, header, _ = _header(path, size)
     start = 8 + length
     arrays = {}
     end = 0
@@ -78,7 +78,16 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[
             file.write(array.tobytes())
 
 
-def _header(path: Path, size: int) -> tuple[int, dict[str, Any]]:
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What the program that wrote the file says of it, under `__metadata__`; often nothing.
+
+    Raises ValueError as `read_header` does, but does not check the arrays.
+    """
+    return _header(Path(path), size_of(path))[2]
+
+
+def _header(path: Path, size: int) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """The header's length in bytes, its arrays and its metadata."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > LONGEST_HEADER:
@@ -101,7 +110,7 @@ def _header(path: Path, size: int) -> tuple[int, dict[str, Any]]:
     metadata = header.pop("__metadata__", {})
     if not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise ValueError(_corrupt(path, f"its __metadata__ is {shown(metadata)}, not strings"))
-    return length, header
+    return length, header, metadata
 
 
 def _begin(path: Path, name: str, entry: Any) -> tuple[int, int]:

@@ -14,24 +14,28 @@ from reground_jax.basics.wording import named, shown
 from reground_jax.storage.description import is_model_directory
 
 from . import hub
-from .forms import form_of
-from .ldm import LDM_PREFIXES
-from .pickle_data import Inert, Name
-from .pickles import load_torch, plain
-from .rules import read_json
-from .safetensors import read_header
-from .stored import StoredArray
-from .weight_files import (
+from .file_names import (
+    PEFT_CONFIG,
     clip_files,
     hub_files,
+    lora_files,
     only_weights,
     pick_weights,
     some,
     vae_files,
     weight_names,
 )
+from .forms import form_of
+from .ldm import LDM_PREFIXES
+from .lora_names import is_lora
+from .low_rank import Delta, add
+from .pickle_data import Inert, Name
+from .pickles import load_torch, plain
+from .rules import read_json
+from .safetensors import read_header
+from .stored import StoredArray
 
-Kind = Literal["ours", "diffusers", "original", "ldm", "adapter"]
+Kind = Literal["ours", "diffusers", "original", "ldm", "adapter", "lora"]
 
 ORIGINAL_PARTS = ("model", "text_encoder", "autoencoder", "diffusion")
 LONGEST_NAME = 256  # characters
@@ -101,10 +105,15 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class Located:
-    """One tensor of a source."""
+    """One tensor of a source, and what LoRAs add to it."""
 
     file: TensorFile
     name: str
+    deltas: tuple[Delta, ...] = ()
+
+    def read(self, dtype: np.dtype | None = None) -> np.ndarray:
+        """The sum, in `dtype` or else the file's own; without deltas always in the file's own."""
+        return add(self.file.read(self.name), self.deltas, dtype)
 
 
 Tensors = dict[str, dict[str, Located]]  # network -> diffusers name -> tensor
@@ -219,7 +228,8 @@ class Source:
 
     "ours": a model directory of this package. "diffusers": a folder of components. "original": the
     original code's pickle. "ldm": one file of Stable Diffusion with CompVis's key names.
-    "adapter": only fusers and position net, under the original names.
+    "adapter": only fusers and position net, under the original names. "lora": a LoRA, or a similar
+    adapter that cannot be merged.
     """
 
     kind: Kind
@@ -263,6 +273,18 @@ def resolve_vae(source: str | Path) -> Path:
     return _local_or_hub(source, "autoencoder ", way_out, vae_files)
 
 
+def resolve_lora(source: str | Path) -> Path:
+    """The same for the file of a LoRA, which may be in a folder: a path, or else a Hub id."""
+    way_out = "pass a file, a folder that peft wrote, or a Hub id (owner/name/file)"
+    path = _local_or_hub(source, "LoRA ", way_out, lora_files)
+    if not path.is_dir():
+        return path
+    try:
+        return path / lora_files([entry.name for entry in path.iterdir()])[0]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _local_or_hub(
     source: str | Path, what: str, way_out: str, files: Callable[[list[str]], list[str]]
 ) -> Path:
@@ -291,6 +313,8 @@ def detect(path: str | Path) -> Source:
         keys = _state_dict(content, path).keys()
     else:
         keys = open_tensors(path).keys()
+    if is_lora(keys):
+        return Source("lora", path)
     if adapter_prefix(keys) is not None:
         return Source("adapter", path)
     if any(key.startswith(LDM_PREFIXES["unet"]) for key in keys):
@@ -342,6 +366,8 @@ def _detect_folder(path: Path) -> Source:
             )
         return Source("diffusers", path)
     try:
-        return detect(path / only_weights([entry.name for entry in path.iterdir()]))
+        names = [entry.name for entry in path.iterdir()]
+        peft = PEFT_CONFIG in names
+        return detect(path / (lora_files(names)[0] if peft else only_weights(names)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -1,9 +1,11 @@
 """A model's tokenizer as the files that transformers reads, for `export`."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, processors
 
 from reground_jax.basics.atomic import write_json, write_text
@@ -47,6 +49,40 @@ def write_tokenizer(folder: Path, model: Model) -> str:
         write_json(folder / "added_tokens.json", added, indent=2)
     write_json(folder / "tokenizer_config.json", settings, indent=2)
     return kind
+
+
+def with_last_end(model: Model) -> Model:
+    """The same model; if texts end with token 2, that token changes places with the last one.
+
+    transformers takes an eos_token_id of 2 for the largest id of a text, which is another token.
+    """
+    text = model.config.text_encoder
+    if text.network.eos_token_id != 2:
+        return model
+    last = text.network.vocab_size - 1
+    places = {2: last, last: 2}
+    content = json.loads(model.tokenizer_json)
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {name: places.get(n, n) for name, n in vocabulary.items()}
+    for token in content.get("added_tokens", ()):
+        token["id"] = places.get(token["id"], token["id"])
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    moved = {name: getattr(text.tokenizer, name) for name in ids}
+    moved = {name: places.get(number, number) for name, number in moved.items()}
+    encoder = dataclasses.replace(
+        text,
+        network=dataclasses.replace(text.network, eos_token_id=last),
+        tokenizer=dataclasses.replace(text.tokenizer, **moved),
+    )
+    rows = np.array(model.params["text_encoder"]["token_embedding"]["embedding"])
+    rows[[2, last]] = rows[[last, 2]]
+    params = model.params["text_encoder"] | {"token_embedding": {"embedding": rows}}
+    return dataclasses.replace(
+        model,
+        config=dataclasses.replace(model.config, text_encoders=(encoder,)),
+        params=model.params | {"text_encoder": params},
+        tokenizer_json=json.dumps(content),
+    )
 
 
 def _is_clips(content: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ compared. Needs torch, diffusers and transformers.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,10 @@ from reground_jax.networks.clip_vision import FEATURE_NORM, image_features
 from reground_jax.networks.grounding import Grounding, keypoint, maps, text, text_image
 from reground_jax.settings import Wiring
 
+from . import lora
+from .lora import Scale
 from .reference_grounding import ARGUMENTS
-from .references import import_libraries, reference_networks
+from .references import add_loras, import_libraries, reference_networks
 from .rewire import rewire
 from .sources import resolve
 
@@ -40,6 +43,7 @@ def verify(
     clip: str | Path | None = None,
     projection: str | Path | None = None,
     first_conv: str | Path | None = None,
+    loras: Sequence[tuple[str | Path, Scale]] = (),
     variant: str | None = None,
 ) -> dict[str, float]:
     """The largest relative error, max |ours - theirs| / max |theirs|, of each network.
@@ -59,6 +63,7 @@ def verify(
         found, model.config, libraries, adapter=adapter, vae=vae, clip=clip,
         projection=projection, first_conv=first_conv, variant=variant,
     )  # fmt: skip
+    add_loras(theirs, lora.find(loras), model.config, libraries.torch)
     checks = {
         "text_encoder": _text_error,
         "unet": _unet_error,

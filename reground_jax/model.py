@@ -124,13 +124,13 @@ def write_model(
 ) -> dict[str, Any]:
     """Writes a model directory atomically, and returns `info` with checksum and counts added.
 
-    base: another model directory; arrays equal to its own are not written, and the path from one
-    to the other must not change. recommended: fields of Settings to use by default; no checksum
-    depends on them. Arrays are written as they arrive. Everything goes to a sibling directory
-    that is renamed at the end, so a process killed at any moment leaves nothing loadable. Raises
-    FileExistsError if `directory` exists, CheckpointError if the arrays or the tokenizer do not
-    match `config`, ValueError for invalid settings, OSError naming `directory` if it cannot be
-    written.
+    base: another model directory; arrays equal to its own are not written, and neither it nor the
+    path from one to the other may change (both are noticed). recommended: fields of Settings to use
+    by default; no checksum depends on them. Arrays are written as they arrive. Everything goes to a
+    sibling directory that is renamed at the end, so a process killed at any moment leaves nothing
+    loadable. Raises FileExistsError if `directory` exists, CheckpointError if the arrays or the
+    tokenizer do not match `config`, ValueError for invalid settings, OSError naming `directory` if
+    it cannot be written.
     """
     directory = Path(directory)
     if os.path.lexists(directory):  # a dangling link is in the way, too
@@ -155,7 +155,8 @@ def write_model(
             _write(partial / "tokenizer.json", tokenizer_json)
             content = {"format": FORMAT, "groups": groups, "info": info, **config.to_json()}
             if base is not None:
-                content["base"] = os.path.relpath(base, directory)
+                place = os.path.realpath(directory)  # `..` leads out of there, not of a link
+                content["base"] = os.path.relpath(os.path.realpath(base), place)
             if recommended:
                 content["recommended"] = recommended
             _write(partial / "config.json", json.dumps(content, indent=2) + "\n")
@@ -277,14 +278,15 @@ def read_model(
     kind, line = ("checksum", digest) if check or "sums" not in info else ("sums", word_sum)
     lines: list[str] = []
     leaves: dict[str, Any] = {}
-    for name, array in _stored_arrays(directory):
+    for name, array in stored_arrays(directory):
         lines.append(line(description.stored_name(name), array))
         leaves[name] = place(array)
     if missing := sorted(set(shapes) - set(leaves)):
         raise CheckpointError(f"{directory}: {len(missing)} missing arrays, such as {missing[0]}")
     if combined(lines) != info[kind]:
+        others = f", or {directory / description.base} was changed" if description.base else ""
         raise CheckpointError(
-            f"{directory}: its arrays are damaged (checksum mismatch); convert it again"
+            f"{directory}: its arrays are damaged (checksum mismatch){others}; convert it again"
         )
     params = unflatten(leaves.items())
     return Model(config, params, description.tokenizer_json, info, description.recommended)
@@ -312,10 +314,10 @@ def _digests(directory: Path) -> set[str]:
     """The digests, as in `Facts`, of all arrays of a model directory that is to be a base."""
     if len(_chain(directory)) == MAX_BASES:
         raise CheckpointError(f"{directory} has a chain of {MAX_BASES - 1} bases: use one of them")
-    return {digest(name, array) for name, array in _stored_arrays(directory)}
+    return {digest(name, array) for name, array in stored_arrays(directory)}
 
 
-def _stored_arrays(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
+def stored_arrays(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     """All arrays of a model directory: its own, then those that its bases add."""
     chain = _chain(directory)
     wanted = set(leaf_shapes(chain[0][1].config))
@@ -344,10 +346,23 @@ def _chain(directory: Path) -> list[tuple[Path, Description]]:
         if len(chain) == MAX_BASES:
             raise CheckpointError(f"{directory} has a chain of {MAX_BASES} bases or more: too many")
         seen.add(real)
-        description = read_description(place)
+        description = _base(chain[-1][0], place) if chain else read_description(place)
         chain.append((place, description))
-        place = None if description.base is None else place / description.base
+        # Resolved, since libraries take `..` for the folder with a link, not for its target's.
+        base = description.base
+        place = None if base is None else Path(os.path.realpath(place / base))
     return chain
+
+
+def _base(directory: Path, place: Path) -> Description:
+    """The description of a model's base. Raises CheckpointError that says what it is needed for."""
+    try:
+        return read_description(place)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{directory} has only the arrays that differ from its base's, and {error}; if the "
+            "base was moved, move it back, or set base in config.json to the path from here"
+        ) from error
 
 
 def random_params(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -84,7 +84,7 @@ def test_verify_exits_with_1_above_its_tolerance(
     argv = convert_original(tmp_path / "m", byte_tokenizer, "--verify")
     assert main(argv) == code
     names = ("adapter", "clip", "projection", "first_conv", "variant")
-    assert calls == [(argv[1], tmp_path / "m", dict.fromkeys(names))]
+    assert calls == [(argv[1], tmp_path / "m", dict.fromkeys(names) | {"loras": []})]
     assert f"unet differs by {error:.1e}" in capsys.readouterr().out
 
 

@@ -288,6 +288,9 @@ def test_no_source_needs_torch(tmp_path, today, tokenizer):
     base = originals.write_single_file(tmp_path / "base.safetensors")
     adapter = originals.write_adapter(tmp_path / "gligen.safetensors")
     reference.write_diffusers(tmp_path / "hub", "odd", form="hub")
+    lora = {"unet.conv_in.lora_A.weight": torch.ones(1, 4, 3, 3)}
+    lora["unet.conv_in.lora_B.weight"] = torch.ones(32, 1)
+    safetensors.torch.save_file(lora, tmp_path / "lora.safetensors")
     script = f"""
 import sys
 for name in ("torch", "diffusers", "transformers", "safetensors"):
@@ -298,5 +301,6 @@ convert({str(originals.TEXT_BOX)!r}, "a", **options)
 convert({str(base)!r}, "b", adapter={str(adapter)!r}, **options)
 convert({str(tmp_path / "hub")!r}, "c")
 convert({str(today)!r}, "d")
+convert("d", "e", loras=[("lora.safetensors", 0.5)])
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)

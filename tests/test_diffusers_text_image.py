@@ -17,8 +17,8 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from reground_jax import Layout, Pipeline, Settings
 from reground_jax.convert.conversion import convert
+from reground_jax.convert.file_names import hub_files
 from reground_jax.convert.verification import TOLERANCE, verify
-from reground_jax.convert.weight_files import hub_files
 from reground_jax.model import read_model
 from reground_jax.packing import known_cells
 from tests import reference

@@ -16,7 +16,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import reground_jax.convert.conversion as converting
-from reground_jax.convert import full_disk, references
+from reground_jax.convert import full_disk, passing, references
 from reground_jax.convert.conversion import convert, gather
 from reground_jax.convert.keys import KeyMismatch, foreign
 from reground_jax.convert.sources import resolve
@@ -220,7 +220,7 @@ def test_numbers_beyond_the_dtype_that_is_asked_for_are_refused(tmp_path, model)
 
 
 def test_empty_and_large_arrays_are_checked_completely():
-    size, is_finite = converting.CHECKED, converting._is_finite
+    size, is_finite = passing.CHECKED, passing.is_finite
     numbers = np.zeros(2 * size + 5, np.float16)
     assert is_finite(numbers) and is_finite(numbers[:0]) and is_finite(np.ones(()))
     for place in (0, size - 1, size, 2 * size + 4):

@@ -11,7 +11,18 @@ from collections import Counter
 import pytest
 
 from tests import hostile
-from tests.hostile import CANARY, LONGEST, Case, Limits, openers, others, pickles, safetensors, zips
+from tests.hostile import (
+    CANARY,
+    LONGEST,
+    Case,
+    Limits,
+    loras,
+    openers,
+    others,
+    pickles,
+    safetensors,
+    zips,
+)
 from tests.hostile.child import read
 from tests.hostile.parts import call, program, tensor, torch_zip
 
@@ -23,6 +34,7 @@ FAMILIES = {
     "zips": zips.cases,
     "safetensors": safetensors.cases,
     "others": others.cases,
+    "loras": loras.cases,
 }
 OPENERS = "tests.hostile.openers"
 

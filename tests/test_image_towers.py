@@ -14,10 +14,10 @@ from diffusers.pipelines.stable_diffusion.clip_image_project_model import CLIPIm
 from reground_jax.config import CLIPVisionConfig, ModelConfig, UNetConfig
 from reground_jax.convert import configs, image_towers
 from reground_jax.convert.conversion import read_arrays
+from reground_jax.convert.file_names import clip_files, hub_files
 from reground_jax.convert.image_towers import gather_image_tower, gather_projection
 from reground_jax.convert.keys import KeyMismatch, match
 from reground_jax.convert.rules import UnsupportedConfig
-from reground_jax.convert.weight_files import clip_files, hub_files
 from reground_jax.model import leaf_shapes
 from tests import reference
 

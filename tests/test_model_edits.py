@@ -161,6 +161,11 @@ CONFIG_EDITS = {
     "gates a list": (put("info", "gates", [1]), r"info.gates is \[1\]"),
     "gates of one": (put("info", "gates", "mid", [0.5]), "must be two numbers"),
     "gates endless": (put("info", "gates", "mid", [10**400, 0]), "gates.mid is 1.*a number"),
+    "LoRA a text": (put("info", "loras", ["x"]), r"info.loras is \['x'\]: it must list paths"),
+    "LoRA at NaN": (
+        put("info", "loras", [{"path": "x", "sha256": "y", "scales": [1, float("nan")]}]),
+        r"info.loras is \[\{'path'",
+    ),
     "NaN a number": (put("info", "nonfinite", 5), "info.nonfinite is 5"),
     "counts a text": (put("info", "parameters", "many"), "info.parameters is 'many'"),
     "a count too few": (drop("grounding", "info", "parameters"), "has no 'grounding'"),

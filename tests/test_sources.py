@@ -221,6 +221,7 @@ FUSER = "input_blocks.1.1.transformer_blocks.0.fuser.alpha_attn"
     [
         ([FUSER, "position_net.null_positive_feature"], "adapter"),
         (["model.diffusion_model.out.0.weight", "first_stage_model.quant_conv.bias"], "ldm"),
+        ([f"unet.{FUSER[:-11]}.linear.lora_A.weight"], "lora"),  # of a fuser, but no adapter
     ],
 )
 def test_single_files_are_told_by_their_keys(tmp_path, keys, kind):

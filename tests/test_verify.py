@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reground_jax.convert.conversion import convert
+from reground_jax.convert.conversion import convert, gather
+from reground_jax.convert.sources import resolve
 from reground_jax.convert.verification import TOLERANCE, verify
 from reground_jax.model import read_model, write_model
 from reground_jax.storage.checkpoint import flatten
-from tests import kinds, originals, reference
+from tests import kinds, loras, originals, reference
 
 NETWORKS = {"text_encoder", "unet", "vae"}
 IMAGES = {"image_encoder", "image_project"}  # of models grounded by reference images
@@ -65,6 +66,25 @@ def test_a_base_under_an_adapter_passes(tmp_path, write, tokenizer):
     adapter = originals.write_adapter(tmp_path / "gligen.safetensors")
     convert(base, tmp_path / "ours", adapter=adapter, tokenizer=tokenizer)
     check_passes(base, tmp_path / "ours", adapter=adapter)
+
+
+def test_loras_pass_in_both_networks_and_only_with_them(tmp_path, tiny):
+    """In bfloat16, to which the sums are rounded once."""
+    source, plain = tiny
+    arrays = {}
+    for network, module in (
+        ("unet", "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"),
+        ("text_encoder", "text_model.encoder.layers.0.mlp.fc1"),
+    ):
+        inner = module.removeprefix("text_model.") if network == "text_encoder" else module
+        outputs, inputs = gather(resolve(source)).tensors[network][f"{inner}.weight"].read().shape
+        arrays[f"{network}.{module}.lora_A.weight"] = loras.normal(2, inputs)
+        arrays[f"{network}.{module}.lora_B.weight"] = loras.normal(outputs, 2, seed=1)
+    added = [(loras.save(tmp_path / "x.safetensors", arrays), (0.5, 0.25))]
+    convert(source, tmp_path / "ours", loras=added, dtype="bfloat16")
+    check_passes(source, tmp_path / "ours", loras=added)
+    errors = verify(source, tmp_path / "ours")
+    assert min(errors["unet"], errors["text_encoder"]) > TOLERANCE > errors["vae"]
 
 
 def test_a_result_of_lower_precision_passes(tmp_path, tiny):

@@ -109,7 +109,7 @@ def describe(directory: Path) -> str:
 
     description = read_description(directory)
     config, info = description.config, description.info
-    gates, counts = info["gates"], info["parameters"]
+    gates, counts, base = info["gates"], info["parameters"], description.base
     suits = recommended_line(description.recommended)
     total = sum(counts.values()) - counts["grounding"]
     origin = str(info.get("source", "unknown"))
@@ -122,6 +122,8 @@ def describe(directory: Path) -> str:
     lines = [
         str(directory),
         f"  source        {origin}",
+        *(f"  lora          {lora_line(record)}" for record in info.get("loras", [])),
+        *([f"  base          {base} (has the other arrays)"] if base else []),
         f"  kind          {kind_of(config)}, images of {side}x{side}",
         *inputs_of(config),
         *(f"  {name:<13} {count}" for name, count in count_parts(counts).items()),
@@ -139,6 +141,13 @@ def describe(directory: Path) -> str:
     if nonfinite := info.get("nonfinite"):
         lines.append(f"  WARNING       {nonfinite_line(nonfinite)}")
     return "\n".join(map(printable, lines))
+
+
+def lora_line(record: dict[str, Any]) -> str:
+    """A LoRA, its scales, and the checksum of its file."""
+    unet, text = record["scales"]
+    scale = f"{unet:g}" if unet == text else f"{unet:g}, of the text encoder {text:g}"
+    return f"{record['path']} at {scale} (SHA-256 {record['sha256']})"
 
 
 def recommended_line(recommended: dict[str, Any]) -> str:

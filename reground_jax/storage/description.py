@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+from math import isfinite
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -241,3 +242,14 @@ def _check_info(info: dict[str, Any], config: ModelConfig) -> None:
     named = info.get("nonfinite", [])
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ValueError(f"info.nonfinite is {shown(named)}: it must be a list of strings")
+    loras = info.get("loras", [])
+    if not isinstance(loras, list) or not all(map(_is_lora, loras)):
+        raise ValueError(f"info.loras is {shown(loras)}: it must list paths, checksums and scales")
+
+
+def _is_lora(value: Any) -> bool:
+    """Whether this is a record of `convert`'s of a LoRA that it added."""
+    match value:
+        case {"path": str(), "sha256": str(), "scales": [unet, text]}:
+            return all(type(scale) in (int, float) and isfinite(scale) for scale in (unet, text))
+    return False

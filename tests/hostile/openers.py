@@ -3,8 +3,10 @@
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
-from reground_jax.convert import sources
+from reground_jax.convert import lora, sources
+from reground_jax.convert.keys import Leaf
 
 
 def open_tensors(path: str) -> None:
@@ -23,6 +25,13 @@ def open_original(path: str) -> None:
     for part in parts.values():
         for name in part.keys():
             part.read(name)
+
+
+def read_lora(path: str) -> None:
+    """What a LoRA adds to a model of one matrix."""
+    leaf = Leaf("unet/m/kernel", ("m.weight",), (2, 2))
+    for delta in lora.read(Path(path), [leaf])["unet"].values():
+        delta.array((2, 2))
 
 
 def naive(path: str) -> None:

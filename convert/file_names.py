@@ -1,4 +1,4 @@
-"""Which files of a folder or a Hub repository hold a model's weights, by their names."""
+"""Chooses the files that a conversion needs by their names, in a folder or a repository."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +10,8 @@ STEMS = {
     "safetensors": ("diffusion_pytorch_model", "model"),
     "bin": ("diffusion_pytorch_model", "pytorch_model"),
 }
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def pick_weights(names: Iterable[str], variant: str | None = None) -> str | None:
@@ -34,6 +36,15 @@ def weight_names(variant: str | None = None) -> list[str]:
     return names
 
 
+def clip_files(names: list[str]) -> list[str]:
+    """The files of a CLIP model: in a diffusers model's folders, or at the root of a repository."""
+    parts = [f"{part}/" for part in IMAGE_PARTS if f"{part}/config.json" in names] or [""]
+    found = [name for part in parts for name in _part_files(names, part)]
+    if not any(Path(name).name != "config.json" for name in found):
+        raise ValueError(f"it has no CLIP model: looked for {', '.join(weight_names())}")
+    return found
+
+
 def vae_files(names: list[str]) -> list[str]:
     """The files of an autoencoder: in a diffusers model's folder, or at the root."""
     found = _part_files(names, "vae/" if "vae/config.json" in names else "")
@@ -42,13 +53,15 @@ def vae_files(names: list[str]) -> list[str]:
     return found
 
 
-def clip_files(names: list[str]) -> list[str]:
-    """The files of a CLIP model: in a diffusers model's folders, or at the root of a repository."""
-    parts = [f"{part}/" for part in IMAGE_PARTS if f"{part}/config.json" in names] or [""]
-    found = [name for part in parts for name in _part_files(names, part)]
-    if not any(Path(name).name != "config.json" for name in found):
-        raise ValueError(f"it has no CLIP model: looked for {', '.join(weight_names())}")
-    return found
+def lora_files(names: list[str]) -> list[str]:
+    """The file of a LoRA among those of a folder, and the config that peft puts beside it."""
+    files = [name for name in names if "/" not in name]
+    if PEFT_CONFIG not in files:
+        return [
+            only_weights(files, "not one LoRA: neither peft's folder (no adapter_config.json) nor")
+        ]
+    weights = [name for name in PEFT_WEIGHTS if name in files] or [only_weights(files, "not")]
+    return [weights[0], PEFT_CONFIG]
 
 
 def hub_files(names: list[str], variant: str | None = None) -> list[str]:
@@ -75,12 +88,15 @@ def _part_files(names: list[str], folder: str, variant: str | None = None) -> li
     return [folder + name for name in chosen]
 
 
-def only_weights(names: list[str]) -> str:
+def only_weights(
+    names: list[str], otherwise: str = "neither a diffusers model (no unet/config.json) nor"
+) -> str:
+    """The only file of weights. otherwise: how the ValueError begins if there is not just one."""
     endings = (".safetensors", ".sft", ".bin", ".pth", ".ckpt")
     weights = [name for name in names if name.lower().endswith(endings)]
     if len(weights) != 1:
         raise ValueError(
-            "neither a diffusers model (no unet/config.json) nor a single weight file, but "
+            f"{otherwise} a single weight file, but "
             f"{some(weights) if weights else 'no weights at all'}; name the file itself"
         )
     return weights[0]
