@@ -104,20 +104,17 @@ def convert(
         raise FileExistsError(f"{destination} already exists: choose another path, or remove it")
     added = lora.find(loras)
     found = resolve(source, variant)
-    others = _given(
-        adapter=adapter, vae=vae, clip=clip, projection=projection, first_conv=first_conv
-    )
+    own = {"clip": clip, "projection": projection, "first_conv": first_conv}
+    others = _given(adapter=adapter, vae=vae, **own)
     if found.kind == "ours" and added:
-        own = _given(tokenizer=tokenizer, prediction=prediction)
-        lora_models.refuse_others(found.path, [*others, *own])
+        others |= _given(tokenizer=tokenizer, prediction=prediction)
+        lora_models.refuse_others(found.path, list(others))
         kind = DTYPES.get(dtype or "")
         return lora_models.add_to_model(found.path, destination, added, kind, progress)
     gathered = gather(found, tokenizer=tokenizer, variant=variant, vae=vae, prediction=prediction)
     gathered = add_adapter(gathered, None if adapter is None else resolve(adapter), source)
-    config, tensors = companions.add_all(
-        gathered.config, gathered.tensors, found, clip=clip, projection=projection,
-        first_conv=first_conv, variant=variant,
-    )  # fmt: skip
+    whole = gathered.config, gathered.tensors
+    config, tensors = companions.add_all(*whole, found, variant=variant, **own)
     leaves = match(leaf_shapes(config), {n: _shapes(named) for n, named in tensors.items()})
     tensors = lora.with_deltas(tensors, lora.deltas_of(added, leaves))
     _name_foreign(source, [*gathered.foreign, *foreign(tensors)])

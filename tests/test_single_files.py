@@ -155,7 +155,7 @@ def test_what_stands_before_all_names_of_an_adapter_is_left_out(
     base = gather(resolve(folder / "plain.safetensors"), tokenizer=tokenizer)
     found, expected = (
         {"config": whole.config, "arrays": arrays(whole.tensors)}
-        for whole in (add_adapter(base, resolve(file)) for file in (path, adapter))
+        for whole in (add_adapter(base, resolve(file), "base") for file in (path, adapter))
     )
     assert found["config"].unet.grounding == "text"
     check_same(found, expected)
