@@ -3,11 +3,11 @@
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any
 
 from reground_jax.config import ModelConfig
 
 from .first_conv import WAY_OUT, find_first_conv
+from .gathered import Gathered
 from .image_towers import gather_image_tower
 from .sources import Located, Source, Tensors
 
@@ -15,16 +15,19 @@ Whole = tuple[ModelConfig, Tensors]
 
 
 def add_all(
-    config: ModelConfig,
-    tensors: Tensors,
+    gathered: Gathered,
     source: Source,
     *,
+    clip: str | Path | None = None,
+    projection: str | Path | None = None,
     first_conv: str | Path | None = None,
-    **image_tower: Any,
-) -> Whole:
+    variant: str | None = None,
+) -> Gathered:
     """The same model with all that its kind needs; the options as in the functions below."""
-    whole = add_image_tower(config, tensors, source, **image_tower)
-    return add_first_conv(*whole, source, first_conv)
+    tower = {"clip": clip, "projection": projection, "variant": variant}
+    whole = add_image_tower(gathered.config, gathered.tensors, source, **tower)
+    config, tensors = add_first_conv(*whole, source, first_conv)
+    return dataclasses.replace(gathered, config=config, tensors=tensors)
 
 
 def add_image_tower(

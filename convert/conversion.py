@@ -8,21 +8,23 @@ To add a format, detect it in `sources.py` and add a function below that returns
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from reground_jax.config import ModelConfig, UNetConfig, VAEConfig
+from reground_jax.config import ModelConfig, VAEConfig
 from reground_jax.model import leaf_shapes, write_model
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.version import __version__
 
 from . import companions, configs, lora, lora_models, openclip, original_configs, single_file
+from .adapters import add_adapter
 from .autoencoders import gather_autoencoder
+from .embeddings import Embedding, add_embeddings, read_embedding
 from .full_disk import naming_a_full_disk
+from .gathered import Gathered
 from .keys import Leaf, count, foreign, match, normalize
 from .ldm import LDM_PREFIXES, rename
 from .passing import Progress, passed
@@ -31,7 +33,6 @@ from .sources import (
     Source,
     TensorFile,
     Tensors,
-    adapter_prefix,
     open_folder,
     open_original,
     open_tensors,
@@ -57,14 +58,6 @@ LDM_FOREIGN = ("denoiser.", "embedding_manager.", "logvar", "lvlb_weights", "saf
 OUTSIDE = "position_net."  # in some single files, not under the U-Net's prefix
 
 
-@dataclass(frozen=True)
-class Gathered:
-    config: ModelConfig
-    tensors: Tensors
-    tokenizer: BuiltTokenizer
-    foreign: tuple[str, ...] = ()  # ignored arrays that belong to no network
-
-
 def convert(
     source: str | Path,
     destination: str | Path,
@@ -77,6 +70,8 @@ def convert(
     projection: str | Path | None = None,
     first_conv: str | Path | None = None,
     loras: Sequence[tuple[str | Path, lora.Scale]] = (),
+    embeddings: Sequence[str | Path] = (),
+    clip_skip: int = 0,
     dtype: str | None = None,
     variant: str | None = None,
     progress: Progress | None = None,
@@ -93,36 +88,48 @@ def convert(
     `image_towers.gather_image_tower`). first_conv: the first convolution of Stable Diffusion, for a
     model that reads a map, which without it only generates with gamma 1 (see `find_first_conv`).
     loras: paths or Hub ids of LoRAs to add, each with its scale, or with a pair of scales, for the
-    U-Net and for the text encoder. dtype: float32, float16 or bfloat16 (default: the source's).
-    variant: such as "fp16", for diffusers folders. Raises ValueError for anything wrong with the
-    source, FileExistsError if `destination` exists or appears during the conversion, and OSError
-    for a full disk; nothing is left behind.
+    U-Net and for the text encoder. embeddings: those of textual inversion (see `read_embedding`).
+    clip_skip: how many of the text encoder's last layers prompts skip. dtype: float32, float16 or
+    bfloat16 (default: the source's). variant: such as "fp16", for diffusers folders. Raises
+    ValueError for anything wrong with the source, FileExistsError if `destination` exists or
+    appears during the conversion, and OSError for a full disk; nothing is left behind.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}: choose from {', '.join(DTYPES)}, or leave it out")
-    if Path(destination).exists():
-        raise FileExistsError(f"{destination} already exists: choose another path, or remove it")
-    added = lora.find(loras)
+    _check(destination, dtype)
+    added, tokens = lora.find(loras), [read_embedding(path) for path in embeddings]
     found = resolve(source, variant)
     own = {"clip": clip, "projection": projection, "first_conv": first_conv}
     others = _given(adapter=adapter, vae=vae, **own)
     if found.kind == "ours" and added:
         others |= _given(tokenizer=tokenizer, prediction=prediction)
-        lora_models.refuse_others(found.path, list(others))
-        kind = DTYPES.get(dtype or "")
-        return lora_models.add_to_model(found.path, destination, added, kind, progress)
+        others |= {"embedding": ""} if tokens else {}
+        return lora_models.add_to_model(
+            found.path, destination, added, others, DTYPES.get(dtype or ""), progress
+        )
     gathered = gather(found, tokenizer=tokenizer, variant=variant, vae=vae, prediction=prediction)
     gathered = add_adapter(gathered, None if adapter is None else resolve(adapter), source)
-    whole = gathered.config, gathered.tensors
-    config, tensors = companions.add_all(*whole, found, variant=variant, **own)
+    gathered = companions.add_all(gathered, found, variant=variant, **own)
+    gathered = with_clip_skip(add_embeddings(gathered, tokens), clip_skip)
+    config, tensors = gathered.config, gathered.tensors
     leaves = match(leaf_shapes(config), {n: _shapes(named) for n, named in tensors.items()})
     tensors = lora.with_deltas(tensors, lora.deltas_of(added, leaves))
     _name_foreign(source, [*gathered.foreign, *foreign(tensors)])
     info: dict[str, Any] = {"source": str(source), "format": found.kind, "version": __version__}
-    info |= others | ({"loras": [one.record() for one in added]} if added else {})
+    info |= others | _records(loras=added, embeddings=tokens)
     arrays = read_arrays(leaves, tensors, dtype, progress)
     with naming_a_full_disk(Path(destination)):
         return write_model(destination, config, arrays, gathered.tokenizer.json, info)
+
+
+def _check(destination: str | Path, dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: choose from {', '.join(DTYPES)}, or leave it out")
+    if Path(destination).exists():
+        raise FileExistsError(f"{destination} already exists: choose another path, or remove it")
+
+
+def _records(**added: Sequence[lora.Lora] | Sequence[Embedding]) -> dict[str, Any]:
+    """What `info` says of the files that were added."""
+    return {name: [one.record() for one in files] for name, files in added.items() if files}
 
 
 def _given(**options: str | Path | None) -> dict[str, str]:
@@ -131,7 +138,7 @@ def _given(**options: str | Path | None) -> dict[str, str]:
 
 
 def _shapes(named: dict[str, Located]) -> dict[str, tuple[int, ...]]:
-    return {name: tensor.file.shape(tensor.name) for name, tensor in named.items()}
+    return {name: tensor.shape for name, tensor in named.items()}
 
 
 def _name_foreign(source: str | Path, names: list[str]) -> None:
@@ -344,40 +351,18 @@ def _check_schedule(path: Path, config: ModelConfig, tables: TensorFile) -> None
         )
 
 
-def add_adapter(base: Gathered, adapter: Source | None, source: str | Path) -> Gathered:
-    """`base` with the fusers and the position net of an adapter file, or its own.
+def with_clip_skip(gathered: Gathered, skip: int) -> Gathered:
+    """The same, with so many of the text encoder's last layers skipped by prompts, not by phrases.
 
-    source: of the base, for messages. Raises ValueError if both or neither of them have fusers.
+    Raises ValueError for more layers than there are.
     """
-    if adapter is None:
-        if base.config.unet.grounding is not None:
-            return base
+    text = gathered.config.text_encoder
+    if not 0 <= skip < text.network.num_layers:
         raise ValueError(
-            f"{source} is a plain Stable Diffusion checkpoint: it has no fusers and no position "
-            "net; use a GLIGEN checkpoint, or add GLIGEN's weights with --adapter"
+            f"clip_skip is {skip}, but the text encoder has {text.network.num_layers} layers: "
+            "choose a smaller number, or 0 to skip none"
         )
-    if adapter.kind == "lora":
-        raise ValueError(f"--adapter {adapter.path} is a LoRA: pass it with --lora")
-    if adapter.kind != "adapter":
-        raise ValueError(
-            f"--adapter {adapter.path} is a full checkpoint ({adapter.kind}), not an adapter: "
-            "convert it on its own"
-        )
-    if base.config.unet.grounding is not None:
-        raise ValueError("the base already has fusers: use an adapter with plain Stable Diffusion")
-    if base.config.unet.inpainting:
-        raise ValueError(
-            f"the base is an inpainting model ({base.config.unet.in_channels} input channels), "
-            "whose extra channels differ from GLIGEN's in order and meaning: use the adapter with "
-            "plain Stable Diffusion, or convert a GLIGEN inpainting checkpoint"
-        )
-    unet: UNetConfig = dataclasses.replace(base.config.unet, grounding="text")
-    config = dataclasses.replace(base.config, unet=unet)
-    file = open_tensors(adapter.path)
-    prefix = adapter_prefix(file.keys()) or ""
-    extra = {
-        rename("unet", name.removeprefix(prefix), config): Located(file, name)
-        for name in file.keys()
-    }
-    tensors = base.tensors | {"unet": base.tensors["unet"] | extra}
-    return dataclasses.replace(base, config=config, tensors=tensors)
+    network = dataclasses.replace(text.network, clip_skip=skip)
+    encoders = (dataclasses.replace(text, network=network),)
+    config = dataclasses.replace(gathered.config, text_encoders=encoders)
+    return dataclasses.replace(gathered, config=config)

@@ -10,6 +10,7 @@ STEMS = {
     "safetensors": ("diffusion_pytorch_model", "model"),
     "bin": ("diffusion_pytorch_model", "pytorch_model"),
 }
+EMBEDDINGS = ("learned_embeds.safetensors", "learned_embeds.bin")
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -51,6 +52,12 @@ def vae_files(names: list[str]) -> list[str]:
     if len(found) < 2:  # config and weights
         raise ValueError(f"it has no autoencoder: looked for {', '.join(weight_names())}")
     return found
+
+
+def embedding_files(names: list[str]) -> list[str]:
+    """The file of a textual inversion."""
+    own = [name for name in EMBEDDINGS if name in names]
+    return [own[0] if own else only_weights(names, "not one embedding: neither learned_embeds nor")]
 
 
 def lora_files(names: list[str]) -> list[str]:

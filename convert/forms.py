@@ -3,6 +3,7 @@
 Downloads get renamed, and a pointer, a login page or half a file is saved under a model's name.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,12 @@ def size_of(path: str | Path) -> int:
         raise ValueError(f"there is no file {path}; check the path") from None
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}; check the path") from error
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def form_of(path: str | Path) -> Form:

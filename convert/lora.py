@@ -5,7 +5,6 @@ its deltas are added to the source's tensors, before these are packed (`sources.
 """
 
 import dataclasses
-import hashlib
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from reground_jax.basics.wording import named, plural, shown
 
-from .forms import form_of
+from .forms import form_of, sha256_of
 from .keys import Leaf
 from .lora_names import is_lora, other_kind, spellings, split
 from .lora_scaling import Scaling, read_scaling
@@ -44,9 +43,8 @@ class Lora:
 
     def record(self) -> dict[str, Any]:
         """What `info` says of it."""
-        with open(self.path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"path": self.source, "sha256": digest, "scales": list(self.scales)}
+        scales = list(self.scales)
+        return {"path": self.source, "sha256": sha256_of(self.path), "scales": scales}
 
 
 def find(loras: Sequence[Any]) -> list[Lora]:

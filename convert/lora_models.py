@@ -1,6 +1,6 @@
 """Adds LoRAs to a model directory, without the checkpoint that it was converted from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,22 @@ from .low_rank import add
 from .passing import Progress, passed
 
 
-def refuse_others(base: Path, given: Sequence[str]) -> None:
-    """Raises ValueError for any other arguments of `convert`, which a model directory needs not."""
-    if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{base} is a model directory already, so leave out {options}")
-
-
 def add_to_model(
     base: Path,
     destination: str | Path,
     loras: Sequence[Lora],
+    others: Iterable[str] = (),
     dtype: np.dtype | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes the model in directory `base` with LoRAs added to `destination`; returns its `info`.
 
     The new directory stands on `base`, which must stay where it is: it holds only the arrays that
-    differ. With a dtype all arrays may differ, and it stands alone. Raises as `convert` does.
+    differ. With a dtype all arrays may differ, and it stands alone. Raises as `convert` does, and
+    ValueError for any of its other arguments, which are in `others` by name.
     """
+    if options := ", ".join(f"--{name.replace('_', '-')}" for name in others):
+        raise ValueError(f"{base} is a model directory already, so leave out {options}")
     old = read_description(base)
     leaves = leaves_of(leaf_shapes(old.config))
     deltas = deltas_of(loras, leaves)

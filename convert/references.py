@@ -5,7 +5,7 @@ single-file converters. Our key tables (`keys.py`, `ldm.py`) are not used, so er
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from reground_jax.model import leaf_shapes
 
 from . import openclip
 from .autoencoders import vae_folder, vae_prefix
+from .embeddings import Embedding
 from .file_names import pick_weights
 from .first_conv import WAY_OUT, find_first_conv
 from .image_towers import (
@@ -103,6 +104,15 @@ def reference_networks(
         theirs["image_encoder"] = _image_encoder(*encoder, ours.image_encoder, libraries)
         theirs["image_project"] = _image_project(*project, libraries.torch)
     return theirs
+
+
+def add_embeddings(encoder: Any, embeddings: Iterable[Embedding], torch: Any) -> None:
+    """Appends their vectors to a text encoder's, as rows for new tokens."""
+    for embedding in embeddings:
+        rows = torch.from_numpy(np.array(embedding.vectors, np.float32))
+        table = encoder.get_input_embeddings()
+        whole = torch.cat([table.weight.data.float(), rows])
+        encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(whole))
 
 
 def add_loras(theirs: dict[str, Any], loras: Sequence[Lora], ours: ModelConfig, torch: Any) -> None:

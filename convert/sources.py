@@ -17,6 +17,7 @@ from . import hub
 from .file_names import (
     PEFT_CONFIG,
     clip_files,
+    embedding_files,
     hub_files,
     lora_files,
     only_weights,
@@ -93,6 +94,10 @@ class TensorFile:
         """The array as it lies in its file."""
         return self._arrays[name]
 
+    def stored_arrays(self) -> dict[str, StoredArray]:
+        """All arrays by name, as they lie in their file."""
+        return dict(self._arrays)
+
     def read(self, name: str) -> np.ndarray:
         """Reads the array from the file, without caching. Raises ValueError if truncated."""
         return self._arrays[name].read()
@@ -105,15 +110,25 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class Located:
-    """One tensor of a source, and what LoRAs add to it."""
+    """One tensor of a source, what LoRAs add to it, and rows that follow its own."""
 
     file: TensorFile
     name: str
     deltas: tuple[Delta, ...] = ()
+    rows: tuple[np.ndarray, ...] = ()  # [n, ...] each
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = self.file.shape(self.name)
+        more = sum(len(rows) for rows in self.rows)
+        return (shape[0] + more, *shape[1:]) if more else shape
 
     def read(self, dtype: np.dtype | None = None) -> np.ndarray:
         """The sum, in `dtype` or else the file's own; without deltas always in the file's own."""
-        return add(self.file.read(self.name), self.deltas, dtype)
+        array = add(self.file.read(self.name), self.deltas, dtype)
+        if not self.rows:
+            return array
+        return np.concatenate([array, *(rows.astype(array.dtype) for rows in self.rows)])
 
 
 Tensors = dict[str, dict[str, Located]]  # network -> diffusers name -> tensor
@@ -271,6 +286,15 @@ def resolve_vae(source: str | Path) -> Path:
         "id (stabilityai/sd-vae-ft-mse)"
     )
     return _local_or_hub(source, "autoencoder ", way_out, vae_files)
+
+
+def resolve_embedding(source: str | Path) -> Path:
+    """The same for an embedding of textual inversion: a file, or else a Hub id."""
+    way_out = "pass a file, or a Hub id (sd-concepts-library/name)"
+    path = _local_or_hub(source, "embedding ", way_out, embedding_files)
+    if path.is_dir():
+        return path / embedding_files([entry.name for entry in path.iterdir()])[0]
+    return path
 
 
 def resolve_lora(source: str | Path) -> Path:

@@ -45,6 +45,9 @@ def write_tokenizer(folder: Path, model: Model) -> str:
     merges = [m if isinstance(m, str) else " ".join(m) for m in content["model"]["merges"]]
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
     added = {name: n for n, name in names.items() if name not in vocabulary}
+    for name in [name for name in added if name.endswith("_0") and f"{name[:-1]}1" in added]:
+        # The first of a token's several vectors has the token's own name there.
+        added[name.removesuffix("_0")] = added.pop(name)
     if added:
         write_json(folder / "added_tokens.json", added, indent=2)
     write_json(folder / "tokenizer_config.json", settings, indent=2)

@@ -24,9 +24,10 @@ from reground_jax.networks.grounding import Grounding, keypoint, maps, text, tex
 from reground_jax.settings import Wiring
 
 from . import lora
+from .embeddings import read_embedding
 from .lora import Scale
 from .reference_grounding import ARGUMENTS
-from .references import add_loras, import_libraries, reference_networks
+from .references import add_embeddings, add_loras, import_libraries, reference_networks
 from .rewire import rewire
 from .sources import resolve
 
@@ -44,6 +45,7 @@ def verify(
     projection: str | Path | None = None,
     first_conv: str | Path | None = None,
     loras: Sequence[tuple[str | Path, Scale]] = (),
+    embeddings: Sequence[str | Path] = (),
     variant: str | None = None,
 ) -> dict[str, float]:
     """The largest relative error, max |ours - theirs| / max |theirs|, of each network.
@@ -64,6 +66,7 @@ def verify(
         projection=projection, first_conv=first_conv, variant=variant,
     )  # fmt: skip
     add_loras(theirs, lora.find(loras), model.config, libraries.torch)
+    add_embeddings(theirs["text_encoder"], map(read_embedding, embeddings), libraries.torch)
     checks = {
         "text_encoder": _text_error,
         "unet": _unet_error,
@@ -215,8 +218,12 @@ def _text_error(theirs: Any, model: Model, torch: Any) -> float:
         row[0], row[length - 1] = tokens.bos_token_id, tokens.eos_token_id
         row[1 : length - 1] = random.choice(words, length - 2)
     ours = _run(model, "text_encoder", _encode, ids)
-    out = theirs(torch.from_numpy(ids).long())
-    pairs = (ours.hidden, out.last_hidden_state), (ours.pooled, out.pooler_output)
+    out = theirs(torch.from_numpy(ids).long(), output_hidden_states=True)
+    hidden = out.last_hidden_state
+    if skip := config.network.clip_skip:
+        norm = getattr(theirs, "text_model", theirs).final_layer_norm
+        hidden = norm(out.hidden_states[-1 - skip])
+    pairs = (ours.hidden, hidden), (ours.pooled, out.pooler_output)
     return _largest([_relative_error(a, b.numpy()) for a, b in pairs])
 
 

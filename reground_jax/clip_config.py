@@ -24,11 +24,13 @@ class CLIPTextConfig:
     # Pooled output is read at the first `eos_token_id`; None reads it at the largest token id
     # (which is what eos_token_id=2 means in config files).
     eos_token_id: int | None = None
+    clip_skip: int = 0  # the last layers that prompts skip, but not phrases
 
     def __post_init__(self) -> None:
         check_fields(
             self, vocab_size=(1, TOKENS), width=WIDTH, num_layers=LAYERS, num_heads=HEADS,
             mlp_width=WIDTH, max_length=(3, LENGTH), eos_token_id=(0, TOKENS),
+            clip_skip=(0, self.num_layers - 1),
         )  # fmt: skip
         if self.width % self.num_heads:
             raise ValueError(

@@ -1,5 +1,6 @@
 """From layouts to the inputs of the networks: token ids, and a typed tuple of arrays."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from reground_jax.packing import Known, Size, pack, pack_known
 from reground_jax.pictures import Picture
 from reground_jax.pictures.pixels import reference_pixels
 from reground_jax.words import Words, words_of
+
+WEIGHTED = re.compile(r"\([^()]+:\s*\d*\.?\d+\s*\)")  # as other programs weigh words
 
 
 class Conditioning(NamedTuple):
@@ -51,6 +54,7 @@ class Texts:
         """
         config = self.config
         room = config.max_length - 2
+        texts = list(texts)
         rows, cut = [], []
         unknown: dict[str, None] = {}
         for text in texts:
@@ -62,6 +66,12 @@ class Texts:
                     unknown[text[start:stop]] = None
             ids = [config.bos_token_id, *encoding.ids[:room], config.eos_token_id]
             rows.append(ids + [config.pad_token_id] * (config.max_length - len(ids)))
+        if weighted := [text for text in texts if WEIGHTED.search(text)]:
+            warnings.warn(
+                f"{weighted[0][:60]!r}: a weight such as (word:1.2) is read as text here, so leave "
+                "it out",
+                stacklevel=3,
+            )
         if cut:
             shown = "; ".join(f"{lost!r} of {text[:40]!r}..." for text, lost in cut[:3])
             warnings.warn(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from reground_jax.convert.conversion import Gathered, gather
+from reground_jax.convert.conversion import gather
+from reground_jax.convert.gathered import Gathered
 from reground_jax.convert.keys import Leaf, leaves_of
 from reground_jax.convert.lora import read
 from reground_jax.convert.sources import resolve

@@ -12,7 +12,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from reground_jax.convert import configs, openclip
-from reground_jax.convert.conversion import add_adapter, convert, gather
+from reground_jax.convert.adapters import add_adapter
+from reground_jax.convert.conversion import convert, gather
 from reground_jax.convert.ldm import LDM_PREFIXES, unet_prefixes, vae_prefixes
 from reground_jax.convert.sources import Located, Tensors, detect, open_tensors, resolve
 from reground_jax.convert.verification import TOLERANCE, verify

@@ -44,6 +44,11 @@ def add(commands) -> Parser:
         help="what the U-Net of a single file predicts: Stable Diffusion 2.x files do not say",
     )  # fmt: skip
     parser.add_argument(
+        "--clip-skip", type=int, default=0, metavar="N",
+        help="how many of the text encoder's last layers prompts skip, as in diffusers: 1 for "
+        "models that say 2 (other programs count from 1)",
+    )  # fmt: skip
+    parser.add_argument(
         "--dtype", metavar="NAME",
         help="number format to store: float32, float16 or bfloat16 (default: the source's)",
     )  # fmt: skip
@@ -96,6 +101,11 @@ def _add_weights(parser: Parser) -> None:
         "encoder by 0.5, FILE alone is FILE@1. May be repeated. If SOURCE is a model directory, "
         "DIR holds only what differs from it, and needs it where it is (with --dtype: everything)",
     )  # fmt: skip
+    parser.add_argument(
+        "--embedding", action="append", default=[], metavar="FILE",
+        help="an embedding of textual inversion, whose token prompts and phrases can then use; may "
+        "be repeated",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -115,6 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
             destination,
             tokenizer=arguments.tokenizer,
             prediction=arguments.prediction,
+            clip_skip=arguments.clip_skip,
             dtype=arguments.dtype,
             progress=bar.show,
             **weights,
@@ -127,7 +138,8 @@ def weights_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Which weights a conversion, and its verification, read besides the source's."""
     names = ("adapter", "vae", "clip", "projection", "first_conv", "variant")
     loras = [lora_of(text) for text in arguments.lora]
-    return {name: getattr(arguments, name) for name in names} | {"loras": loras}
+    named: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    return named | {"loras": loras, "embeddings": arguments.embedding}
 
 
 def lora_of(text: str) -> tuple[str, float | tuple[float, float]]:

@@ -20,8 +20,10 @@ Config = CLIPTextConfig | CLIPVisionConfig
 
 
 class TextEncoding(NamedTuple):
-    hidden: Float[Array, "B S E"]  # after the final LayerNorm: what cross-attention reads
-    pooled: Float[Array, "B E"]  # `hidden` at the end-of-text token: the embedding of a phrase
+    """Both after the final LayerNorm. `hidden` is of an earlier layer if the model skips some."""
+
+    hidden: Float[Array, "B S E"]  # what cross-attention reads
+    pooled: Float[Array, "B E"]  # the last layer at the end-of-text token: a phrase's embedding
 
 
 class MLP(nnx.Module):
@@ -82,11 +84,15 @@ class CLIPTextModel(nnx.Module):
     def __call__(self, ids: Int[Array, "B S"], *, dtype: DTypeLike = jnp.float32) -> TextEncoding:
         """`ids` with begin, end and padding tokens in place, S at most `max_length`."""
         x = self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))[None]
-        x = x.astype(dtype)
+        x = early = x.astype(dtype)
         for i, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{i}"):
                 x = layer(x)
-        x = self.final_layer_norm(x)
+            if i == len(self.layers) - 1 - self.config.clip_skip:
+                early = x
+        last = hidden = self.final_layer_norm(x)
+        if self.config.clip_skip:
+            hidden = self.final_layer_norm(early)
         eos = self.config.eos_token_id
         end = ids.argmax(-1) if eos is None else (ids == eos).argmax(-1)
-        return TextEncoding(x, jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
+        return TextEncoding(hidden, jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0])
