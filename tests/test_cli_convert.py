@@ -83,8 +83,9 @@ def test_verify_exits_with_1_above_its_tolerance(
     calls = fake_verify(monkeypatch, {"unet": error, "vae": 0.0})
     argv = convert_original(tmp_path / "m", byte_tokenizer, "--verify")
     assert main(argv) == code
-    names = ("adapter", "clip", "projection", "first_conv", "variant")
-    assert calls == [(argv[1], tmp_path / "m", dict.fromkeys(names) | {"loras": []})]
+    names = ("adapter", "vae", "clip", "projection", "first_conv", "variant")
+    given = dict.fromkeys(names) | {"loras": [], "embeddings": []}
+    assert calls == [(argv[1], tmp_path / "m", given)]
     assert f"unet differs by {error:.1e}" in capsys.readouterr().out
 
 
