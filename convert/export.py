@@ -25,6 +25,7 @@ from .first_conv import LEAVES as FIRST_CONV
 from .foreign_configs import PIPELINES, diffusers_fields, linear_projections, original_fields
 from .keys import Leaf, torch_names
 from .ldm import original_name
+from .passing import is_finite
 from .tokenizer_files import with_last_end, write_tokenizer
 
 Form = Literal["diffusers", "adapter", "gligen"]
@@ -75,10 +76,20 @@ def _tensors(model: Model, dtype: np.dtype | None) -> dict[str, Arrays]:
         network |= zip(leaf.sources, leaf.split(array), strict=True)
     if dtype is not None:
         found = {
-            network: {name: array.astype(dtype) for name, array in arrays.items()}
+            network: {name: _cast(name, array, dtype) for name, array in arrays.items()}
             for network, arrays in found.items()
         }
     return _shaped(model, found)
+
+
+def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if not is_finite(cast):
+        raise ValueError(
+            f"{name} has NaN, or values too large for {dtype}: use --dtype bfloat16 or float32"
+        )
+    return cast
 
 
 def _shaped(model: Model, tensors: dict[str, Arrays]) -> dict[str, Arrays]:

@@ -15,9 +15,10 @@ from reground_jax.convert.export import FORMS, export, noise_tables
 from reground_jax.convert.sources import open_original
 from reground_jax.convert.verification import TOLERANCE
 from reground_jax.layout import Layout
-from reground_jax.model import read_model
+from reground_jax.model import read_model, write_model
 from reground_jax.pipeline import Pipeline
 from reground_jax.sampling.schedule import alphas_cumprod
+from reground_jax.storage.checkpoint import flatten
 from tests import kinds, originals, reference
 
 
@@ -167,6 +168,16 @@ def test_another_dtype_is_written(folder, tiny_model_dir):
     found = states(folder / "half")
     assert {t.dtype for part in found.values() for t in part.values()} == {torch.float16}
     export(tiny_model_dir, folder / "brain", "adapter", dtype="bfloat16")
+
+
+def test_values_too_large_for_a_dtype_are_refused(tiny_model_dir, tmp_path):
+    model = read_model(tiny_model_dir)
+    arrays = dict(flatten(model.params))
+    arrays["unet/conv_in/bias"] = np.full_like(arrays["unet/conv_in/bias"], 1e6)
+    write_model(tmp_path / "large", model.config, arrays.items(), model.tokenizer_json, {})
+    with pytest.raises(ValueError, match=r"conv_in\.bias has NaN, or values too large for float16"):
+        export(tmp_path / "large", tmp_path / "x", "diffusers", dtype="float16")
+    assert not (tmp_path / "x").exists()
 
 
 def test_noise_tables_are_those_of_the_original():
