@@ -125,6 +125,8 @@ def test_stable_diffusion_2_has_heads_per_level_gelu_and_a_wider_text():
     assert unet == UNetConfig(
         num_heads=(5, 10, 20, 20), text_width=1024, sample_size=96, grounding=None
     )
+    for field in ({"attention_type": "gated"}, {"use_gated_attention": True}):  # igligen-sd2.1
+        assert configs.unet_config(SD2_UNET | field).grounding == "text"
     text = configs.text_config(SD2_TEXT)
     assert text == CLIPTextConfig(
         width=1024, num_layers=23, num_heads=16, mlp_width=4096, activation="gelu"

@@ -318,3 +318,5 @@ def test_parameter_counts_are_the_published_ones():
     assert round(count(plain, "unet") / 1e6, 2) == 859.52  # SD1.x
     assert round(count(gligen, "text_encoder") / 1e6, 2) == 123.06  # CLIP ViT-L/14 text
     assert round(count(gligen, "vae") / 1e6, 2) == 83.65  # Stable Diffusion's f8 autoencoder
+    second = UNetConfig(num_heads=(5, 10, 20, 20), text_width=1024)
+    assert round(count(ModelConfig(unet=second), "unet") / 1e6, 1) == 1078.5  # igligen-sd2.1
