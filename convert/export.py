@@ -23,7 +23,7 @@ from . import safetensors
 from .conversion import DTYPES
 from .first_conv import LEAVES as FIRST_CONV
 from .foreign_configs import PIPELINES, diffusers_fields, linear_projections, original_fields
-from .keys import Leaf, torch_names
+from .keys import leaves_of
 from .ldm import original_name
 from .passing import is_finite
 from .tokenizer_files import with_last_end, write_tokenizer
@@ -69,11 +69,10 @@ def export(
 def _tensors(model: Model, dtype: np.dtype | None) -> dict[str, Arrays]:
     """The tensors of each network by diffusers name, with the shapes that they have there."""
     found: dict[str, Arrays] = {}
-    for path, array in flatten(model.params):
-        leaf = Leaf(path, torch_names(path), array.shape)
-        array = np.asarray(array)
-        network = found.setdefault(path.split("/")[0], {})
-        network |= zip(leaf.sources, leaf.split(array), strict=True)
+    given = dict(flatten(model.params))
+    for leaf in leaves_of({path: array.shape for path, array in given.items()}):
+        network = found.setdefault(leaf.path.split("/")[0], {})
+        network |= zip(leaf.sources, leaf.split(np.asarray(given[leaf.path])), strict=True)
     if dtype is not None:
         found = {
             network: {name: _cast(name, array, dtype) for name, array in arrays.items()}

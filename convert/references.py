@@ -34,6 +34,7 @@ from .reference_grounding import add_grounding, attention_type, grounding_names
 from .sources import (
     Source,
     TensorFile,
+    adapter_prefix,
     open_original,
     open_tensors,
     resolve,
@@ -249,7 +250,7 @@ def _from_single_file(
 def _adapter(path: Path, torch: Any) -> State:
     """By the names after whatever stands before all of them."""
     tensors = _tensors(open_tensors(path), torch)
-    prefix = next(name for name in tensors if "position_net." in name).partition("position_net.")[0]
+    prefix = adapter_prefix(list(tensors)) or ""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
