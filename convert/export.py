@@ -24,7 +24,7 @@ from .conversion import DTYPES
 from .first_conv import LEAVES as FIRST_CONV
 from .foreign_configs import PIPELINES, diffusers_fields, linear_projections, original_fields
 from .keys import leaves_of
-from .ldm import original_name
+from .ldm import original_names
 from .passing import is_finite
 from .tokenizer_files import with_last_end, write_tokenizer
 
@@ -165,7 +165,8 @@ def _prefixed(prefix: str, name: str) -> str:
 
 def _original(model: Model, network: str, arrays: Arrays) -> Arrays:
     """By the original names; the autoencoder's attention consists of convolutions there."""
-    named = {original_name(network, name, model.config): array for name, array in arrays.items()}
+    back = original_names(network, arrays, model.config)
+    named = {back[name]: array for name, array in arrays.items()}
     if network == "vae":
         return {n: _as_convolution(a) if ".attn_1." in n else a for n, a in named.items()}
     return named

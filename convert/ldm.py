@@ -4,6 +4,7 @@ Used for the original GLIGEN pickle, for its adapter-only files, and for single-
 """
 
 import functools
+from collections.abc import Iterable
 
 from reground_jax.config import ModelConfig, UNetConfig, VAEConfig
 
@@ -114,12 +115,13 @@ def translated(name: str, prefixes: dict[str, str]) -> str:
     return name
 
 
-def original_name(network: str, name: str, config: ModelConfig) -> str:
-    """The inverse of `rename`: a diffusers name in the original layout, without network prefix."""
+def original_names(network: str, names: Iterable[str], config: ModelConfig) -> dict[str, str]:
+    """The inverse of `rename`: diffusers names in the original layout, without network prefix."""
     if network == "text_encoder":
-        return f"transformer.text_model.{name}"
+        return {name: f"transformer.text_model.{name}" for name in names}
     table = unet_prefixes(config.unet) if network == "unet" else vae_prefixes(config.vae)
-    return translated(name, {theirs: ours for ours, theirs in table.items()})
+    back = {theirs: ours for ours, theirs in table.items()}
+    return {name: translated(name, back) for name in names}
 
 
 def rename(network: str, name: str, config: ModelConfig) -> str:
