@@ -10,7 +10,7 @@ from reground_jax.emoji.cases import TITLES, heldout_cases
 from reground_jax.emoji.scorer import METRICS, TRADE_OFF
 from reground_jax.evaluation.cases import with_half_the_boxes
 from reground_jax.evaluation.conditions import wiring_series
-from reground_jax.evaluation.scorers import Metric, Scorer
+from reground_jax.evaluation.scorer import Metric, Scorer
 from reground_jax.evaluation.study import Study
 from reground_jax.settings import WIRINGS, Settings
 

@@ -19,7 +19,7 @@ from reground_jax.basics.boxes import area
 from reground_jax.emoji.probes import Probes, Scene
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.detections import detection_record
-from reground_jax.evaluation.scorers import Axis, Distance, Metric, Scorer, TradeOff
+from reground_jax.evaluation.scorer import Axis, Distance, Metric, Scorer, TradeOff
 from reground_jax.evaluation.statistics import (
     Gaussian,
     Record,

@@ -8,7 +8,7 @@ from PIL import Image
 from reground_jax.draw import comparison_grid
 from reground_jax.evaluation.conditions import SINGLE, Condition
 from reground_jax.evaluation.plot import Curve, Panel, Point, tradeoff_svg
-from reground_jax.evaluation.scorers import TradeOff
+from reground_jax.evaluation.scorer import TradeOff
 from reground_jax.evaluation.statistics import Interval
 from reground_jax.evaluation.study import Study
 from reground_jax.evaluation.summary import Row

@@ -6,7 +6,7 @@ from typing import Any
 from reground_jax.basics.atomic import write_json, write_text
 from reground_jax.evaluation.conditions import ENDS
 from reground_jax.evaluation.figures import grid, has_both, percent, trade_off_figure
-from reground_jax.evaluation.scorers import Axis, TradeOff, distances_of, metrics_of
+from reground_jax.evaluation.scorer import Axis, TradeOff, distances_of, metrics_of
 from reground_jax.evaluation.statistics import Interval
 from reground_jax.evaluation.study import Records, Study
 from reground_jax.evaluation.summary import Row, summarize

@@ -24,7 +24,7 @@ from reground_jax.basics.json_text import parse_json
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.conditions import Condition, Series
 from reground_jax.evaluation.pictures import Generator, generate, read_sheet, save_sheet
-from reground_jax.evaluation.scorers import Scorer, TradeOff, check_scorers
+from reground_jax.evaluation.scorer import Scorer, TradeOff, check_scorers
 from reground_jax.evaluation.statistics import Record
 from reground_jax.settings import Settings
 
@@ -164,7 +164,7 @@ class Study:
                 save_sheet(sheets[condition], images)
 
     def _scored(self, condition: Condition, chunk: Chunk) -> dict[str, list[Record]]:
-        """The records of one sheet by scorer; scores the sheet if they do not exist yet."""
+        """The judged records of one sheet by scorer; scores the sheet if they do not exist yet."""
         sheet, count = self._sheet(condition, chunk), len(chunk.cases)
         images = functools.cache(lambda: read_sheet(sheet, count))
         records = {}
@@ -175,7 +175,9 @@ class Study:
                 assert len(found) == count, f"{scorer.name} does not score every image"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, found)
-            records[scorer.name] = json.loads(path.read_text())
+            found = json.loads(path.read_text())
+            pairs = zip(found, chunk.cases, strict=True)
+            records[scorer.name] = [scorer.judge(record, case) for record, case in pairs]
         return records
 
 

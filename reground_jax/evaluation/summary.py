@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from reground_jax.evaluation.conditions import ENDS, SINGLE, Condition
-from reground_jax.evaluation.scorers import Scorer
+from reground_jax.evaluation.scorer import Scorer
 from reground_jax.evaluation.statistics import (
     Interval,
     Record,

@@ -41,6 +41,11 @@ class Distance:
     measure: Callable[[Sequence[Record]], float | None]
 
 
+def as_stored(record: Record, case: Case) -> Record:
+    """The judge of scorers whose records need no rules."""
+    return record
+
+
 @dataclass(frozen=True)
 class Scorer:
     """Turns images and their cases into records, and records into numbers.
@@ -50,9 +55,12 @@ class Scorer:
                 records of other versions are ignored
     score       (images [B, S, S, 3], their B cases) -> one record per image: plain JSON with the
                 fields that the metrics and distances read
+    judge       (record, its case) -> what the metrics and distances read. Records are stored as
+                `score` made them and judged at each report, so it may depend on rules that images
+                and records do not: which boxes count as ground truth, a threshold
     metrics     in the order of the report's columns
-    references  by set of cases, then by name: records of real images of these cases, in order. The
-                report shows them as the attainable values
+    references  by set of cases, then by name: judged records of real images of these cases, in
+                order. The report shows them as the attainable values
     facts       anything else known about the scorer, as plain JSON; goes into the results
     about       a Markdown section of the report: how reliable the scorer is
     """
@@ -61,6 +69,7 @@ class Scorer:
     version: str
     score: Callable[[UInt8[np.ndarray, "B S S 3"], Sequence[Case]], list[Record]]
     metrics: tuple[Metric, ...]
+    judge: Callable[[Record, Case], Record] = as_stored
     distances: tuple[Distance, ...] = ()
     references: Mapping[str, Mapping[str, Sequence[Record]]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
