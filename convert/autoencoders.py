@@ -13,18 +13,18 @@ from .sources import Located, TensorFile, open_folder, open_tensors, resolve_vae
 Autoencoder = tuple[VAEConfig, dict[str, Located]]  # tensors by diffusers name
 
 
-def gather_autoencoder(source: str | Path, variant: str | None = None) -> Autoencoder:
+def gather_autoencoder(source: str | Path) -> Autoencoder:
     """The config and tensors of an autoencoder.
 
     source: a diffusers AutoencoderKL, or a model with one; a single file of Stable Diffusion; a
     file of its autoencoder alone, by the original names, whose latents have Stable Diffusion's
-    scale; or a Hub id. variant: such as "fp16", for folders. Raises ValueError for anything else.
+    scale; or a Hub id. Raises ValueError for anything else.
     """
     path = resolve_vae(source)
     if path.is_dir():
         folder = vae_folder(path)
         config = configs.vae_config(read_json(folder / "config.json"))
-        file = open_folder(folder, variant)
+        file = open_folder(folder)
         return config, {normalize("vae", name): Located(file, name) for name in file.keys()}
     file = open_tensors(path)
     prefix = vae_prefix(file)

@@ -1,5 +1,6 @@
 """Every format of a checkpoint gives the same model, and all its problems are reported at once."""
 
+import json
 import os
 import pickle
 import shutil
@@ -99,6 +100,22 @@ def test_an_fp16_variant_is_found_with_or_without_its_name(tmp_path, today, fold
     info = convert(folder, tmp_path / "ours", variant=variant)
     rounded = convert(today, tmp_path / "rounded", dtype="float16")
     assert info["dtype"] == "float16" and info["checksum"] == rounded["checksum"]
+
+
+def test_lmd_plus_and_the_folders_of_gligens_fork_are_gligen(tmp_path, today, folder):
+    """longlian/lmd_plus: GLIGEN's weights, of which the fork's config tells by a flag.
+
+    Its scheduler, pipeline and variant as LMD's README loads them.
+    """
+    save_again(folder, variant="fp16")
+    path = folder / "unet" / "config.json"
+    fields = json.loads(path.read_text())
+    assert fields.pop("attention_type") == "gated"
+    path.write_text(json.dumps(fields | {"use_gated_attention": True}))
+    index = {"_class_name": ["llm_grounded_diffusion", "LLMGroundedDiffusionPipeline"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    info = convert(folder, tmp_path / "ours", variant="fp16")
+    assert info["checksum"] == convert(today, tmp_path / "same", dtype="float16")["checksum"]
 
 
 def test_a_variant_that_is_not_there_is_named_with_what_is(tmp_path, folder):
