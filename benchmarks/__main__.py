@@ -32,6 +32,7 @@ def parser() -> Parser:
         "--full", action="store_true",
         help="tpu-aot: compile the denoising steps too, for many minutes",
     )  # fmt: skip
+    parser.add_argument("--artwork", type=Path, metavar="FILE", help="maps: artwork.npz")
     parser.add_argument("--out", type=Path, help="write JSON to this file")
     parser.add_argument(
         "--record", action="store_true",
@@ -105,6 +106,19 @@ def approximate(arguments: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
+def maps(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import maps
+
+    if arguments.artwork is None:
+        raise SystemExit(
+            "benchmarks: maps draws its scenes from artwork: run `python -m "
+            "reground_jax.emoji.artwork --out DIR` and give --artwork DIR/artwork.npz"
+        )
+    record = maps.measure(arguments.artwork)
+    print(maps.show(record))
+    return record
+
+
 def operations(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import operations
 
@@ -161,6 +175,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "scaling": scaling,
     "estimate": estimate,
     "approximate": approximate,
+    "maps": maps,
     "operations": operations,
     "guidance": guidance,
     "peer": peer,

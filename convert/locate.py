@@ -18,7 +18,7 @@ from .full_disk import is_full
 from .sources import resolve
 
 MODELS = Path(str(files("reground_jax"))) / "models"
-BUILT_IN = ("emoji", "emoji-parallel")  # folders of MODELS, each with a model card
+BUILT_IN = ("emoji", "emoji-parallel", "emoji-sem")  # folders of MODELS, each with a model card
 
 
 def built_in(name: str | os.PathLike[str]) -> Path | None:

@@ -1,16 +1,20 @@
 """The built-in models: they are found, are small, and draw what a layout asks for."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from jaxtyping import UInt8
+from PIL import Image
 
 from reground_jax.convert.locate import BUILT_IN, MODELS, model_directory
 from reground_jax.emoji.cases import heldout_cases
 from reground_jax.emoji.probes import Probes
 from reground_jax.emoji.scorer import probe_score
+from reground_jax.emoji.world import WorldConfig
 from reground_jax.images import to_uint8
+from reground_jax.layout import Layout
 from reground_jax.model import read_description
 from reground_jax.pipeline import Pipeline
 from reground_jax.settings import Wiring
@@ -40,9 +44,37 @@ def test_the_built_in_models_are_small_and_have_training_records():
         info = read_description(MODELS / name).info
         assert info["dtype"] == "bfloat16"
         assert info["training"][0]["stage"] == "autoencoder"
-    sequential, parallel = (read_description(MODELS / name).info for name in BUILT_IN)
-    assert sequential["training"][-1]["wiring"] == "sequential"
-    assert parallel["training"][-1]["wiring"] == "parallel"
+    models = [read_description(MODELS / name) for name in BUILT_IN]
+    wirings = [model.info["training"][-1]["wiring"] for model in models]
+    assert wirings == ["sequential", "parallel", "sequential"]
+    assert [model.config.unet.grounding for model in models] == ["text", "text", "sem"]
+
+
+def test_things_appear_where_a_painted_map_has_their_labels():
+    path = Path(__file__).parent.parent / "docs" / "maps" / "vase_and_car.png"
+    with Image.open(path) as painted:
+        labels = np.asarray(painted)
+    names = WorldConfig().categories
+    boxes = {
+        names[label - 1]: (*np.argwhere(labels == label).min(0)[::-1] / labels.shape[0],
+                           *np.argwhere(labels == label).max(0)[::-1] / labels.shape[0])
+        for label in np.unique(labels) if label
+    }  # fmt: skip
+    assert list(boxes) == ["car", "vase"]
+    model, count = Pipeline.load("emoji-sem"), 8
+    layouts = [Layout("a vase and a car on the grass", map=path)] * count
+    right = {}
+    wirings: tuple[Wiring, ...] = ("sequential", "no_grounding")
+    for wiring in wirings:
+        made = model(layouts, wiring=wiring, seeds=range(count), output="numpy")
+        owners = [i for i in range(count) for _ in boxes]
+        seen = Probes.load().objects(
+            to_uint8(made, value_range="0..1"), owners, [*boxes.values()] * count
+        )
+        right[wiring] = np.mean(
+            [s[0] == name for s, name in zip(seen, [*boxes] * count, strict=True)]
+        )
+    assert right["sequential"] > 0.8 and right["no_grounding"] < 0.5, right
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Trains the built-in models from scratch: sh train.sh OUT
 # If stopped or killed, run the same command again to resume. Needs `pip install '.[train]'` and the
-# npm registry for the artwork. Takes about six hours on 2 cores
-# (an estimate from the training rates of the shipped model).
+# npm registry for the artwork. Takes about seven hours on 2 cores
+# (an estimate from the training rates of the shipped models).
 set -eu
 out=$1
 here=$(dirname "$0")
