@@ -46,9 +46,13 @@ class Stub:
         self.threads.add(threading.current_thread().name)
         return [layout.prompt for layout in layouts]
 
-    def enqueue(self, encoded, rows, settings, seeds):
-        self.enqueued.append((tuple(encoded[rows]), settings.wiring, settings.gamma))
-        return Drawn(self.device.submit(self._draw, encoded[rows], settings, seeds.copy()))
+    def enqueue(self, encoded, rows, variants, seeds):
+        gammas = tuple(settings.gamma for settings in variants)
+        self.enqueued.append((tuple(encoded[rows]), variants[0].wiring, gammas))
+        return [
+            Drawn(self.device.submit(self._draw, encoded[rows], settings, seeds.copy()))
+            for settings in variants
+        ]
 
     def _draw(self, prompts, settings, seeds):
         time.sleep(self.seconds)

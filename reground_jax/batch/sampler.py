@@ -60,9 +60,9 @@ class PipelineSampler:
         self,
         encoded: Conditioning,
         rows: slice,
-        settings: Settings,
+        variants: Sequence[Settings],
         seeds: UInt32[np.ndarray, "B"],
-    ) -> Float32[Array, "B H W 3"]:
+    ) -> list[Float32[Array, "B H W 3"]]:
         conditioning = jax.tree.map(lambda array: array[rows], encoded)
-        session = Session(self.pipe.programs, self.pipe.params, conditioning, settings, seeds)
-        return session.decode(session.finish())
+        session = Session(self.pipe.programs, self.pipe.params, conditioning, variants[0], seeds)
+        return [session.decode(latents) for latents in session.sweep(variants)]
