@@ -134,6 +134,7 @@ def _matched(record: Record, case: Case, rules: Rules) -> Record:
         (thing["category"], thing["box"])
         for thing in facts["objects"]
         if thing["category"] not in outside and (thing["boxed"] or rules.truth == "annotated")
+        if area(thing["box"]) > 0  # NSR-1K has empty ones, which nothing can find
     ]
     asked = {category for category, _ in things}
     skipped = set(outside)
