@@ -3,7 +3,7 @@
 The facts of these cases, beside "objects" (which have an "attribute", None):
 
     image           id of the COCO image
-    file            name of its photograph (COCO only)
+    file, size      name of its photograph, and [width, height] in pixels (COCO only)
     least_area      fraction of the image under which boxes were left out (COCO only)
     ignored         categories that are annotated in the image but are none of the objects (COCO)
     outside         categories of objects that no detector can know, as they are not in the set of
@@ -28,6 +28,7 @@ from reground_jax.readers import Rejected, attempt, id_text, read_json
 from reground_jax.readers.annotated import MIN_AREA
 from reground_jax.readers.coco import Split, join, square_of
 from reground_jax.readers.nsr1k import Task, category_of, read_nsr1k, read_nsr1k_tasks
+from reground_jax.readers.pixels import image_size
 
 # How many layouts a set has by default; GLIGEN was evaluated on 30,000 captions of val2014.
 SIZES = {"coco2014": 30_000}
@@ -115,6 +116,7 @@ def _coco_case(split: Split, image: Any) -> Case:
     facts = {
         "image": square.layout.id,
         "file": image.get("file_name"),
+        "size": [round(side) for side in image_size(image)],
         "least_area": MIN_AREA,
         "ignored": sorted(square.named - {thing["category"] for thing in objects}),
         "objects": objects,

@@ -138,6 +138,8 @@ def _network(folder: Path, device: str | None) -> Callable[[np.ndarray], list[An
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with torch.inference_mode(), exact:
             outputs = model(**inputs)
+        if not all(part.isfinite().all() for part in (outputs.logits, outputs.pred_boxes)):
+            raise ValueError(f"the outputs of {folder} are not finite: are its weights damaged?")
         sizes = [images.shape[1:3]] * len(images)  # height, width
         found = processor.post_process_object_detection(outputs, threshold=0, target_sizes=sizes)
         return [
@@ -154,8 +156,6 @@ def _detections(
     height, width = size
     result = []
     for scores, numbers, boxes in found:
-        if not np.isfinite(scores).all():
-            raise ValueError("the detector's scores are not finite: are its weights damaged?")
         order = [i for i in np.argsort(-scores, kind="stable") if int(numbers[i]) in labels]
         fractions = (boxes / np.array([width, height, width, height], np.float32)).tolist()
         best = order[: 2 * MOST]  # `stored` sorts ties and takes MOST
