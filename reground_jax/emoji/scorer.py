@@ -16,17 +16,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from reground_jax.basics.boxes import area
+from reground_jax.emoji.average_precision import average_precision, detection_record
 from reground_jax.emoji.probes import Probes, Scene
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.detections import detection_record
 from reground_jax.evaluation.scorer import Axis, Distance, Metric, Scorer, TradeOff
-from reground_jax.evaluation.statistics import (
-    Gaussian,
-    Record,
-    average_precision,
-    frechet_distance,
-    share,
-)
+from reground_jax.evaluation.statistics import Gaussian, Record, frechet_distance, share
 from reground_jax.layout_fields import Box
 
 RULES = 1  # incremented whenever `record` changes

@@ -5,7 +5,6 @@ of R resamples. Conditions measured on the same layouts share their weights, whi
 bootstrap paired: the interval of a difference is computed from the differences in each resample.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,45 +70,6 @@ def share(*names: str) -> Statistic:
         return np.divide(shown, asked, out=np.full_like(shown, np.nan), where=asked > 0)
 
     return statistic
-
-
-def average_precision(records: Sequence[Record], weights: Weights) -> Float[np.ndarray, "R"]:
-    """AP50: the area under the precision envelope (PASCAL VOC 2010), averaged over categories.
-
-    Records come from `detections.detection_record`. Categories without objects in a resample do not
-    count in that resample.
-    """
-    images: dict[str, list[tuple[float, int, int]]] = defaultdict(list)  # score, hit, image
-    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(records)))
-    for index, record in enumerate(records):
-        for category, score, hit in record["detections"]:
-            images[category].append((score, hit, index))
-        for category, count in record["objects"].items():
-            counts[category][index] = count
-    total, measured = np.zeros(len(weights)), np.zeros(len(weights))
-    for category, count in counts.items():
-        objects = weights @ count
-        precision = _average_precision(images[category], objects, weights)
-        total += np.where(objects > 0, precision, 0)
-        measured += objects > 0
-    return np.divide(total, measured, out=np.full_like(total, np.nan), where=measured > 0)
-
-
-def _average_precision(
-    found: Sequence[tuple[float, int, int]], objects: Float[np.ndarray, "R"], weights: Weights
-) -> Float[np.ndarray, "R"]:
-    """AP50 of one category. found: (score, hit, image) of each detection."""
-    if not found:
-        return np.zeros(len(weights))
-    ranked = sorted(found, key=lambda detection: -detection[0])
-    _, hit, image = (np.array(column) for column in zip(*ranked, strict=True))
-    counted = weights[:, image]
-    right = np.cumsum(counted * hit, axis=1)
-    every = np.cumsum(counted, axis=1)
-    precision = np.divide(right, every, out=np.zeros_like(right), where=every > 0)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    area = (envelope * counted * hit).sum(1)
-    return np.divide(area, objects, out=np.zeros_like(area), where=objects > 0)
 
 
 class Gaussian:
