@@ -11,12 +11,13 @@ schedulers, and of transformers' CLIPTextConfig, CLIPVisionConfig and CLIPConfig
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reground_jax.basics.wording import shown
 from reground_jax.config import (
+    CLIPConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
     ModelConfig,
@@ -30,6 +31,9 @@ from reground_jax.kinds import GroundingKind
 
 from . import config_fields as known
 from .rules import UnsupportedConfig, check_fields, read_json, refused
+
+CLIP = "CLIP config"
+Config = TypeVar("Config")
 
 
 def from_folder(folder: str | Path, tokenizer: TokenizerConfig) -> ModelConfig:
@@ -181,13 +185,14 @@ def vae_config(fields: Mapping[str, Any]) -> VAEConfig:
     )
 
 
-def text_config(fields: Mapping[str, Any]) -> CLIPTextConfig:
-    """`text_encoder/config.json`, a transformers CLIPTextModel.
+def text_config(
+    fields: Mapping[str, Any], where: str = "text encoder config"
+) -> CLIPTextConfig:
+    """`text_encoder/config.json`, a transformers CLIPTextModel. where: for errors.
 
     The pooled output is taken at the first `eos_token_id`. Configs from before transformers 4.30
     have 2, which is not the end-of-text id of any CLIP vocabulary; it stands for the largest id.
     """
-    where = "text encoder config"
     given = check_fields(
         where, fields, known.TEXT_TRANSLATED, known.TEXT_NEUTRAL, known.TEXT_IGNORED
     )
@@ -217,24 +222,42 @@ def vision_config(fields: Mapping[str, Any]) -> CLIPVisionConfig:
     """
     if not is_full_clip(fields):
         return _vision_config("image encoder config", fields)
-    where = "CLIP config"
     given = check_fields(
-        where, fields, known.CLIP_TRANSLATED, known.CLIP_NEUTRAL, known.CLIP_MODEL_IGNORED
+        CLIP, fields, known.CLIP_TRANSLATED, known.CLIP_NEUTRAL, known.CLIP_MODEL_IGNORED
     )
-    names = [n for n in ("vision_config", "vision_config_dict") if fields.get(n) is not None]
-    for name in names:
-        if not isinstance(fields[name], Mapping):
-            raise refused(where, name, fields[name], "a JSON object")
-    parts = [_vision_config(f"{where}, {name}", fields[name]) for name in names]
     width = given.get("projection_dim", 512)
-    found = {
-        dataclasses.replace(part, projection_width=width)
-        for part in parts or [_vision_config(where, {})]
-    }
-    if len(found) > 1:  # transformers would take the latter, which old files have
+
+    def read(part: Mapping[str, Any], where: str) -> CLIPVisionConfig:
+        return dataclasses.replace(_vision_config(where, part), projection_width=width)
+
+    return _part_of_clip(fields, "vision_config", read)
+
+
+def clip_config(fields: Mapping[str, Any]) -> CLIPConfig:
+    """The `config.json` of a full transformers CLIPModel."""
+    vision = vision_config(fields)
+
+    def read(part: Mapping[str, Any], where: str) -> CLIPTextConfig:
+        return dataclasses.replace(text_config(part, where), eos_token_id=eos)
+
+    # Old files have the end-of-text id in text_config only, but transformers takes text_config_dict
+    last = fields.get("text_config_dict") or fields.get("text_config") or {}
+    eos = text_config(last, CLIP).eos_token_id if isinstance(last, Mapping) else None
+    return CLIPConfig(_part_of_clip(fields, "text_config", read), vision)
+
+
+def _part_of_clip(
+    fields: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any], str], Config]
+) -> Config:
+    """A part of a full CLIPModel, which old files have in two forms. read: (form, where)."""
+    names = [form for form in (name, f"{name}_dict") if fields.get(form) is not None]
+    for form in names:
+        if not isinstance(fields[form], Mapping):
+            raise refused(CLIP, form, fields[form], "a JSON object")
+    found = {read(fields[form], f"{CLIP}, {form}") for form in names} or {read({}, CLIP)}
+    if len(found) > 1:  # transformers would take the latter
         raise UnsupportedConfig(
-            f"{where}: vision_config and vision_config_dict contradict each other; remove the "
-            "wrong one"
+            f"{CLIP}: {name} and {name}_dict contradict each other; remove the wrong one"
         )
     return found.pop()
 
