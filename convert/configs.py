@@ -185,9 +185,7 @@ def vae_config(fields: Mapping[str, Any]) -> VAEConfig:
     )
 
 
-def text_config(
-    fields: Mapping[str, Any], where: str = "text encoder config"
-) -> CLIPTextConfig:
+def text_config(fields: Mapping[str, Any], where: str = "text encoder config") -> CLIPTextConfig:
     """`text_encoder/config.json`, a transformers CLIPTextModel. where: for errors.
 
     The pooled output is taken at the first `eos_token_id`. Configs from before transformers 4.30

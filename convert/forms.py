@@ -14,7 +14,9 @@ Form = Literal["safetensors", "torch", "index"]
 
 LOOKED_AT = 512  # bytes; a tar archive has its signature at byte 257
 UTF8_MARK = b"\xef\xbb\xbf"
-OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # a pickled number, before 1.6
+OLD_TORCH = (
+    b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # a pickled number, before 1.6
+)
 
 AGAIN = "copy or download it again"
 UNPACK = "unpack it, and use the checkpoint inside"

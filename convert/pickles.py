@@ -2,8 +2,8 @@
 
 Since torch 1.6 the file is a zip: `<name>/data.pkl` is a pickle, and each `<name>/data/<key>` is an
 uncompressed storage of raw numbers; tensors are strided views of storages. Before, it was a row of
-pickles, the storages after them. A pickle is read as data (`pickle_data.Reader`), and may use the names in `torch_names` and the few torch names below;
-any other name is refused before it is used.
+pickles, the storages after them. A pickle is read as data (`pickle_data.Reader`), and may use the
+names in `torch_names` and the few torch names below; any other name is refused before it is used.
 """
 
 import io

@@ -26,7 +26,9 @@ from .sources import Located, TensorFile, local_or_hub, open_folder, open_tensor
 from .tokenizers import BuiltTokenizer, build_tokenizer
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
+INCEPTION_URL = (
+    f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
+)
 CLASSES = (1008, 2048)  # the shape of the last layer, which features do not need
 
 
@@ -52,12 +54,18 @@ class Clip(NamedTuple):
     tokenizer: BuiltTokenizer
 
 
-def load_clip(source: str | Path, tokenizer: str | Path | None = None) -> Clip:
+def load_clip(
+    source: str | Path,
+    tokenizer: str | Path | None = None,
+    *,
+    otherwise: str | Path | None = None,
+) -> Clip:
     """A full CLIP: both transformers, their projections, the scale, and a tokenizer.
 
     source: a folder or Hub id of transformers' CLIPModel, with safetensors or a pickle. tokenizer:
-    a folder, a merges file or a Hub id; by default `source`. Raises ValueError for a folder that
-    is no full CLIP, in one sentence, and KeyMismatch for tensors that do not fit its config.
+    a folder, a merges file or a Hub id; by default `source`, or, if that has none, `otherwise`.
+    Raises ValueError for a folder that is no full CLIP, in one sentence, and KeyMismatch for
+    tensors that do not fit its config.
     """
     way_out = "pass a folder of transformers' CLIPModel, or a Hub id (owner/name)"
     folder = local_or_hub(source, "CLIP ", way_out, clip_files)
@@ -76,6 +84,8 @@ def load_clip(source: str | Path, tokenizer: str | Path | None = None) -> Clip:
                 f"{file.name} has no {name}, without which images and texts cannot be compared: "
                 f"{way_out}"
             )
+    if tokenizer is None and not _tokenizer_files(folder):
+        tokenizer = otherwise
     words = resolve_tokenizer(tokenizer or source)
     built = _fitting(build_tokenizer(words), config, words)
     files = [folder / "config.json", *_weights(file), *_tokenizer_files(words)]
@@ -94,10 +104,11 @@ def load_inception(source: str | Path) -> Network:
     if path.is_dir():
         path = path / only_weights([entry.name for entry in path.iterdir()])
     file = open_tensors(path)
-    if "fc.weight" not in file or (shape := file.shape("fc.weight")) != CLASSES:
-        found = f"fc.weight of shape {shape}" if "fc.weight" in file else "no fc.weight"
+    last = file.shape("fc.weight") if "fc.weight" in file else "not there"
+    if last != CLASSES:
         raise ValueError(
-            f"{path} is not the Inception of FID: it has {found}, expected {CLASSES}; {way_out}"
+            f"{path} is not the Inception of FID: the shape of its fc.weight is {last}, expected "
+            f"{CLASSES}; {way_out}"
         )
     return _load("inception", lambda rngs: Inception(rngs=rngs), file, path, _weights(file))
 
@@ -123,8 +134,8 @@ def _fitting(built: BuiltTokenizer, config: CLIPConfig, source: Path) -> BuiltTo
     end = built.size - 1 if text.eos_token_id is None else text.eos_token_id
     if built.size > text.vocab_size or ours.eos_token_id != end:
         raise ValueError(
-            f"{source} is not this CLIP's tokenizer: it has {built.size} tokens, and texts end with "
-            f"{ours.eos_token_id}, but the network has {text.vocab_size}, and reads texts at {end}; "
+            f"{source} is not this CLIP's tokenizer: it has {built.size} tokens and ends texts with "
+            f"{ours.eos_token_id}, but the network has {text.vocab_size} and reads texts at {end}; "
             "pass the matching tokenizer"
         )
     length = min(ours.max_length, text.max_length)

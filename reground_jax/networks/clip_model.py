@@ -1,6 +1,5 @@
 """CLIP whole: both transformers, projected to one space (transformers' CLIPModel)."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float32, Int

@@ -1,0 +1,1 @@
+"""Scorers of any images, a file each."""
