@@ -33,7 +33,7 @@ from . import config_fields as known
 from .rules import UnsupportedConfig, check_fields, read_json, refused
 
 CLIP = "CLIP config"
-Config = TypeVar("Config")
+Config = TypeVar("Config", CLIPTextConfig, CLIPVisionConfig)
 
 
 def from_folder(folder: str | Path, tokenizer: TokenizerConfig) -> ModelConfig:
@@ -219,45 +219,43 @@ def vision_config(fields: Mapping[str, Any]) -> CLIPVisionConfig:
     its vision_config.
     """
     if not is_full_clip(fields):
-        return _vision_config("image encoder config", fields)
+        return _vision_config(fields, "image encoder config")
     given = check_fields(
         CLIP, fields, known.CLIP_TRANSLATED, known.CLIP_NEUTRAL, known.CLIP_MODEL_IGNORED
     )
-    width = given.get("projection_dim", 512)
-
-    def read(part: Mapping[str, Any], where: str) -> CLIPVisionConfig:
-        return dataclasses.replace(_vision_config(where, part), projection_width=width)
-
-    return _part_of_clip(fields, "vision_config", read)
+    width = {"projection_width": given.get("projection_dim", 512)}
+    found = _part_of_clip(fields, "vision_config", _vision_config, width)
+    return dataclasses.replace(found, **width)
 
 
 def clip_config(fields: Mapping[str, Any]) -> CLIPConfig:
     """The `config.json` of a full transformers CLIPModel."""
     vision = vision_config(fields)
-
-    def read(part: Mapping[str, Any], where: str) -> CLIPTextConfig:
-        return dataclasses.replace(text_config(part, where), eos_token_id=eos)
-
-    # Old files have the end-of-text id in text_config only, but transformers takes text_config_dict
-    last = fields.get("text_config_dict") or fields.get("text_config") or {}
-    eos = text_config(last, CLIP).eos_token_id if isinstance(last, Mapping) else None
-    return CLIPConfig(_part_of_clip(fields, "text_config", read), vision)
+    return CLIPConfig(
+        _part_of_clip(fields, "text_config", text_config, {"eos_token_id": None}), vision
+    )
 
 
 def _part_of_clip(
-    fields: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any], str], Config]
+    fields: Mapping[str, Any],
+    name: str,
+    read: Callable[[Mapping[str, Any], str], Config],
+    unlike: Mapping[str, Any],
 ) -> Config:
-    """A part of a full CLIPModel, which old files have in two forms. read: (form, where)."""
+    """A part of a full CLIPModel, which old files have in two forms: transformers takes the latter.
+
+    read: (form, where) -> config. unlike: fields in which the forms may differ.
+    """
     names = [form for form in (name, f"{name}_dict") if fields.get(form) is not None]
     for form in names:
         if not isinstance(fields[form], Mapping):
             raise refused(CLIP, form, fields[form], "a JSON object")
-    found = {read(fields[form], f"{CLIP}, {form}") for form in names} or {read({}, CLIP)}
-    if len(found) > 1:  # transformers would take the latter
+    found = [read(fields[form], f"{CLIP}, {form}") for form in names] or [read({}, CLIP)]
+    if len({dataclasses.replace(one, **unlike) for one in found}) > 1:
         raise UnsupportedConfig(
             f"{CLIP}: {name} and {name}_dict contradict each other; remove the wrong one"
         )
-    return found.pop()
+    return found[-1]
 
 
 def is_full_clip(fields: Mapping[str, Any]) -> bool:
@@ -265,7 +263,7 @@ def is_full_clip(fields: Mapping[str, Any]) -> bool:
     return "vision_config" in fields or fields.get("model_type") == "clip"
 
 
-def _vision_config(where: str, fields: Mapping[str, Any]) -> CLIPVisionConfig:
+def _vision_config(fields: Mapping[str, Any], where: str) -> CLIPVisionConfig:
     given = check_fields(
         where, fields, known.VISION_TRANSLATED, known.VISION_NEUTRAL, known.VISION_IGNORED
     )

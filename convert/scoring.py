@@ -29,6 +29,7 @@ INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = (
     f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
 )
+VOCABULARY = {"tokenizer.json", "vocab.json"}  # one of them is in the folder of a tokenizer
 CLASSES = (1008, 2048)  # the shape of the last layer, which features do not need
 
 
@@ -84,7 +85,7 @@ def load_clip(
                 f"{file.name} has no {name}, without which images and texts cannot be compared: "
                 f"{way_out}"
             )
-    if tokenizer is None and not _tokenizer_files(folder):
+    if tokenizer is None and not VOCABULARY & {one.name for one in _tokenizer_files(folder)}:
         tokenizer = otherwise
     words = resolve_tokenizer(tokenizer or source)
     built = _fitting(build_tokenizer(words), config, words)
@@ -134,7 +135,7 @@ def _fitting(built: BuiltTokenizer, config: CLIPConfig, source: Path) -> BuiltTo
     end = built.size - 1 if text.eos_token_id is None else text.eos_token_id
     if built.size > text.vocab_size or ours.eos_token_id != end:
         raise ValueError(
-            f"{source} is not this CLIP's tokenizer: it has {built.size} tokens and ends texts with "
+            f"{source} is not this CLIP's tokenizer: it has {built.size} tokens and ends texts at "
             f"{ours.eos_token_id}, but the network has {text.vocab_size} and reads texts at {end}; "
             "pass the matching tokenizer"
         )

@@ -1,7 +1,7 @@
-"""FID's InceptionV3 with random weights, and what torch-fidelity's module makes of images with them.
+"""FID's InceptionV3 with random weights, and what torch-fidelity's module makes of images with it.
 
-That package cannot be among the test's requirements, because it requires torchvision; its one module
-runs without. `data/inception.npz` has the names and shapes of its arrays, and the features; made by
+That package cannot be among the requirements, since it requires torchvision; its module of this
+network does not. `data/inception.npz` has the names and shapes of the arrays, and the features:
 
     pip install --no-deps torch-fidelity==0.4.0
     python -m tests.inception_reference

@@ -18,16 +18,16 @@ class CLIPModel(nnx.Module):
         self.text_projection = Linear(config.text.width, projection, bias=False, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.array(2.6592))  # the logarithm of 1 / 0.07
 
-    def texts(self, ids: Int[Array, "B S"]) -> Float32[Array, "B P"]:
-        """Embeddings of length 1. `ids` as CLIPTextModel takes them."""
+    def texts(self, ids: Int[Array, "B L"]) -> Float32[Array, "B P"]:
+        """Embeddings of length 1. `ids`: as CLIPTextModel takes them."""
         return _unit(self.text_projection(self.text_model(ids).pooled))
 
     def images(self, pixels: Float32[Array, "B S S 3"]) -> Float32[Array, "B P"]:
-        """Embeddings of length 1. `pixels` as CLIPVisionModel takes them."""
+        """Embeddings of length 1. `pixels`: as CLIPVisionModel takes them."""
         return _unit(self.vision_model(pixels))
 
     def similarity(
-        self, pixels: Float32[Array, "B S S 3"], ids: Int[Array, "B S"]
+        self, pixels: Float32[Array, "B S S 3"], ids: Int[Array, "B L"]
     ) -> Float32[Array, "B"]:
         """The cosine of the angle between each image and its text."""
         return (self.images(pixels) * self.texts(ids)).sum(-1)

@@ -100,7 +100,8 @@ def _side_by_side(parts: Part | tuple[Part, ...]) -> tuple[Part, ...]:
 def average(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     """The mean of 3x3 pixels, those outside the image left out."""
     total = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), PIXELS)
-    return total / _neighbors(x.shape[1])[:, None, None] / _neighbors(x.shape[2])[:, None]
+    counts = np.outer(_neighbors(x.shape[1]), _neighbors(x.shape[2]))
+    return total / counts[None, :, :, None]
 
 
 def _neighbors(length: int) -> np.ndarray:

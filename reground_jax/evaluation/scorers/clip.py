@@ -49,7 +49,7 @@ def clip_scorer(
     """
 
     def score(
-        clip: CLIPModel, pixels: Float32[Array, "B S S 3"], ids: Int[Array, "B S"]
+        clip: CLIPModel, pixels: Float32[Array, "B S S 3"], ids: Int[Array, "B L"]
     ) -> Float32[Array, "B"]:
         return 100 * clip.similarity(pixels, ids).clip(0)
 
@@ -74,7 +74,7 @@ def pick_scorer(
     """
 
     def score(
-        clip: CLIPModel, pixels: Float32[Array, "B S S 3"], ids: Int[Array, "B S"]
+        clip: CLIPModel, pixels: Float32[Array, "B S S 3"], ids: Int[Array, "B L"]
     ) -> Float32[Array, "B"]:
         return clip.logit(clip.similarity(pixels, ids))
 
