@@ -60,7 +60,8 @@ def torch_fidelity(name: str) -> Any:
     spec = find_spec("torch_fidelity")
     assert spec is not None
     package.__path__ = list(spec.submodule_search_locations or ())
-    with mock.patch.dict(sys.modules, {"torch_fidelity": package}):
+    others = {"torch_fidelity.utils": mock.MagicMock()}  # needs torchvision
+    with mock.patch.dict(sys.modules, {"torch_fidelity": package} | others):
         return importlib.import_module(f"torch_fidelity.{name}")
 
 

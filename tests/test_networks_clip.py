@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from flax import nnx
+from tokenizers import Tokenizer
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from reground_jax.conditioning import padded
@@ -72,15 +73,9 @@ def test_the_tokenizer_is_transformers(tmp_path):
         loaded = load_clip(tmp_path / name)
         theirs = CLIPTokenizer.from_pretrained(tmp_path / name)
         expected = theirs(TEXTS, padding="max_length", truncation=True, max_length=77)["input_ids"]
-        tokenizer = huggingface_tokenizer(loaded.tokenizer.json)
+        tokenizer = Tokenizer.from_str(loaded.tokenizer.json)
         found = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
         assert [padded(ids, loaded.tokenizer.config) for ids in found] == expected
-
-
-def huggingface_tokenizer(text: str):
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(text)
 
 
 PUBLISHED = {  # width, layers and heads of text and vision, patch, projection; parameters

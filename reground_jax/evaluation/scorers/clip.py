@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float32, Int, UInt8
 from PIL import Image
-from tokenizers import Tokenizer
 
-from reground_jax.conditioning import padded
+from reground_jax.conditioning import Texts, padded
 from reground_jax.convert.scoring import Clip, load_clip
 from reground_jax.devices import Device
 from reground_jax.evaluation.cases import Case
@@ -93,11 +92,12 @@ def _scorer(
     batch_size: int,
 ) -> Scorer:
     over = in_batches(clip.network, run, inputs=2, devices=devices, batch_size=batch_size)
-    words, config = Tokenizer.from_str(clip.tokenizer.json), clip.tokenizer.config
+    config = clip.tokenizer.config
+    tokenizer = Texts(clip.tokenizer.json, config).tokenizer
     prepare = partial(_prepared, side=clip.config.vision.image_size)
 
     def score(images: UInt8[np.ndarray, "B S S 3"], cases: Sequence[Case]) -> list[Record]:
-        texts = [words.encode(c.layout.prompt, add_special_tokens=False).ids for c in cases]
+        texts = [tokenizer.encode(c.layout.prompt, add_special_tokens=False).ids for c in cases]
         ids = [np.array(padded(text, config), np.int32) for text in texts]
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "prepare") as pool:
             scores = over(zip(pool.map(prepare, images), ids, strict=True))
