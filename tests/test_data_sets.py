@@ -13,7 +13,7 @@ from reground_jax.evaluation.cases import with_half_the_boxes
 from reground_jax.evaluation.coco_names import COCO_IDS, coco_name
 from reground_jax.evaluation.data_sets import coco_set, nsr1k_set
 from reground_jax.evaluation.export import export_coco
-from reground_jax.evaluation.photographs import photographs
+from reground_jax.evaluation.photographs import find_photographs, read_photograph
 from reground_jax.evaluation.scorers.results import results_scorer
 from reground_jax.readers.nsr1k import category_of, phrase, read_nsr1k_tasks
 from tests.data_sets import CAT, DOG, NAMES, write_coco, write_nsr1k
@@ -185,6 +185,11 @@ def test_categories_are_the_inverse_of_phrases_and_have_cocos_names():
 
 
 # ---- photographs
+
+
+def photographs(cases, folder: Path, size: int = 512) -> list[np.ndarray]:
+    pairs = zip(find_photographs(cases, folder), cases, strict=True)
+    return [read_photograph(path, case, size) for path, case in pairs]
 
 
 def test_photographs_are_center_squares_for_coco_and_whole_for_nsr1k(tmp_path):

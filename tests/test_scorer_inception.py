@@ -1,5 +1,6 @@
 """Inception's features as records, and FID and KID of them against formulas and plain loops."""
 
+import dataclasses
 import itertools
 import json
 import warnings
@@ -11,7 +12,7 @@ import torch
 
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.scorer import Scorer
-from reground_jax.evaluation.scorers.inception import inception_scorer, with_photographs
+from reground_jax.evaluation.scorers.inception import inception_scorer, photograph_distances
 from reground_jax.evaluation.statistics import Gaussian, frechet_distance, kernel_distance
 from reground_jax.layout import Layout
 from tests import inception_reference as reference
@@ -122,7 +123,7 @@ IMAGES = (RNG.standard_normal((60, 8)) * 1.5 + 0.5).astype(np.float16)
 @pytest.fixture
 def scorer() -> Scorer:
     bare = Scorer("inception", "1", lambda images, cases: [], ())
-    return with_photographs(bare, records(PHOTOGRAPHS))
+    return dataclasses.replace(bare, distances=photograph_distances(records(PHOTOGRAPHS)))
 
 
 def distances(scorer: Scorer, found: list[dict]) -> dict[str, float | None]:
@@ -164,7 +165,7 @@ def test_a_comparison_of_unlike_numbers_is_refused(scorer):
         assert distance.measure(records(IMAGES, start=100)) is None
         assert distance.measure([]) is None and distance.measure(records(IMAGES[:1])) is None
     with pytest.raises(ValueError, match="two photographs have the same id"):
-        with_photographs(scorer, records(PHOTOGRAPHS) + records(PHOTOGRAPHS[:1]))
+        photograph_distances(records(PHOTOGRAPHS) + records(PHOTOGRAPHS[:1]))
 
 
 def test_few_images_are_warned_of(scorer):
@@ -172,4 +173,4 @@ def test_few_images_are_warned_of(scorer):
     with pytest.warns(UserWarning, match="FID of 60 images means little: .* more than 2048"):
         fid.measure(records(IMAGES))
     enough = RNG.standard_normal((2049, 2)).astype(np.float16)
-    with_photographs(scorer, records(enough)).distances[0].measure(records(enough))
+    photograph_distances(records(enough))[0].measure(records(enough))

@@ -49,6 +49,9 @@ class PipelineSampler:
             dataclasses.replace(run.settings, attention_guidance=guidance),
         )
         self.rows = run.batch_size * len(pipe.devices)
+        # On CPU, texts that are encoded while a batch is computed have changed its images (jaxlib
+        # 0.10, small thread pools): one thing at a time, which is no slower there.
+        self._one_at_a_time = pipe.devices[0].platform == "cpu"
         self._lock = threading.Lock()
 
     def encode(self, layouts: Sequence[Layout]) -> Conditioning:
@@ -57,6 +60,18 @@ class PipelineSampler:
             return programs.encode(params, texts, layouts, settings=self.settings)
 
     def enqueue(
+        self,
+        encoded: Conditioning,
+        rows: slice,
+        variants: Sequence[Settings],
+        seeds: UInt32[np.ndarray, "B"],
+    ) -> list[Float32[Array, "B H W 3"]]:
+        if not self._one_at_a_time:
+            return self._started(encoded, rows, variants, seeds)
+        with self._lock:
+            return jax.block_until_ready(self._started(encoded, rows, variants, seeds))
+
+    def _started(
         self,
         encoded: Conditioning,
         rows: slice,

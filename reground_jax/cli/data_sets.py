@@ -7,8 +7,10 @@ raise ValueError for what is missing, in one sentence that says what to do.
 """
 
 import argparse
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,9 +58,38 @@ def _emoji(arguments: argparse.Namespace) -> "Data":
     )
 
 
+def _coco(arguments: argparse.Namespace) -> "Data":
+    from reground_jax.evaluation.coco import coco_data
+
+    for name in ("annotations", "captions"):
+        if getattr(arguments, name) is None:
+            raise ValueError(f"--data coco needs --{name}, COCO's {FILES[name]}")
+    count = arguments.layouts
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise ValueError(f"--layouts is {count}: give a whole number, at least 1")
+    pairs = [tuple(text.split("=")) for text in arguments.nsr1k]
+    if wrong := [pair for pair in pairs if len(pair) != 2 or "" in pair]:
+        raise ValueError(
+            f"--nsr1k is {'='.join(wrong[0])}: give LAYOUTS=PROMPTS, such as "
+            "gpt4.counting.all.json=counting.val.json"
+        )
+    return coco_data(
+        arguments.annotations,
+        arguments.captions,
+        count=count,
+        drop=arguments.drop,
+        nsr1k=pairs,  # type: ignore[arg-type]
+        photographs=arguments.photographs,
+    )
+
+
 EMOJI_LAYOUTS, LEAST = 250, 8
+FILES = {"annotations": "instances_*.json", "captions": "captions_*.json"}
 DATA_SETS = {
     "emoji": DataSet(_emoji, ("rich_phrases",), ("probes",)),
+    "coco": DataSet(
+        _coco, ("annotations", "captions", "photographs", "drop"), ("clip", "detector")
+    ),
 }
 
 
@@ -96,22 +127,92 @@ def _probe_scorer(source: str, data: "Data") -> "Scorer":
     return emoji_scorer(_probes())
 
 
+def _clip_scorer(source: str, data: "Data") -> "Scorer":
+    from reground_jax.evaluation.scorers.clip import CLIP, clip_scorer
+
+    return clip_scorer(source or CLIP)
+
+
+def _pick_scorer(source: str, data: "Data") -> "Scorer":
+    from reground_jax.evaluation.scorers.clip import PICK, pick_scorer
+
+    return pick_scorer(source or PICK)
+
+
+def _inception_scorer(source: str, data: "Data") -> "Scorer":
+    from reground_jax.evaluation.scorers.inception import inception_scorer
+
+    if not source:
+        from reground_jax.convert.scoring import INCEPTION_FILE, INCEPTION_URL
+
+        raise ValueError(
+            f"scorer fid needs the network: get {INCEPTION_URL} and write fid={INCEPTION_FILE}"
+        )
+    if not data.photographs:
+        raise ValueError("scorer fid compares with photographs: give --photographs")
+    return inception_scorer(source)
+
+
+def _detector_scorer(source: str, data: "Data") -> "Scorer":
+    if source == "probe":
+        from reground_jax.emoji.detector import probe_detector
+
+        return probe_detector(_probes())
+    from reground_jax.evaluation.scorers.detector import detector_scorer
+
+    return detector_scorer(source or DETECTOR, data.categories)
+
+
+def _results_scorer(source: str, data: "Data") -> "Scorer":
+    from reground_jax.evaluation.scorers.results import results_scorer
+
+    return results_scorer(source, data.categories)
+
+
+DETECTOR = "PekingU/rtdetr_r50vd"
 SCORERS: dict[str, Callable[[str, "Data"], "Scorer"]] = {
     "probes": _probe_scorer,
+    "clip": _clip_scorer,
+    "pick": _pick_scorer,
+    "fid": _inception_scorer,
+    "detector": _detector_scorer,
+    "detections": _results_scorer,
 }
 
 
 def open_scorers(wanted: Sequence[str], data: "Data") -> tuple[list["Scorer"], list[str]]:
     """The scorers named as "NAME" or "NAME=SOURCE", and a sentence for each that cannot be opened.
 
+    A second one of a name has its number: its metrics are called "clip2", "detector2.ap50".
     Raises ValueError for a name that is no scorer's.
     """
-    found, missing = [], []
+    found: list[Scorer] = []
+    missing: list[str] = []
     for word in wanted:
         name, _, source = word.partition("=")
         check_name("scorer", name, tuple(SCORERS))
         try:
-            found.append(SCORERS[name](source, data))
+            found.append(renamed(SCORERS[name](source, data), {other.name for other in found}))
         except (ValueError, OSError) as error:
             missing.append(str(error))
     return found, missing
+
+
+def renamed(scorer: "Scorer", taken: Collection[str]) -> "Scorer":
+    """The scorer, with a number behind its name and its metrics' if the name is taken."""
+    numbers = itertools.count(2)
+    name = scorer.name
+    while name in taken:
+        name = f"{scorer.name}{next(numbers)}"
+    if name == scorer.name:
+        return scorer
+    metrics = [
+        dataclasses.replace(
+            metric,
+            name=metric.name.replace(scorer.name, name, 1)
+            if metric.name.startswith(scorer.name)
+            else f"{name}.{metric.name}",
+        )
+        for metric in scorer.metrics
+    ]
+    return dataclasses.replace(scorer, name=name, metrics=tuple(metrics))

@@ -14,7 +14,7 @@ from reground_jax.basics.options import (
 )
 from reground_jax.cli import request
 from reground_jax.cli.batch import add_share_options
-from reground_jax.cli.data_sets import DATA_SETS, EMOJI_LAYOUTS, SCORERS
+from reground_jax.cli.data_sets import DATA_SETS, EMOJI_LAYOUTS
 from reground_jax.cli.options import add_option, add_options
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.sampling import Setup
@@ -75,9 +75,13 @@ SEEDS = Option(
     group="study",
     words=NUMBERS,
 )
+DEFAULTS = "; ".join(f"{','.join(found.scorers)} of {name}" for name, found in DATA_SETS.items())
 SCORER = Option(
-    f"what scores the images, as NAME or NAME=SOURCE: {', '.join(SCORERS)}. Images do not depend "
-    "on it, so scorers may be added later (default: those of the data set)",
+    "what scores the images, as NAME or NAME=SOURCE, where SOURCE is a folder, a file or a Hub id: "
+    "probes (of the built-in world); clip, pick (PickScore) and fid (Inception, also KID), which "
+    "run on the device; detector (of transformers, or the probe: detector=probe); detections=FILE "
+    "(of COCO's results form, made elsewhere). Images do not depend on them, so scorers may be "
+    f"added later (default: {DEFAULTS})",
     "NAME=SOURCE,...",
     read=lambda text: [item for word in text.split() for item in word.split(",") if item],
     name="--scorers",
@@ -126,9 +130,20 @@ def _add_data_options(parser: Parser) -> None:
         metavar="N", type=read_number,
     )  # fmt: skip
     parser.alias("--layouts", "--limit")
+    option("--annotations", "COCO's instances_*.json", metavar="FILE")
+    option("--captions", "COCO's captions_*.json of the same split", metavar="FILE")
     option(
-        "--nsr1k", "also measure layouts of NSR-1K: LayoutGPT's gpt4.counting.*.json",
-        action="append", default=[], metavar="FILE",
+        "--photographs", "the folder of COCO's images, which are scored, too: they show what is "
+        "attainable, and fid compares with them", metavar="DIR",
+    )  # fmt: skip
+    option(
+        "--drop", "of COCO: also measure COCO-Drop, where half of the categories lose their boxes",
+        action="store_true",
+    )  # fmt: skip
+    option(
+        "--nsr1k", "also measure layouts of NSR-1K: LayoutGPT's gpt4.counting.*.json; with COCO, "
+        "LAYOUTS=PROMPTS, the prompts being counting.val.json or spatial.val.json. May be repeated",
+        action="append", default=[], metavar="FILES",
     )  # fmt: skip
     option(
         "--rich-phrases", "of the built-in world: also name tints and poses in the phrases, to "

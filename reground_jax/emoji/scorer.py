@@ -52,8 +52,10 @@ METRICS = (
     Metric("count", "categories of which exactly as many are found as told", share("count")),
 )  # fmt: skip
 TRADE_OFF = TradeOff(
-    x=Axis("box", "boxes with the right thing in them, %", "boxes", "fewer"),
-    y=Axis("text", "of what only the caption says, shown, %", "text"),
+    x=Axis(
+        "box", "boxes with the right thing in them, %", "of the boxes", "fewer", "share of boxes"
+    ),
+    y=Axis("text", "of what only the caption says, shown, %", "of the text", level="share of text"),
 )
 
 

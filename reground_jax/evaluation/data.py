@@ -5,13 +5,13 @@ A new data set is a function that returns a `Data`, named in `cli/datasets.py`.
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from reground_jax.evaluation.cases import Case, seed_of
 from reground_jax.evaluation.scorer import TradeOff
-from reground_jax.readers.annotated import Annotated
 
 Reach = Literal["all", "grounded", "largest"]
 
@@ -57,8 +57,8 @@ class Data:
                  the layout's id, as `batch` does, and a study may have several
     identity     what else the cases depend on, as plain JSON; goes into the study's record
     facts        what the report should say of the cases, as plain JSON
-    photographs  set of cases -> function that gives the photograph of a case, for the sets that
-                 have them; its center square is scored
+    photographs  set of cases -> a file of each case that is used, for the sets that have them
+    categories   all that a detector must know
     trade_offs   pairs of metrics to weigh against each other, the best first; a study takes the
                  first of which it measures both
     """
@@ -67,8 +67,9 @@ class Data:
     own_seeds: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
-    photographs: Mapping[str, Callable[[Case], Annotated]] = field(default_factory=dict)
+    photographs: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     trade_offs: tuple[TradeOff, ...] = ()
+    categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [found.name for found in self.sets]

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -20,7 +21,7 @@ from reground_jax.batch.manifest import Entry
 from reground_jax.batch.shards import read_shard
 from reground_jax.batch.store import Store
 from reground_jax.evaluation.cases import Case
-from reground_jax.readers.annotated import Annotated, cropped
+from reground_jax.evaluation.photographs import read_photograph
 
 THREADS = 4  # that decode
 T = TypeVar("T")
@@ -91,11 +92,11 @@ class Shards:
 
 @dataclass(frozen=True)
 class Photographs:
-    """The photographs of cases, cropped to their center square of `side` pixels."""
+    """The photographs of cases, as squares of `side` pixels."""
 
     folder: str
     cases: Sequence[Case]
-    photograph: Callable[[Case], Annotated]
+    paths: Sequence[Path]  # one of each case
     side: int
     unit_lines: int
 
@@ -108,32 +109,23 @@ class Photographs:
         }
 
     def digests(self) -> dict[int, str]:
-        """Of names and sizes of the files. Raises ValueError that names a missing one."""
+        """Of names and sizes of the files."""
         return {unit: self._digest(unit) for unit in self.units()}
 
-    def _of(self, unit: int) -> Sequence[Case]:
-        return self.cases[unit * self.unit_lines : (unit + 1) * self.unit_lines]
+    def _of(self, unit: int) -> list[tuple[Path, Case]]:
+        rows = slice(unit * self.unit_lines, (unit + 1) * self.unit_lines)
+        return list(zip(self.paths[rows], self.cases[rows], strict=True))
 
     def _digest(self, unit: int) -> str:
         digest = hashlib.sha256(f"{self.side}\n".encode())
-        for case in self._of(unit):
-            path = self.photograph(case).path
-            try:
-                digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            except OSError as error:
-                raise ValueError(
-                    f"there is no photograph {path} of layout {case.layout.id!r}: give the folder "
-                    "of the same split, or leave out --photographs"
-                ) from error
+        for path, _ in self._of(unit):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         return digest.hexdigest()
 
     def groups(self, unit: int, size: int) -> Iterator[Group]:
-        cases = self._of(unit)
-        parts = ([(c, c) for c in cases[i : i + size]] for i in range(0, len(cases), size))
-        return _decoded(parts, lambda pair: self._read(pair[0]))
-
-    def _read(self, case: Case) -> UInt8[np.ndarray, "S S 3"]:
-        return cropped(self.photograph(case), "", size=self.side)[0]
+        pairs = self._of(unit)
+        parts = (pairs[i : i + size] for i in range(0, len(pairs), size))
+        return _decoded(parts, lambda pair: read_photograph(*pair, self.side))
 
 
 def decode_png(content: bytes) -> UInt8[np.ndarray, "H W 3"]:

@@ -106,7 +106,7 @@ def markdown(results: Mapping[str, Any], study: Study, figures: Sequence[str]) -
 
 def _extremes(study: Study) -> str:
     noun = study.trade_off.y.noun if study.trade_off else ""
-    return f"Where the parallel wiring gains most and loses most of the {noun}"
+    return f"Where the parallel wiring gains most and loses most {noun}"
 
 
 def _section(name: str, results: Mapping[str, Any], study: Study) -> list[str]:
@@ -148,7 +148,7 @@ def _equal_boxes(equal: Sequence[Row], study: Study) -> list[str]:
     if not rows:
         return []
     return [
-        f"Minus the {rows[0]['beside']} wiring at the same share of {along.noun}, in points. It is "
+        f"Minus the {rows[0]['beside']} wiring at the same {along.level}, in points. It is "
         "interpolated along gamma, in each resample by itself:",
         table(rows, others, forms_of(study.scorers)),
     ]

@@ -110,14 +110,16 @@ class Scorer:
 class Axis:
     """A metric as an axis of the trade-off figure and in the report's sentences.
 
-    noun   what the metric is a share of: "boxes" gives "3.1 points more of the boxes"
+    noun   what there is more or less of: "of the boxes" gives "3.1 points more of the boxes"
     fewer  the opposite of "more" for that noun
+    level  what may be the same: "share of boxes" gives "at the same share of boxes"
     """
 
     metric: str
     title: str
     noun: str
     fewer: str = "less"
+    level: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def finding(row: Row, equal: Row, trade_off: TradeOff, forms: Forms) -> str:
         estimate, low, high = form.scaled(row[axis.metric])
         word, digits = "more" if estimate >= 0 else axis.fewer, form.digits
         between = f"({low:+.{digits}f} to {high:+.{digits}f})"
-        return f"{abs(estimate):.{digits}f} points {word} of the {axis.noun} {between}"
+        return f"{abs(estimate):.{digits}f} points {word} {axis.noun} {between}"
 
     x, y = trade_off.x, trade_off.y
     text = (
@@ -47,7 +47,7 @@ def finding(row: Row, equal: Row, trade_off: TradeOff, forms: Forms) -> str:
         f"{told(row, y)} and {told(row, x)}."
     )
     if equal[y.metric] is not None:
-        text += f" At the same share of {x.noun}: {told(equal, y)}."
+        text += f" At the same {x.level}: {told(equal, y)}."
     return text
 
 
@@ -71,8 +71,8 @@ def both_ends(results: Mapping[str, Any], trade_off: TradeOff, titles: Names) ->
             if min(low for _, low, _ in found.values()) > 0
         ]
         sentences.append(
-            f"**{titles.get(name, name)}.** At the same share of {trade_off.x.noun}, "
-            f"{len(better)} of {len(known)} further points have more of the {y.noun} than both "
+            f"**{titles.get(name, name)}.** At the same {trade_off.x.level}, "
+            f"{len(better)} of {len(known)} further points have more {y.noun} than both "
             "main wirings, with both intervals above 0"
             + (f": {', '.join(better)}." if better else ".")
         )
@@ -91,8 +91,8 @@ def shares(
         text = (
             f"**{titles.get(row['cases'], row['cases'])}.** {row['model']}: of what the sequential "
             f"wiring changes from gamma {row['gamma']:g} to {row['swing_to']:g}, the parallel "
-            f"wiring at gamma {row['gamma']:g} gains {gain} in {trade_off.y.noun} and loses {loss} "
-            f"in {trade_off.x.noun}."
+            f"wiring at gamma {row['gamma']:g} gains {gain} in {trade_off.y.level} and loses "
+            f"{loss} in {trade_off.x.level}."
         )
         if known := SHARES.get(paper.get(row["cases"], "")):
             text += f" The paper says {100 * known[0]:.2f} and {100 * known[1]:.2f} %."

@@ -15,7 +15,6 @@ hosts share each step as those of `batch` do. `report.py` turns the records into
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import socket
 import warnings
@@ -25,8 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from reground_jax.basics.identity import differences, listed
-from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import plural
 from reground_jax.batch.engine import run_units, stopping_on_signals
 from reground_jax.batch.hosts import Share
@@ -36,6 +33,7 @@ from reground_jax.batch.manifest import Manifest
 from reground_jax.batch.run import Run, begin, check
 from reground_jax.batch.store import open_store, write
 from reground_jax.batch.unit import Generator, Sampler
+from reground_jax.evaluation.claim import cases_path, claim
 from reground_jax.evaluation.conditions import Condition, Series
 from reground_jax.evaluation.data import Data
 from reground_jax.evaluation.galleries import Gallery, Photographs
@@ -45,7 +43,6 @@ from reground_jax.evaluation.scores import is_scored, read_records, score_unit
 from reground_jax.evaluation.statistics import Record
 from reground_jax.settings import Settings
 
-STUDY, CASES, SHEETS = "study.json", "cases", "parts"
 ALONE = Share(0, 1, "alone")
 
 Progress = Callable[[int, int], None]  # (images done, total)
@@ -143,44 +140,14 @@ class Study:
     def _sources(self) -> dict[str, Source]:
         url = open_store(self.out).url
         return {
-            name: Source(f"{url}/{CASES}/{name}.jsonl", hashlib.sha256(lines).hexdigest())
+            name: Source(f"{url}/{cases_path(name)}", hashlib.sha256(lines).hexdigest())
             for name, lines in self.data.inputs.items()
         }
 
     def claim(self) -> None:
         """Writes study.json and the cases, or raises ValueError if another study is there."""
-        store = open_store(self.out, owner=f"claim-{os.getpid()}")
-        if SHEETS in store.names(""):
-            raise ValueError(
-                f"{self.out} holds a study of an earlier version, which kept its images in "
-                f"{SHEETS}/: choose another --out"
-            )
-        mine = {"settings": self.settings.to_json(), **self.identity, **self.data.identity}
-        if not store.create(STUDY, json.dumps(mine).encode() + b"\n"):
-            self._check(store.read(STUDY), mine)
-        for name, lines in self.data.inputs.items():
-            path = f"{CASES}/{name}.jsonl"
-            if not store.create(path, lines) and store.read(path) != lines:
-                raise ValueError(
-                    f"{self.out} holds another study: the layouts of {name!r} are not those in "
-                    f"its {path}. Give the same files to resume it, or choose another --out"
-                )
-
-    def _check(self, content: bytes, mine: dict[str, Any]) -> None:
-        path = f"{self.out}/{STUDY}"
-        try:
-            theirs = parse_json(content)
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}; choose another --out") from error
-        if not isinstance(theirs, dict):
-            raise ValueError(f"{path} is not the record of a study: choose another --out")
-        if isinstance(theirs.get("settings"), dict):  # settings that are newer have their defaults
-            theirs["settings"] = Settings().to_json() | theirs["settings"]
-        if found := differences(theirs, mine):
-            raise ValueError(
-                f"{self.out} holds another study: {listed(found)}. Repeat the old values to resume "
-                "it, or choose another --out"
-            )
+        facts = {"settings": self.settings.to_json(), **self.identity, **self.data.identity}
+        claim(self.out, facts, self.data.inputs)
 
     # ---- the three steps
 
@@ -303,9 +270,9 @@ class Study:
         side = next(iter(self.models.values())).side
         return {
             name: Photographs(
-                f"photographs-{name}", self.data.of(name).used, photograph, side, self.unit_lines
+                f"photographs-{name}", self.data.of(name).used, paths, side, self.unit_lines
             )
-            for name, photograph in self.data.photographs.items()
+            for name, paths in self.data.photographs.items()
         }
 
     # ---- what was found

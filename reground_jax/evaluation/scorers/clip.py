@@ -1,5 +1,6 @@
 """CLIP score and PickScore: how well CLIP finds that an image fits its caption."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from reground_jax.conditioning import Texts, padded
 from reground_jax.convert.scoring import Clip, load_clip
 from reground_jax.devices import Device
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.scorer import Metric, Scorer
+from reground_jax.evaluation.scorer import Form, Metric, Scorer
 from reground_jax.evaluation.scorers.batches import BATCH_SIZE, facts, in_batches, version
 from reground_jax.evaluation.statistics import Record, mean
 from reground_jax.networks.clip_model import CLIPModel
@@ -26,6 +27,7 @@ CLIP = "openai/clip-vit-base-patch16"
 PICK, PICK_TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 THREADS = 8  # that prepare images
 DIGITS = 5
+SCORE = Form(scale=1, digits=2)
 
 
 def clip_scorer(
@@ -79,7 +81,8 @@ def pick_scorer(
 
     clip = load_clip(source, tokenizer, otherwise=PICK_TOKENIZER)
     what = "PickScore, exp(logit_scale) cos of image and caption"
-    return _scorer(clip, score, name, what, source, devices, batch_size)
+    made = _scorer(clip, score, name, what, source, devices, batch_size)
+    return dataclasses.replace(made, preference="score")
 
 
 def _scorer(
@@ -115,7 +118,7 @@ def _scorer(
         version=version(RULES, clip.network),
         score=score,
         metrics=(
-            Metric(name, what, mean("score"), main=True),
+            Metric(name, what, mean("score"), main=True, form=SCORE),
             Metric(
                 f"{name}_truncated",
                 f"share of captions longer than the {config.max_length} tokens that are read",

@@ -1,6 +1,5 @@
 """FID and KID: how far images are from photographs, as sets of InceptionV3's features."""
 
-import dataclasses
 import functools
 import warnings
 from collections import Counter
@@ -31,7 +30,7 @@ def inception_scorer(
     devices: Sequence[Device] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Scorer:
-    """The features of FID's InceptionV3. `with_photographs` adds the distances.
+    """The features of FID's InceptionV3, and "fid" and "kid", the distances to photographs.
 
     source: see `load_inception`. name: of the scorer. devices: by default, all of this process.
     batch_size: images per device. Raises ValueError for a source that cannot be used.
@@ -59,12 +58,13 @@ def inception_scorer(
         version=version(RULES, network),
         score=score,
         metrics=(),
+        to_photographs=photograph_distances,
         facts=facts(source, network),
     )
 
 
-def with_photographs(scorer: Scorer, records: Sequence[Record]) -> Scorer:
-    """The same scorer with the distances "fid" and "kid" to photographs.
+def photograph_distances(records: Sequence[Record]) -> tuple[Distance, ...]:
+    """The distances "fid" and "kid" to photographs.
 
     records: what the scorer returned for photographs, one for the id of each layout. A set of
     images is compared with the photographs of its own ids, as many as there are images, because
@@ -98,17 +98,14 @@ def with_photographs(scorer: Scorer, records: Sequence[Record]) -> Scorer:
     def distance(name: str, meaning: str, measure: Measure) -> Distance:
         return Distance(name, meaning, functools.partial(_distance, measure, photographs.keys()))
 
-    return dataclasses.replace(
-        scorer,
-        distances=(
-            distance(
-                "fid",
-                "Frechet distance of Inception's features to those of the layouts' photographs "
-                "(lower is better; biased by the number of images)",
-                fid,
-            ),
-            distance("kid", "1000 times the kernel distance of the same (unbiased)", kid),
+    return (
+        distance(
+            "fid",
+            "Frechet distance of Inception's features to those of the layouts' photographs "
+            "(lower is better; biased by the number of images)",
+            fid,
         ),
+        distance("kid", "1000 times the kernel distance of the same (unbiased)", kid),
     )
 
 
