@@ -49,8 +49,8 @@ class PipelineSampler:
             dataclasses.replace(run.settings, attention_guidance=guidance),
         )
         self.rows = run.batch_size * len(pipe.devices)
-        # On CPU, texts that are encoded while a batch is computed have changed its images (jaxlib
-        # 0.10, small thread pools): one thing at a time, which is no slower there.
+        # Two programs at a time on the CPU: with a thread pool of 2, jaxlib 0.10 then computed some
+        # images of a batch wrong. One at a time is no slower there.
         self._one_at_a_time = pipe.devices[0].platform == "cpu"
         self._lock = threading.Lock()
 
@@ -80,4 +80,10 @@ class PipelineSampler:
     ) -> list[Float32[Array, "B H W 3"]]:
         conditioning = jax.tree.map(lambda array: array[rows], encoded)
         session = Session(self.pipe.programs, self.pipe.params, conditioning, variants[0], seeds)
-        return [session.decode(latents) for latents in session.sweep(variants)]
+        # Reporting makes every step wait for the one before, also on another branch of the sweep.
+        progress = _nothing if self._one_at_a_time else None
+        return [session.decode(x) for x in session.sweep(variants, progress=progress)]
+
+
+def _nothing(step: int) -> None:
+    pass

@@ -226,8 +226,8 @@ class Generator:
             self._slots.release()
             raise Stopped
         variants = list(batch.variants.values())
-        images = self.sampler.enqueue(encoded, batch.rows, variants, batch.seeds)
         self.meter.enqueued()
+        images = self.sampler.enqueue(encoded, batch.rows, variants, batch.seeds)
         return self._waiter.submit(self._wait, images, batch)
 
     def _wait(self, images: list[Images], batch: Batch) -> list[Future[Made]]:

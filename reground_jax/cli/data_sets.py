@@ -121,9 +121,7 @@ def _probe_scorer(source: str, data: "Data") -> "Scorer":
     from reground_jax.emoji.scorer import emoji_scorer
 
     if source:
-        raise ValueError(
-            f"probes={source}: the probes come with the package, write --scorers probes"
-        )
+        raise ValueError(f"scorer probes={source}: the probes come with the package, write probes")
     return emoji_scorer(_probes())
 
 

@@ -77,7 +77,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if isinstance(arguments.gate_scale, str) or not arguments.gate_scale > 0:
         raise ValueError(f"--gate-scale is {arguments.gate_scale}: give a number above 0")
     if arguments.only is not None:
-        check_name("only", arguments.only, STAGES)
+        check_name("step", arguments.only, STAGES)
     for name in ("pairs", "unit_lines"):
         count = getattr(arguments, name)
         if count is not None and (not isinstance(count, int) or count < 1):
