@@ -61,7 +61,9 @@ def _cells(
     detector: str, records: Mapping[float, Sequence[Record]], cases: Sequence[Case]
 ) -> list[dict[str, Any]]:
     """The AP of one detector by every rule."""
-    pairs = [(truth, least) for truth, areas in AREAS.items() for least in areas]
+    pairs: list[tuple[Truth, float]] = [
+        (truth, least) for truth, areas in AREAS.items() for least in areas
+    ]
     once = np.ones((1, len(cases)))
     cells = []
     for (truth, least), unasked in itertools.product(pairs, get_args(Unasked)):

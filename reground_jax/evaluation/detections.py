@@ -24,7 +24,6 @@ from reground_jax.layout_fields import Box
 FLOOR = 0.01  # least score that is stored
 MOST = 100  # detections per image that are stored, the best ones
 
-
 Truth = Literal["asked", "annotated"]
 Unasked = Literal["ignored", "wrong"]
 
