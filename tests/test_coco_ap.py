@@ -129,7 +129,7 @@ def test_resamples_are_the_same_in_groups_of_any_size(monkeypatch):
     found = records(*random_set(2))
     weights = bootstrap_weights(IMAGES, resamples=30)
     whole = ours(found, weights)
-    monkeypatch.setattr("reground_jax.evaluation.coco_ap.CELLS", 100)
+    monkeypatch.setattr("reground_jax.evaluation.coco_ap.GROUP", 7)
     np.testing.assert_array_equal(ours(found, weights), whole)
 
 

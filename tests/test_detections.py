@@ -114,6 +114,7 @@ def test_small_objects_and_detections_are_ignored_where_boxes_were_filtered():
         (plain, Rules(least_area=0.02), {"cat": 1}, [[0, 0], [every, 0]]),
         (filtered, Rules(), {"cat": 1}, [[0, every], [every, 0]]),
         (filtered, Rules(least_area=0.02), {}, [[0, every], [0, every]]),
+        (filtered, Rules(truth="annotated"), {"cat": 1}, [[0, 0], [every, 0]]),
     ):
         made, kept = objects_and_found(asked, rules, *found)
         assert made == objects and [row[2:] for row in kept] == flags
@@ -220,10 +221,10 @@ def calibration(folder: Path, clip=None) -> dict:
 def test_the_nearest_cell_is_chosen_and_the_whole_grid_is_there(tmp_path):
     found = calibration(tmp_path)
     assert found["clip"]["chosen"]["clip"] == "clip_b32" and found["clip"]["reproduced"]
-    assert len(found["clip"]["grid"]) == 2 and len(found["ap"]["grid"]) == 24
+    assert len(found["clip"]["grid"]) == 2 and len(found["ap"]["grid"]) == 28
     cells = {tuple(str(c[k]) for k in ("metric", "truth", "unasked", "least_area"))
              for c in found["ap"]["grid"]}  # fmt: skip
-    assert len(cells) == 24
+    assert len(cells) == 28
     chosen = found["ap"]["chosen"]
     off = [abs(math.log(chosen["values"][f"{g:g}"] / target)) for g, target in YOLO.items()]
     assert chosen["error"] == pytest.approx(sum(off), abs=1e-4)

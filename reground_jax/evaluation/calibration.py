@@ -10,14 +10,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import numpy as np
 
 from reground_jax.basics.atomic import create
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.coco_ap import precisions
-from reground_jax.evaluation.detections import Rules, judge
+from reground_jax.evaluation.detections import Rules, Truth, Unasked, judge
 from reground_jax.evaluation.statistics import Record
 from reground_jax.readers import read_json
 
@@ -25,7 +25,11 @@ from reground_jax.readers import read_json
 CLIP = {1.0: 30.44, 0.1: 31.65}
 YOLO = {1.0: 58.13, 0.1: 22.75}
 WITHIN = math.log(1.1)  # a choice must come this near at every gamma
-AREAS = (0.01, 0.02, 0.05)  # least areas, fractions of the image
+# Least areas, fractions of the image, by truth; boxes of layouts have at least 1 %.
+AREAS: dict[Truth, tuple[float, ...]] = {
+    "asked": (0.01, 0.02, 0.05),
+    "annotated": (0.0, 0.01, 0.02, 0.05),
+}
 DEFAULT = {"metric": "ap50", "truth": "asked", "unasked": "ignored", "least_area": 0.01}
 
 
@@ -57,22 +61,23 @@ def _cells(
     detector: str, records: Mapping[float, Sequence[Record]], cases: Sequence[Case]
 ) -> list[dict[str, Any]]:
     """The AP of one detector by every rule."""
-    hints = get_type_hints(Rules)
-    truths, unasked = get_args(hints["truth"]), get_args(hints["unasked"])
+    pairs: list[tuple[Truth, float]] = [
+        (truth, least) for truth, areas in AREAS.items() for least in areas
+    ]
     once = np.ones((1, len(cases)))
     cells = []
-    for truth, ignored, least in itertools.product(truths, unasked, AREAS):
-        rules = Rules(truth=truth, unasked=ignored, least_area=least)
+    for (truth, least), unasked in itertools.product(pairs, get_args(Unasked)):
+        rules = Rules(truth=truth, unasked=unasked, least_area=least)
         judged = judge(rules)
-        found = {"ap50": {}, "ap": {}}
+        by_metric = {"ap50": {}, "ap": {}}
         for gamma, stored in records.items():
-            pairs = zip(stored, cases, strict=True)
-            each = precisions([judged(*pair) for pair in pairs], once).values()
+            found = [judged(*pair) for pair in zip(stored, cases, strict=True)]
+            each = precisions(found, once).values()
             values = np.array([by_iou[0] for by_iou in each]) * 100
-            found["ap50"][gamma] = float(values[:, 0].mean()) if len(values) else 0.0
-            found["ap"][gamma] = float(values.mean()) if len(values) else 0.0
-        what = {"detector": detector, "truth": truth, "unasked": ignored, "least_area": least}
-        cells += [what | {"metric": name, "values": values} for name, values in found.items()]
+            by_metric["ap50"][gamma] = float(values[:, 0].mean()) if len(values) else 0.0
+            by_metric["ap"][gamma] = float(values.mean()) if len(values) else 0.0
+        what = {"detector": detector, "truth": truth, "unasked": unasked, "least_area": least}
+        cells += [what | {"metric": name, "values": values} for name, values in by_metric.items()]
     return cells
 
 

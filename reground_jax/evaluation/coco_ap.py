@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_matrix
 
 from reground_jax.evaluation.statistics import Record, Statistic, Weights
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
+ALL = (1 << len(IOUS)) - 1  # the bits of a detection that is so at every IoU
 MOST = 100  # detections per image and category, the best ones
-CELLS = 1 << 21  # of the largest array: resamples are taken in groups
+GROUP = 256  # resamples at a time
 
 
 class Matches(NamedTuple):
@@ -89,12 +91,14 @@ def _overlaps(
 class Ranked(NamedTuple):
     """The detections of a category in all images, best first; ties in the order of the images.
 
-    hit and ignored have a bit for each IoU.
+    Only those that are a hit, or ignored, at some IoU. hit and ignored have a bit for each IoU.
+    plain  how many other detections of each image come between this one and the one before
     """
 
-    image: Int[np.ndarray, "D"]
-    hit: Int[np.ndarray, "D"]
-    ignored: Int[np.ndarray, "D"]
+    image: Int[np.ndarray, "K"]
+    hit: Int[np.ndarray, "K"]
+    ignored: Int[np.ndarray, "K"]
+    plain: csr_matrix  # [K, N]
 
 
 def bits(matches: Matches) -> list[tuple[int, int]]:
@@ -116,57 +120,67 @@ def precisions(
     rows: dict[str, list[tuple[float, int, int, int]]] = defaultdict(list)
     for index, record in enumerate(records):
         for category, score, hit, ignored in record["found"]:
-            rows[category].append((score, index, hit, ignored))
+            if ignored != ALL:
+                rows[category].append((score, index, hit, ignored))
         for category, count in record["objects"].items():
             objects[category][index] = count
-    return {
-        category: _precision(_ranked(rows[category]), weights @ count, weights, levels)
-        for category, count in sorted(objects.items())
-        if count.any()
-    }
+    names = sorted(category for category, count in objects.items() if count.any())
+    totals = np.array([objects[name] for name in names]).reshape(-1, len(records)) @ weights.T
+    groups = [slice(start, start + GROUP) for start in range(0, len(weights), GROUP)]
+    columns = [np.ascontiguousarray(weights[group].T) for group in groups]
+    result = {}
+    for name, total in zip(names, totals, strict=True):
+        ranked = _ranked(rows[name], len(records))
+        parts = zip(groups, columns, strict=True)
+        result[name] = np.concatenate([_precision(ranked, total[g], w, levels) for g, w in parts])
+    return result
 
 
-def _ranked(rows: Sequence[tuple[float, int, int, int]]) -> Ranked:
+def _ranked(rows: Sequence[tuple[float, int, int, int]], images: int) -> Ranked:
     score = np.array([row[0] for row in rows])
     image, hit, ignored = np.array([row[1:] for row in rows], int).reshape(-1, 3).T
     order = np.argsort(-score, kind="stable")
+    image, hit, ignored = image[order], hit[order], ignored[order]
+    special = np.flatnonzero(hit | ignored)
     # Nothing below the last hit changes a precision that counts.
-    order = order[: 1 + max(np.flatnonzero(hit[order]), default=-1)]
-    return Ranked(image[order], hit[order], ignored[order])
+    plain = np.setdiff1d(np.arange(special[-1] if len(special) else 0), special)
+    place = np.searchsorted(special, plain), image[plain]
+    between = csr_matrix((np.ones(len(plain)), place), shape=(len(special), images))
+    return Ranked(image[special], hit[special], ignored[special], between)
 
 
 def _precision(
-    ranked: Ranked, objects: Float[np.ndarray, "R"], weights: Weights, levels: Sequence[int]
+    ranked: Ranked,
+    objects: Float[np.ndarray, "R"],
+    weights: Float[np.ndarray, "N R"],
+    levels: Sequence[int],
 ) -> Float[np.ndarray, "R L"]:
-    result = np.zeros((len(weights), len(levels)))
-    group = max(1, CELLS // max(1, len(ranked.image)))
-    for start in range(0, len(weights), group) if len(ranked.image) else ():
-        rows = slice(start, start + group)
-        counted = weights[rows, ranked.image]
-        every = counted.cumsum(1)
-        for column, level in enumerate(levels):
-            at = np.flatnonzero(ranked.hit >> level & 1)
-            free = np.flatnonzero(ranked.ignored >> level & 1)
-            # Precision is highest at hits, so only these are looked at.
-            right = counted[:, at].cumsum(1)
-            passed = np.pad(counted[:, free].cumsum(1), ((0, 0), (1, 0)))
-            total = every[:, at] - passed[:, np.searchsorted(free, at)]
-            result[rows, column] = _area(right, total, objects[rows])
+    own = weights[ranked.image]
+    plain = (ranked.plain @ weights).cumsum(0)
+    result = np.zeros((len(objects), len(levels)))
+    for column, level in enumerate(levels):
+        hit = np.flatnonzero(ranked.hit >> level & 1)
+        if len(hit):
+            counts = 1 - (ranked.ignored >> level & 1)
+            total = plain[hit] + (own * counts[:, None]).cumsum(0)[hit]
+            result[:, column] = _area(own[hit].cumsum(0), total, objects)
     result[objects == 0] = np.nan
     return result
 
 
 def _area(
-    right: Float[np.ndarray, "R K"],
-    total: Float[np.ndarray, "R K"],
+    right: Float[np.ndarray, "K R"],
+    total: Float[np.ndarray, "K R"],
     objects: Float[np.ndarray, "R"],
 ) -> Float[np.ndarray, "R"]:
-    """The mean over RECALLS of the highest precision at that recall or more; 0 beyond the last."""
+    """The mean over RECALLS of the highest precision at that recall or more; 0 beyond the last.
+
+    right, total: of the detections down to each hit. Precision is highest at hits.
+    """
     precision = np.divide(right, total, out=np.zeros_like(right), where=total > 0)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = right / np.maximum(objects, 1)[:, None]
-    reached = np.searchsorted(RECALLS, recall, side="right")
-    return (envelope * np.diff(reached, axis=1, prepend=0)).sum(1) / len(RECALLS)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    reached = np.searchsorted(RECALLS, right / np.maximum(objects, 1), side="right")
+    return (envelope * np.diff(reached, axis=0, prepend=0)).sum(0) / len(RECALLS)
 
 
 def average_precision(levels: Sequence[int]) -> Statistic:

@@ -24,6 +24,9 @@ from reground_jax.layout_fields import Box
 FLOOR = 0.01  # least score that is stored
 MOST = 100  # detections per image that are stored, the best ones
 
+Truth = Literal["asked", "annotated"]
+Unasked = Literal["ignored", "wrong"]
+
 
 class Detection(NamedTuple):
     category: str
@@ -59,14 +62,14 @@ class Rules:
                 annotated inside the image
     unasked     categories that the facts name, but of which no object is to be found: their
                 detections are "ignored", as such an object may be anywhere, or "wrong"
-    least_area  fraction of the image; smaller objects, and detections there without an object, are
-                ignored. Only for cases whose boxes were filtered by area, and at least as large as
-                the filter's
+    least_area  fraction of the image; smaller objects, and smaller detections without an object,
+                are ignored. Only for cases whose boxes were filtered by area; if boxes are the
+                truth, at least the filter's
     threshold   score from which a detection counts as a present object (counting, spatial)
     """
 
-    truth: Literal["asked", "annotated"] = "asked"
-    unasked: Literal["ignored", "wrong"] = "ignored"
+    truth: Truth = "asked"
+    unasked: Unasked = "ignored"
     least_area: float = 0.0
     threshold: float = 0.5
 
@@ -140,8 +143,9 @@ def _matched(record: Record, case: Case, rules: Rules) -> Record:
     skipped = set(outside)
     if rules.unasked == "ignored":
         skipped |= {*case.counts, *facts.get("ignored", ())} - asked
-    least = facts.get("least_area", 0.0)
-    least = max(least, rules.least_area) if least else 0.0
+    filtered = facts.get("least_area", 0.0)
+    own = filtered if rules.truth == "asked" else 0.0
+    least = max(own, rules.least_area) if filtered else 0.0
     found: list[list[Any]] = []
     for name in dict.fromkeys(category for category, _, _ in record["detections"]):
         if name in skipped:
