@@ -33,11 +33,11 @@ def in_batches(
     of a row's entries. devices: by default, all of this process. batch_size: per device; the last
     batch is filled up with copies. The rows of a batch are taken while the one before runs.
     """
-    devices = choose_devices(devices)
+    devices, graph = choose_devices(devices), network.graph
     size = batch_size * len(devices)
 
     def apply(params: Any, *arrays: Array) -> Array:
-        return run(nnx.merge(network.graph, params), *arrays)
+        return run(nnx.merge(graph, params), *arrays)
 
     program = over_devices(apply, (WHOLE, *[SPLIT] * inputs), SPLIT, devices=devices)
     params = jax.tree.map(lambda leaf: place_whole(leaf, devices), network.params)
