@@ -67,3 +67,9 @@ def version(rules: int, network: Network) -> str:
 def facts(source: Any, network: Network) -> dict[str, Any]:
     """Where the network is from, as plain JSON."""
     return {"source": str(source), "revision": network.revision, "sha256": network.files}
+
+
+def about(name: str, what: str, source: Any, network: Network) -> str:
+    """A section of the report: what is measured, and by which network."""
+    commit = f" at {network.revision}" if network.revision else ""
+    return f"## {name}\n\n{what}. The network is {source}{commit}, in float32."
