@@ -1,6 +1,8 @@
 """CLIP whole against transformers' CLIPModel, loaded by the real loader; and folders that fail."""
 
+import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import huggingface_hub
@@ -255,6 +257,50 @@ def test_a_hub_id_tells_its_commit(folder, tmp_path, monkeypatch):
 
 
 # ---- configs of old files
+
+GENERIC = {  # what transformers 4.16 wrote for either part of openai/clip-vit-base-patch32
+    "_name_or_path": "", "add_cross_attention": False, "architectures": None,
+    "attention_dropout": 0.0, "bad_words_ids": None, "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None, "decoder_start_token_id": None, "diversity_penalty": 0.0,
+    "do_sample": False, "dropout": 0.0, "early_stopping": False, "encoder_no_repeat_ngram_size": 0,
+    "finetuning_task": None, "forced_bos_token_id": None, "forced_eos_token_id": None,
+    "hidden_act": "quick_gelu", "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    "initializer_factor": 1.0, "initializer_range": 0.02, "is_decoder": False,
+    "is_encoder_decoder": False, "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "layer_norm_eps": 1e-05,
+    "length_penalty": 1.0, "max_length": 20, "min_length": 0, "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1, "num_beams": 1, "num_return_sequences": 1, "output_attentions": False,
+    "output_hidden_states": False, "output_scores": False, "prefix": None, "problem_type": None,
+    "pruned_heads": {}, "remove_invalid_values": False, "repetition_penalty": 1.0,
+    "return_dict": True, "return_dict_in_generate": False, "sep_token_id": None,
+    "task_specific_params": None, "temperature": 1.0, "tie_encoder_decoder": False,
+    "tie_word_embeddings": True, "tokenizer_class": None, "top_k": 50, "top_p": 1.0,
+    "torch_dtype": None, "torchscript": False, "transformers_version": "4.16.0.dev0",
+    "use_bfloat16": False, "projection_dim": 512, "num_hidden_layers": 12,
+}  # fmt: skip
+
+
+def test_the_config_of_openais_base_model_is_read_without_a_warning():
+    old = {
+        "_name_or_path": "openai/clip-vit-base-patch32", "architectures": ["CLIPModel"],
+        "initializer_factor": 1.0, "logit_scale_init_value": 2.6592, "model_type": "clip",
+        "projection_dim": 512, "transformers_version": None, "text_config_dict": None,
+        "vision_config_dict": None,
+        "text_config": GENERIC | {
+            "model_type": "clip_text_model", "bos_token_id": 0, "eos_token_id": 2,
+            "pad_token_id": 1, "hidden_size": 512, "intermediate_size": 2048,
+            "max_position_embeddings": 77, "num_attention_heads": 8, "vocab_size": 49408,
+        },
+        "vision_config": GENERIC | {
+            "model_type": "clip_vision_model", "bos_token_id": None, "eos_token_id": None,
+            "pad_token_id": None, "hidden_size": 768, "image_size": 224, "patch_size": 32,
+            "intermediate_size": 3072, "num_attention_heads": 12,
+        },
+    }  # fmt: skip
+    default = clip_config({"model_type": "clip"})
+    text = dataclasses.replace(default.text, eos_token_id=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert clip_config(old) == dataclasses.replace(default, text=text)
 
 
 def test_the_two_forms_of_a_part_in_old_files_must_agree():

@@ -201,7 +201,7 @@ def test_the_old_form_without_a_zip_is_read(tmp_path):
         "steps": torch.tensor(7),
         "parameter": torch.nn.Parameter(torch.ones(2, 3)),
         "empty": torch.zeros(0, 3),
-    }
+    } | torch.nn.BatchNorm1d(3).state_dict()
     loaded = load_torch(write_old(tmp_path / "old.pth", content))
     assert list(loaded) == list(content)
     for name, tensor in content.items():
@@ -209,6 +209,9 @@ def test_the_old_form_without_a_zip_is_read(tmp_path):
         expected = tensor.detach().float().numpy()
         np.testing.assert_array_equal(found.astype(np.float32), expected, name)
         assert str(found.dtype) == str(tensor.dtype).removeprefix("torch.")
+    state = torch.nn.Linear(2, 3).state_dict()
+    loaded = load_torch(write_old(tmp_path / "state.pth", state))
+    np.testing.assert_array_equal(loaded["weight"].read(), state["weight"].numpy())
 
 
 def test_the_old_form_runs_nothing(tmp_path):

@@ -159,6 +159,8 @@ def test_facts_say_where_the_network_is_from(folder, scorer):
     assert scorer.facts["source"] == str(folder) and scorer.facts["revision"] is None
     assert {"config.json", "model.safetensors", "vocab.json"} < scorer.facts["sha256"].keys()
     json.dumps(scorer.facts)
+    assert scorer.about.startswith("## clip\n\nCLIP score, 100 max(cos, 0) of image and caption;")
+    assert f"The network is {folder}, in float32." in scorer.about
 
 
 def test_pickscore_has_the_tokenizer_of_its_clip(folder, tmp_path, monkeypatch):

@@ -33,11 +33,11 @@ def in_batches(
     of a row's entries. devices: by default, all of this process. batch_size: per device; the last
     batch is filled up with copies. The rows of a batch are taken while the one before runs.
     """
-    devices = choose_devices(devices)
+    devices, graph = choose_devices(devices), network.graph
     size = batch_size * len(devices)
 
     def apply(params: Any, *arrays: Array) -> Array:
-        return run(nnx.merge(network.graph, params), *arrays)
+        return run(nnx.merge(graph, params), *arrays)
 
     program = over_devices(apply, (WHOLE, *[SPLIT] * inputs), SPLIT, devices=devices)
     params = jax.tree.map(lambda leaf: place_whole(leaf, devices), network.params)
@@ -67,3 +67,9 @@ def version(rules: int, network: Network) -> str:
 def facts(source: Any, network: Network) -> dict[str, Any]:
     """Where the network is from, as plain JSON."""
     return {"source": str(source), "revision": network.revision, "sha256": network.files}
+
+
+def about(name: str, what: str, source: Any, network: Network) -> str:
+    """A section of the report: what is measured, and by which network."""
+    commit = f" at {network.revision}" if network.revision else ""
+    return f"## {name}\n\n{what}. The network is {source}{commit}, in float32."

@@ -17,7 +17,7 @@ from reground_jax.convert.scoring import Clip, load_clip
 from reground_jax.devices import Device
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.scorer import Form, Metric, Scorer
-from reground_jax.evaluation.scorers.batches import BATCH_SIZE, facts, in_batches, version
+from reground_jax.evaluation.scorers.batches import BATCH_SIZE, about, facts, in_batches, version
 from reground_jax.evaluation.statistics import Record, mean
 from reground_jax.networks.clip_model import CLIPModel
 from reground_jax.pictures.pixels import clip_pixels
@@ -126,6 +126,7 @@ def _scorer(
             ),
         ),
         facts=facts(source, clip.network),
+        about=about(name, f"{what}; images are prepared with Pillow", source, clip.network),
     )
 
 

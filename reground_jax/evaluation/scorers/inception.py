@@ -13,11 +13,15 @@ from reground_jax.convert.scoring import load_inception
 from reground_jax.devices import Device
 from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.scorer import Distance, Scorer
-from reground_jax.evaluation.scorers.batches import BATCH_SIZE, facts, in_batches, version
+from reground_jax.evaluation.scorers.batches import BATCH_SIZE, about, facts, in_batches, version
 from reground_jax.evaluation.statistics import Gaussian, Record, frechet_distance, kernel_distance
 from reground_jax.networks.inception import FEATURES, Inception
 
 RULES = 1  # incremented whenever records change
+WHAT = (
+    "Distances of InceptionV3's features to those of photographs; images are resized to 299 pixels "
+    "as by TensorFlow 1. FID depends on the number of images: compare it at equal numbers only"
+)
 
 Features = Float[np.ndarray, "N D"]
 Measure = Callable[[tuple[str, ...], Features], float]  # of the ids and the features of images
@@ -60,6 +64,7 @@ def inception_scorer(
         metrics=(),
         to_photographs=photograph_distances,
         facts=facts(source, network),
+        about=about(name, WHAT, source, network),
     )
 
 
