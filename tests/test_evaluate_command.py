@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import random
 import shlex
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from reground_jax.cli import evaluate, main
 from reground_jax.cli.evaluate import command_of, default_arguments
 from reground_jax.evaluation.detections import RULES, Detection, detection_scorer
 from reground_jax.evaluation.export import export_coco
+from tests.processes import finish, wait_for
 from tests.renders import renders
 from tests.studies import Painter
 
@@ -62,7 +66,7 @@ def test_the_command_of_a_report_leaves_out_what_is_default(given, command):
         ("--data coco --rich-phrases", "--rich-phrases is for --data emoji, not coco"),
         ("--scorers blip", "scorer 'blip' is unknown: did you mean 'clip'?"),
         ("--scorers probes=x", "scorer probes=x: the probes come with the package"),
-        ("--scorers clip=nowhere", "nowhere"),
+        ("--scorers clip=./nowhere", "CLIP ./nowhere does not exist"),
         ("--scorers fid", "scorer fid needs the network: get https://"),
         ("--scorers fid=x", "scorer fid compares with photographs: give --photographs"),
         ("--seeds 0,1", "seeds are [0, 1], but the layouts of this data set have their own"),
@@ -221,6 +225,37 @@ def test_oracles_through_the_whole_command(
     assert references["coco", "photographs"]["ap50"][0] > 0.9
     assert references["coco", "other layouts"]["right.ap50"][0] < 0.25
     assert {cases for cases, _ in references} == {"coco", "dropped"}
+
+
+# ---- killed at any moment
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_study_killed_at_random_has_the_same_results(tmp_path, tiny_model_dir, start, kills):
+    def command(out: Path, seconds: float) -> list[str]:
+        options = ["--layouts", "24", "--batch-size", "5", "--unit-lines", "5", "--gammas", "0,1"]
+        stub = [sys.executable, "-m", "tests.evaluate_stub", str(seconds), "evaluate", *options]
+        return [*stub, "--model", str(tiny_model_dir), "--out", str(out)]
+
+    whole = tmp_path / "whole"
+    code, errors = finish(start(command(whole, 0)))
+    assert code == 0, errors
+    dice, killed = random.Random(kills), tmp_path / "killed"
+    for _ in range(kills):
+        before = len(list(killed.rglob("*.*")))
+        process = start(command(killed, 0.02))
+        wait_for(process, lambda before=before: len(list(killed.rglob("*.*"))) > before)
+        time.sleep(dice.uniform(0, 0.5))
+        process.kill()
+        finish(process)
+    code, errors = finish(start(command(killed, 0)))
+    assert code == 0, errors
+    results = [(out / "results.json").read_bytes() for out in (whole, killed)]
+    assert results[0].replace(str(whole).encode(), str(killed).encode()) == results[1]
+    assert not list(killed.rglob(".*.part"))
+    stored = [sorted(p.relative_to(out) for p in out.rglob("*.tar")) for out in (whole, killed)]
+    assert stored[0] == stored[1]
+    assert all((whole / name).read_bytes() == (killed / name).read_bytes() for name in stored[0])
 
 
 @pytest.mark.slow
