@@ -15,6 +15,8 @@ from reground_jax.cli import evaluate, main
 from reground_jax.cli.evaluate import command_of, default_arguments
 from reground_jax.evaluation.detections import RULES, Detection, detection_scorer
 from reground_jax.evaluation.export import export_coco
+from reground_jax.evaluation.scorer import Metric, Scorer
+from reground_jax.evaluation.statistics import mean
 from tests.processes import finish, wait_for
 from tests.renders import renders
 from tests.studies import Painter
@@ -225,6 +227,50 @@ def test_oracles_through_the_whole_command(
     assert references["coco", "photographs"]["ap50"][0] > 0.9
     assert references["coco", "other layouts"]["right.ap50"][0] < 0.25
     assert {cases for cases, _ in references} == {"coco", "dropped"}
+
+
+def test_the_choice_of_rules_is_made_on_the_sequential_wiring_and_kept(
+    capsys, rendered, tmp_path, tiny_model_dir, exported, monkeypatch
+):
+    from reground_jax.cli import data_sets
+
+    def flat(name: str) -> Scorer:
+        score = Metric(name, "", mean("score"))
+        return Scorer(name, "1", lambda images, cases: [{"score": 31.0} for _ in cases], (score,))
+
+    monkeypatch.setitem(data_sets.SCORERS, "clip", lambda *_: flat("clip"))
+    out = tmp_path / "out"
+    same = [*exported, "--gammas", "0.1,1", "--scorers", "clip,detector=probe"]
+    alone = [*same, "--wirings", "sequential", "--calibrate"]
+    assert evaluated(tiny_model_dir, out, *same, "--calibrate") == 2
+    assert "--calibrate is for --wirings sequential alone" in capsys.readouterr().err
+    assert evaluated(tiny_model_dir, out, *alone) == 0
+    chosen = json.loads((out / "calibration.json").read_text())
+    assert chosen["clip"]["chosen"]["clip"] == "clip"
+    assert evaluated(tiny_model_dir, out, *same) == 0
+    results = json.loads((out / "results.json").read_text())
+    rules = results["scorers"]["detector"]["rules"]
+    cell = chosen["ap"]["chosen"]
+    assert {name: rules[name] for name in ("truth", "unasked", "least_area")} == {
+        name: cell[name] for name in ("truth", "unasked", "least_area")
+    }
+    assert evaluated(tiny_model_dir, out, *alone) == 2
+    assert "has scores of the parallel wiring: calibrate before" in capsys.readouterr().err
+
+
+def test_layouts_and_images_are_exported_for_other_detectors(rendered, tmp_path, tiny_model_dir):
+    options = ["--layouts", "8", "--gammas", "0,1", "--wirings", "sequential"]
+    out, first, second = (tmp_path / name for name in ("out", "layouts", "images"))
+    assert evaluated(tiny_model_dir, out, *options, "--export", str(first)) == 0
+    assert sorted(path.name for path in first.iterdir()) == ["captions.json", "instances.json"]
+    assert not out.exists()
+    assert evaluated(tiny_model_dir, out, *options, "--only", "generate") == 0
+    assert evaluated(tiny_model_dir, out, *options, "--export", str(second)) == 0
+    images = json.loads((second / "instances.json").read_text())["images"]
+    assert len(images) == len(list((second / "images").iterdir())) == 8 * 2 + 1
+    (second / "found.json").write_text("[]")
+    found = ["--scorers", f"probes,detections={second / 'found.json'}"]
+    assert evaluated(tiny_model_dir, out, *options, *found) == 2  # "ap50" is the probes', too
 
 
 # ---- killed at any moment

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reground_jax.amounts import amount_text, checked_amount, read_amount
 from reground_jax.basics.fields import check_name
+from reground_jax.basics.wording import plural
 from reground_jax.cli import request
 from reground_jax.cli.data_sets import DATA_SETS, open_data, open_scorers
 from reground_jax.cli.evaluate_options import BATCH_SIZE, GAMMAS, STAGES, UNIT, UNTOLD, add_all
@@ -67,6 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
     study = build_study(arguments, setup, models, first.settings(fields), data, scorers)
     if arguments.plan:
         return show_plan(study, models, arguments.rate, missing)
+    if arguments.export is not None:
+        from reground_jax.evaluation.extras import export
+
+        say(f"{plural(export(study, arguments.export), 'layout')} exported")
+        print(arguments.export)
+        return 0
     if arguments.only in (None, "generate"):
         share = start_distributed(share, None)
     return run_stages(arguments, study, share)
@@ -93,6 +100,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def run_stages(arguments: argparse.Namespace, study: "Study", share: Any) -> int:
     """Generates, scores and reports, or one of these; returns the exit code."""
+    from reground_jax.evaluation.extras import CALIBRATION, write_calibration
     from reground_jax.evaluation.pairs import write_pairs
     from reground_jax.evaluation.report import write_report
     from reground_jax.evaluation.study import Interrupted
@@ -115,10 +123,15 @@ def run_stages(arguments: argparse.Namespace, study: "Study", share: Any) -> int
             say("when all hosts are done, run the same command once with --only report")
         print(study.out)
         return 0
+    if arguments.calibrate:
+        write_calibration(study)
+        say(f"calibration: {study.out}/{CALIBRATION}; it is used from now on")
+        return 0
     hint("computing intervals ...")
-    write_report(study, command_of(arguments))
-    if arguments.pairs is not None:
-        say(f"pairs to compare: {study.out}/{write_pairs(study, arguments.pairs)}")
+    with study.stage("report", share):
+        write_report(study, command_of(arguments))
+        if arguments.pairs is not None:
+            say(f"pairs to compare: {study.out}/{write_pairs(study, arguments.pairs)}")
     print(f"{study.out}/report.md")
     return 0
 
@@ -181,14 +194,13 @@ def build_study(
     """The study that the arguments describe. Loads no model."""
     from reground_jax.basics.home import expand_home
     from reground_jax.evaluation.conditions import wiring_series
-    from reground_jax.evaluation.scorer import metrics_of
+    from reground_jax.evaluation.extras import calibrated
     from reground_jax.evaluation.study import Study
 
     theirs = getattr(arguments, "gammas_of_more", None)
-    measured = {metric.name for metric in metrics_of(scorers)}
-    fitting = (t for t in data.trade_offs if {t.x.metric, t.y.metric} <= measured)
     batch_size = setup.batch_size or BATCH_SIZE
     out = arguments.out if "://" in arguments.out else str(expand_home(arguments.out))
+    scorers, trade_off = calibrated(out, scorers, data)
     return Study(
         out=out,
         models={name: _model(found, setup, arguments, name) for name, found in models.items()},
@@ -207,7 +219,7 @@ def build_study(
             "gate_scale": arguments.gate_scale,
         },
         scorers=scorers,
-        trade_off=next(fitting, None),
+        trade_off=trade_off,
         batch_size=batch_size,
         unit_lines=arguments.unit_lines or batch_size * max(2, UNIT // batch_size),
         seeds=tuple(getattr(arguments, "seeds", (0,))),
@@ -246,7 +258,8 @@ def command_of(arguments: argparse.Namespace) -> str:
     for action in study_parser().actions:
         value = getattr(arguments, action.dest, None)
         if value != getattr(defaults, action.dest, None) and action.dest not in UNTOLD:
-            for one in value if isinstance(action, argparse._AppendAction) else [value]:
+            repeated = isinstance(action, argparse._AppendAction)
+            for one in (value or []) if repeated else [value]:
                 words += [action.option_strings[0], *words_of(one)]
     return shlex.join([*words, "--out", str(arguments.out)])
 

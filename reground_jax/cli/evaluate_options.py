@@ -29,6 +29,7 @@ SETTINGS = ("num_steps", "guidance_scale", "guidance_interval", "solver", "eta",
 # Options that do not affect a study's numbers.
 UNTOLD = (
     "cache", "no_cache", "out", "only", "plan", "rate", "pairs", "host_index", "host_count",
+    "export", "calibrate",
 )  # fmt: skip
 COUPLINGS = Option(
     "also measure the wiring coupled with these couplings, as of generate --coupling: 0.5 between "
@@ -183,6 +184,17 @@ def _add_stage_options(parser: Parser) -> None:
     group.add_argument(
         "--only", metavar="STEP",
         help=f"do only one step: {', '.join(STAGES)} (default: all of them in turn)",
+    )  # fmt: skip
+    group.add_argument(
+        "--calibrate", action="store_true",
+        help="instead of a report, choose the CLIP and the rules of AP that come nearest to the "
+        "paper, and use them from now on: with --wirings sequential --gammas 0.1,1, before other "
+        "wirings are scored",
+    )  # fmt: skip
+    group.add_argument(
+        "--export", metavar="DIR",
+        help="only write the layouts in COCO's form, with the study's images if they are all made, "
+        "for detectors of your own (--scorers detections=FILE)",
     )  # fmt: skip
     group.add_argument(
         "--pairs", type=read_number, metavar="N",

@@ -1,13 +1,12 @@
 """Whose folder it is: study.json and the layouts of a study, written once and compared after."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from reground_jax.basics.identity import differences, listed
 from reground_jax.basics.json_text import parse_json
-from reground_jax.batch.store import open_store
+from reground_jax.batch.store import Store
 from reground_jax.settings import Settings
 
 STUDY, SHEETS = "study.json", "parts"
@@ -18,12 +17,12 @@ def cases_path(name: str) -> str:
     return f"cases/{name}.jsonl"
 
 
-def claim(out: str, facts: Mapping[str, Any], inputs: Mapping[str, bytes]) -> None:
+def claim(store: Store, facts: Mapping[str, Any], inputs: Mapping[str, bytes]) -> None:
     """Writes what a study depends on, or raises ValueError if another study is there.
 
     facts: with its "settings". inputs: the layouts of each set of cases.
     """
-    store = open_store(out, owner=f"claim-{os.getpid()}")
+    out = store.url
     if SHEETS in store.names(""):
         raise ValueError(
             f"{out} holds a study of an earlier version, which kept its images in {SHEETS}/: "

@@ -51,7 +51,7 @@ def wiring_series(
     gammas that the set's `reach` says, and under the other wirings on the first set; the other
     models are measured under the parallel wiring that they were trained with. more: further methods
     for GLIGEN, measured on the sets with a curve at gammas of their own, or else at all but 0.
-    wirings: which of ENDS and SINGLE to measure.
+    wirings: which of ENDS and SINGLE to measure; the other models only with the parallel wiring.
     """
     (main, *others), first = models, sets[0].name
     gammas, most = tuple(gammas), (max(gammas),)
@@ -66,7 +66,7 @@ def wiring_series(
             if wiring in wirings
         ),
         *(Series(main, first, wiring, most) for wiring in SINGLE if wiring in wirings),
-        *(Series(other, first, "parallel", gammas) for other in others),
+        *(Series(other, first, ENDS[1], gammas) for other in others if ENDS[1] in wirings),
         *(
             Series(main, cases.name, method, theirs)
             for cases in sets

@@ -38,7 +38,8 @@ class Group(NamedTuple):
 class Gallery(Protocol):
     """Images by unit, each of a case; `folder` names it within the study."""
 
-    folder: str
+    @property
+    def folder(self) -> str: ...
 
     def digests(self) -> dict[int, str]:
         """A checksum of each unit that there is."""

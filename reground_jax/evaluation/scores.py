@@ -72,7 +72,7 @@ def score_unit(
         path = path_of(scorer, gallery.folder, unit)
         if arrays:
             buffer = io.BytesIO()
-            np.savez(buffer, **{FEATURES: np.stack(arrays)})
+            np.savez(buffer, features=np.stack(arrays))
             write(store, path.replace(".jsonl", ".npz"), buffer.getbuffer())
         header = json.dumps(_header(scorer, digest)).encode()
         write(store, path, b"".join(line + b"\n" for line in (header, *texts)))

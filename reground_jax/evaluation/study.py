@@ -36,10 +36,10 @@ from reground_jax.batch.unit import Generator, Sampler
 from reground_jax.evaluation.claim import cases_path, claim
 from reground_jax.evaluation.conditions import Condition, Series
 from reground_jax.evaluation.data import Data
-from reground_jax.evaluation.galleries import Gallery, Photographs
+from reground_jax.evaluation.galleries import Gallery, Group, Photographs
 from reground_jax.evaluation.parts import Part, gammas_of, parts_of
 from reground_jax.evaluation.scorer import Distance, Scorer, TradeOff, check_scorers
-from reground_jax.evaluation.scores import is_scored, read_records, score_unit
+from reground_jax.evaluation.scores import GROUP, is_scored, read_records, score_unit
 from reground_jax.evaluation.statistics import Record
 from reground_jax.settings import Settings
 
@@ -144,10 +144,11 @@ class Study:
             for name, lines in self.data.inputs.items()
         }
 
-    def claim(self) -> None:
+    def claim(self, share: Share = ALONE) -> None:
         """Writes study.json and the cases, or raises ValueError if another study is there."""
         facts = {"settings": self.settings.to_json(), **self.identity, **self.data.identity}
-        claim(self.out, facts, self.data.inputs)
+        store = open_store(self.out, owner=f"host-{share.index:04d}")
+        claim(store, facts, self.data.inputs)
 
     # ---- the three steps
 
@@ -161,11 +162,11 @@ class Study:
 
         Raises ValueError if `out` holds another study or images cannot be made, and Interrupted.
         """
-        self.claim()
         done = 0
         total = sum(part.images(part.units(share)) for part in self.parts)
         samplers = {name: functools.cache(model.sampler) for name, model in self.models.items()}
-        with self._stage("generate", share):
+        with self.stage("host", share):
+            self.claim(share)
             for part in self.parts:
                 progress(done, total)
                 with self._job(part, share) as job:
@@ -227,7 +228,7 @@ class Study:
         galleries = self._galleries(share)
         total = sum(images for _, units in galleries for images in units.values())
         done = 0
-        with self._stage("score", share):
+        with self.stage("score", share):
             for gallery, units in galleries:
                 digests = gallery.digests()
                 for unit, images in units.items():
@@ -246,8 +247,11 @@ class Study:
         return done, total
 
     @contextlib.contextmanager
-    def _stage(self, name: str, share: Share) -> Iterator[None]:
-        """Holds the lock of one step of a share, which also protects its partial files."""
+    def stage(self, name: str, share: Share) -> Iterator[None]:
+        """Holds the lock of one step of a share, which also protects its partial files.
+
+        name: "host" to generate, as `batch` calls the owner of a run's files; "score", "report".
+        """
         store = open_store(self.out, owner=f"{name}-{share.index:04d}")
         with store.lock(_holder()):
             store.remove_parts()
@@ -255,10 +259,10 @@ class Study:
 
     def _galleries(self, share: Share) -> list[tuple[Gallery, dict[int, int]]]:
         """Each gallery, and how many images each of the share's units has."""
-        found: list[tuple[Gallery, dict[int, int]]] = [
-            (part.gallery(), {unit: part.images([unit]) for unit in part.units(share)})
-            for part in self.parts
-        ]
+        found: list[tuple[Gallery, dict[int, int]]] = []
+        for part in self.parts:
+            units = {unit: part.images([unit]) for unit in part.units(share)}
+            found.append((part.gallery(), units))
         for gallery in self.photographs.values():
             units = gallery.units()
             found.append((gallery, {unit: units[unit] for unit in share.of(units)}))
@@ -366,9 +370,19 @@ class Study:
         part = next(part for part in self.parts if part.has(condition))
         return part.pictures(condition.gamma, lines)
 
+    def everything(self) -> Iterator[Group]:
+        """All images that were asked for, and others of their runs. Raises ValueError if some are
+        missing."""
+        for part in self.parts:
+            gallery = part.gallery()
+            for unit in part.units():
+                if unit not in gallery.entries:
+                    raise ValueError(f"{self.out}/{part.folder} lacks images: make them first")
+                yield from gallery.groups(unit, GROUP)
+
     def save(self, name: str, content: bytes) -> None:
         """Writes a file of the report."""
-        write(open_store(self.out, owner=f"report-{os.getpid()}"), name, content)
+        write(open_store(self.out, owner="report-0000"), name, content)
 
 
 def _holder() -> str:

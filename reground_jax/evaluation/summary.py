@@ -166,16 +166,16 @@ def _preferences(study: Study, scorer: Scorer, weights: Any) -> list[tuple[Row, 
     for condition in study.conditions():
         twin = Condition(condition.model, condition.cases, ENDS[0], condition.gamma)
         if condition.method == ENDS[1] and twin in conditions:
-            liked = [
+            here, there = (
                 np.array(
                     [r[scorer.preference] for r in study.records(c, [scorer])[scorer.name]],
                     np.float64,
                 )
                 for c in (condition, twin)
-            ]
-            rows = weights(len(liked[0]), len(study.seeds))
+            )
+            rows = weights(len(here), len(study.seeds))
             row = {**vars(condition), "beside": ENDS[0], "scorer": scorer.name}
-            found.append((row, preference(*liked, rows)))
+            found.append((row, preference(here, there, rows)))
     return found
 
 
