@@ -100,11 +100,13 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def run_stages(arguments: argparse.Namespace, study: "Study", share: Any) -> int:
     """Generates, scores and reports, or one of these; returns the exit code."""
-    from reground_jax.evaluation.extras import CALIBRATION, write_calibration
+    from reground_jax.evaluation.extras import CALIBRATION, check_calibration, write_calibration
     from reground_jax.evaluation.pairs import write_pairs
     from reground_jax.evaluation.report import write_report
     from reground_jax.evaluation.study import Interrupted
 
+    if arguments.calibrate:
+        check_calibration(study)
     if arguments.only in (None, "generate"):
         hint("compiling ...")
         try:

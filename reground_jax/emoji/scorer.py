@@ -103,7 +103,7 @@ def feature_distance(features: Gaussian) -> Callable[[Sequence[Record]], float |
         if len(records) < 2:
             return None
         own = Gaussian.of(np.array([record["features"] for record in records]))
-        return frechet_distance(own, features)
+        return frechet_distance(features, own)  # the reference is rounded: not its root
 
     return measure
 

@@ -21,30 +21,45 @@ from reground_jax.evaluation.study import Study
 CALIBRATION = "calibration.json"
 
 
-def write_calibration(study: Study) -> None:
-    """Calibrates the study's CLIPs and detectors on its main set, and freezes the choice.
-
-    Raises ValueError unless the study has the sequential wiring alone, at the paper's two gammas,
-    and if another wiring was scored before.
-    """
+def check_calibration(study: Study) -> None:
+    """Raises ValueError unless the study has the sequential wiring alone, at the paper's gammas,
+    with a CLIP and a detector, and if another wiring was scored before."""
     if {series.method for series in study.series} != {ENDS[0]}:
         raise ValueError(f"--calibrate is for --wirings {ENDS[0]} alone, before others are scored")
     store = open_store(study.out)
     for folder in store.names(FOLDER):
-        for gallery in store.names(f"{FOLDER}/{folder}"):
+        for gallery in store.names(f"{FOLDER}/{folder}/images"):
             if gallery.endswith(tuple(f"-{method}" for method in ENDS[1:])):
                 raise ValueError(
                     f"{study.out} has scores of the {ENDS[1]} wiring: calibrate before, in a new "
                     "study"
                 )
-    main, model = study.data.sets[0], next(iter(study.models))
-    by_gamma = {gamma: Condition(model, main.name, ENDS[0], gamma) for gamma in YOLO}
-    if not set(by_gamma.values()) <= set(study.conditions()):
+    if not set(_conditions(study).values()) <= set(study.conditions()):
         raise ValueError(f"--calibrate needs --gammas {','.join(f'{g:g}' for g in sorted(YOLO))}")
-    clips = [scorer for scorer in study.scorers if scorer.name.startswith("clip")]
-    detectors = [scorer for scorer in study.scorers if scorer.name.startswith("detect")]
-    if not clips or not detectors:
+    if not all(_kinds(study)):
         raise ValueError("--calibrate needs a CLIP and a detector among --scorers")
+    _local(study.out)
+
+
+def _conditions(study: Study) -> dict[float, Condition]:
+    main, model = study.data.sets[0], next(iter(study.models))
+    return {gamma: Condition(model, main.name, ENDS[0], gamma) for gamma in YOLO}
+
+
+def _kinds(study: Study) -> tuple[list[Scorer], list[Scorer]]:
+    """The CLIPs and the detectors, by their names."""
+    clips = [scorer for scorer in study.scorers if scorer.name.startswith("clip")]
+    return clips, [scorer for scorer in study.scorers if scorer.name.startswith("detect")]
+
+
+def write_calibration(study: Study) -> None:
+    """Calibrates the study's CLIPs and detectors on its main set, and freezes the choice.
+
+    Raises ValueError as `check_calibration` does.
+    """
+    check_calibration(study)
+    main, by_gamma = study.data.sets[0], _conditions(study)
+    clips, detectors = _kinds(study)
     stored = {gamma: study.stored(condition) for gamma, condition in by_gamma.items()}
     found = calibrate(
         {

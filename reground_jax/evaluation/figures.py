@@ -55,9 +55,10 @@ def extremes(study: Study) -> Image.Image | None:
             for method in reversed(ENDS)
         )
     )
-    order = [int(line) for line in np.argsort(-gain, kind="stable") if np.isfinite(gain[line])]
-    half = min(GRID_ROWS, len(order)) // 2
-    chosen = [*order[:half], *order[len(order) - half :]]
+    order = [int(line) for line in np.argsort(-np.nan_to_num(gain), kind="stable")]
+    half = GRID_ROWS // 2
+    most, least = order[:half], order[-half:]
+    chosen = [n for n in most if gain[n] > 0] + [n for n in least if gain[n] < 0]
     return _grid(study, chosen, [metric.form.change(gain[line]) for line in chosen])
 
 

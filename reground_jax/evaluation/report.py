@@ -155,20 +155,22 @@ def _equal_boxes(equal: Sequence[Row], study: Study) -> list[str]:
 
 
 def beside_paper(rows: Sequence[Row], study: Study) -> list[str]:
-    """The trade-off's two metrics with the paper's numbers beside them, if it has some."""
+    """CLIP and YOLO score, as far as they are measured, with the paper's numbers beside them."""
     known: Mapping[tuple[str, float], Known] = {}
-    if study.trade_off is not None and rows:
+    if study.data.trade_offs and rows:
         known = PAPER.get(study.data.of(rows[0]["cases"]).paper, {})
     told = [row for row in rows if (row["method"], row.get("gamma")) in known]
-    if study.trade_off is None or not told:
+    told = [row for row in told if row["model"] == next(iter(study.models))]
+    if not told:
         return []
-    x, y = study.trade_off.x.metric, study.trade_off.y.metric
+    trade_off = study.trade_off or study.data.trade_offs[0]
+    y, x = trade_off.y.metric, trade_off.x.metric
     forms = forms_of(study.scorers)
     lines = [["method", "gamma", y, "paper: CLIP", x, "paper: YOLO"], ["---"] * 6]
     for row in told:
         theirs = known[row["method"], row["gamma"]]
-        cells = [_cell(row[y], forms[y]), f"{theirs.clip:.2f}"]
-        cells += [_cell(row[x], forms[x]), f"{theirs.yolo:.2f}"]
+        cells = [_cell(row.get(y), forms.get(y, PERCENT)), f"{theirs.clip:.2f}"]
+        cells += [_cell(row.get(x), forms.get(x, PERCENT)), f"{theirs.yolo:.2f}"]
         lines.append([row["method"], f"{row['gamma']:g}", *cells])
     return [CAUTION, _markdown_table(lines)]
 
