@@ -97,7 +97,8 @@ class Renderer(Painter):
         images, cases = renders()
         rows = {case.layout.prompt: row for row, case in enumerate(cases)}
         drawn = images[[rows.get(layout.prompt, 0) for layout in layouts]] / np.float32(255)
-        return drawn if settings.gamma >= 0.5 else drawn[:, ::-1]
+        right = drawn if settings.gamma >= 0.5 else drawn[:, ::-1]
+        return right.astype(np.float32)
 
 
 @pytest.fixture
@@ -105,11 +106,12 @@ def rendered(monkeypatch) -> list[Renderer]:
     """The samplers that the command has made."""
     made: list[Renderer] = []
 
-    def load(found, run, setup, gate_scale):
+    def load(*_):
         made.append(Renderer())
         return made[-1]
 
-    monkeypatch.setattr(evaluate, "load_sampler", load)
+    monkeypatch.setattr(evaluate, "load_pipeline", load)
+    monkeypatch.setattr(evaluate, "sampler_on", lambda pipe, run: pipe)
     return made
 
 

@@ -125,10 +125,14 @@ class Meter:
             self.ended = time.monotonic()
 
     @property
+    def seconds(self) -> float:
+        """From the first batch enqueued to the last one ready."""
+        return self.ended - self.started if self.images and self.started is not None else 0.0
+
+    @property
     def rate(self) -> float:
-        """Images per second, from the first batch enqueued to the last one ready."""
-        seconds = self.ended - (self.started or 0.0)
-        return self.images / seconds if self.images else 0.0
+        """Images per second of that time."""
+        return self.images / self.seconds if self.images else 0.0
 
 
 class Generator:

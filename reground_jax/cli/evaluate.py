@@ -1,6 +1,7 @@
 """`reground-jax evaluate`: how well a model follows boxes and text, by wiring and gamma."""
 
 import argparse
+import functools
 import os
 import shlex
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from reground_jax.batch.run import Run
     from reground_jax.batch.unit import Sampler
     from reground_jax.evaluation.study import Model, Study
+    from reground_jax.pipeline import Pipeline
 
 EXAMPLES = """\
 examples:
@@ -66,8 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     models = find_models(arguments, setup)
     first = next(iter(models.values()))
     study = build_study(arguments, setup, models, first.settings(fields), data, scorers)
+    configs = {name: found.config for name, found in models.items()}
     if arguments.plan:
-        return show_plan(study, models, arguments.rate, missing)
+        return show_plan(study, configs, arguments.rate, missing)
     if arguments.export is not None:
         from reground_jax.evaluation.extras import export
 
@@ -76,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.only in (None, "generate"):
         share = start_distributed(share, None)
-    return run_stages(arguments, study, share)
+    return run_stages(arguments, study, share, configs)
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -98,12 +101,15 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     more_methods(arguments)
 
 
-def run_stages(arguments: argparse.Namespace, study: "Study", share: Any) -> int:
+def run_stages(
+    arguments: argparse.Namespace, study: "Study", share: Any, configs: dict[str, Any]
+) -> int:
     """Generates, scores and reports, or one of these; returns the exit code."""
     from reground_jax.evaluation.extras import CALIBRATION, check_calibration, write_calibration
+    from reground_jax.evaluation.making import Interrupted
     from reground_jax.evaluation.pairs import write_pairs
+    from reground_jax.evaluation.plan import save_rate
     from reground_jax.evaluation.report import write_report
-    from reground_jax.evaluation.study import Interrupted
 
     if arguments.calibrate:
         check_calibration(study)
@@ -111,7 +117,8 @@ def run_stages(arguments: argparse.Namespace, study: "Study", share: Any) -> int
         hint("compiling ...")
         try:
             with Bar("generating", bar_format=COUNTED) as bar:
-                study.generate(share, bar.show, say)
+                images = study.generate(share, bar.show, say)
+            save_rate(study, configs, images)
         except Interrupted as interrupted:
             say("stopped: run the same command again to resume")
             return 128 + interrupted.signal
@@ -139,13 +146,12 @@ def run_stages(arguments: argparse.Namespace, study: "Study", share: Any) -> int
 
 
 def show_plan(
-    study: "Study", models: dict[str, Found], rate: float | None, missing: Sequence[str]
+    study: "Study", configs: dict[str, Any], rate: float | None, missing: Sequence[str]
 ) -> int:
-    from reground_jax.evaluation.plan import plan, text
+    from reground_jax.evaluation.plan import measured_rate, plan, text
 
-    configs = {name: found.config for name, found in models.items()}
-    assert None not in configs.values()
-    print(text(plan(study, configs), study, rate, missing))  # type: ignore[arg-type]
+    rate = measured_rate(study) if rate is None else rate
+    print(text(plan(study, configs), study, rate, missing))
     return 0
 
 
@@ -205,7 +211,10 @@ def build_study(
     scorers, trade_off = calibrated(out, scorers, data)
     return Study(
         out=out,
-        models={name: _model(found, setup, arguments, name) for name, found in models.items()},
+        models={
+            name: _model(found, setup, arguments, name, settings.dtype)
+            for name, found in models.items()
+        },
         data=data,
         series=wiring_series(
             list(models),
@@ -228,7 +237,9 @@ def build_study(
     )
 
 
-def _model(found: Found, setup: Setup, arguments: argparse.Namespace, name: str) -> "Model":
+def _model(
+    found: Found, setup: Setup, arguments: argparse.Namespace, name: str, dtype: str | None
+) -> "Model":
     from reground_jax.evaluation.study import Model
 
     named = setup.model if name == "gligen" else arguments.parallel_model or "emoji-parallel"
@@ -236,20 +247,28 @@ def _model(found: Found, setup: Setup, arguments: argparse.Namespace, name: str)
     assert config is not None
     side = config.unet.sample_size * config.vae.downsampling
 
+    @functools.cache
+    def loaded() -> Any:
+        return load_pipeline(found, setup, dtype, arguments.gate_scale)
+
     def sampler(run: "Run") -> "Sampler":
-        return load_sampler(found, run, setup, arguments.gate_scale)
+        return sampler_on(loaded(), run)
 
     return Model(str(named), found.checksum, sampler, side, found.kind())
 
 
-def load_sampler(found: Found, run: "Run", setup: Setup, gate_scale: float) -> "Sampler":
+def load_pipeline(found: Found, setup: Setup, dtype: str | None, gate_scale: float) -> "Pipeline":
     """The model on this machine's devices."""
-    from reground_jax.batch.sampler import PipelineSampler, local_devices
+    from reground_jax.batch.sampler import local_devices
     from reground_jax.evaluation.gates import with_scaled_gates
 
-    pipe = load(found.directory, run.settings.dtype, setup, devices=local_devices())
-    if gate_scale != 1:
-        pipe = with_scaled_gates(pipe, gate_scale)
+    pipe = load(found.directory, dtype, setup, devices=local_devices())
+    return pipe if gate_scale == 1 else with_scaled_gates(pipe, gate_scale)
+
+
+def sampler_on(pipe: "Pipeline", run: "Run") -> "Sampler":
+    from reground_jax.batch.sampler import PipelineSampler
+
     return PipelineSampler(pipe, run)
 
 

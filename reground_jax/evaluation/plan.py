@@ -1,20 +1,24 @@
 """What a study will take: images and arithmetic, counted before anything is made."""
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from reground_jax.basics.json_text import parse_json
+from reground_jax.batch.store import open_store
 from reground_jax.config import ModelConfig
 from reground_jax.counter import run_macs, step_macs, text_encoder_macs, vae_decoder_macs
 from reground_jax.evaluation.parts import Part
-from reground_jax.evaluation.study import Study
+from reground_jax.evaluation.study import Made, Study
 from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.sampling.sweep import Schedule, numbered
 from reground_jax.settings import Settings, guided_steps
 
 TERA = 1e12
+RATE = "rate.json"
 # Where a rate is neither given nor measured: a peak in bfloat16 by datasheet, and the share of it
 # that is assumed, not measured.
 ASSUMED = {
@@ -33,19 +37,41 @@ class Line:
     tflop: float  # of the missing ones
 
 
+def save_rate(study: Study, configs: Mapping[str, ModelConfig], made: Sequence[Made]) -> None:
+    """Keeps the TFLOP/s that were reached, with compiling, for later plans of the study."""
+    seconds = sum(run.seconds for run in made)
+    if seconds > 0:
+        total = sum(_each(run.part, configs) * run.images for run in made)
+        study.save(RATE, json.dumps({"tflops": float(f"{total / seconds:.3g}")}).encode() + b"\n")
+
+
+def measured_rate(study: Study) -> float | None:
+    """The TFLOP/s of an earlier run of the study, if there was one."""
+    try:
+        found = parse_json(open_store(study.out).read(RATE))
+    except (FileNotFoundError, ValueError):
+        return None
+    rate = found.get("tflops") if isinstance(found, dict) else None
+    return float(rate) if isinstance(rate, int | float) and rate > 0 else None
+
+
 def plan(study: Study, configs: Mapping[str, ModelConfig]) -> list[Line]:
     """A line per run, in the order in which they are made. configs: by model of the study."""
-    return [_line(part, configs[part.series.model]) for part in study.parts]
+    return [_line(part, configs) for part in study.parts]
 
 
-def _line(part: Part, config: ModelConfig) -> Line:
+def _each(part: Part, configs: Mapping[str, ModelConfig]) -> float:
+    """TFLOP per image of a run."""
+    variants = [settings for settings, _ in part.run.variants()]
+    return flop(configs[part.series.model], variants) / len(variants) / TERA
+
+
+def _line(part: Part, configs: Mapping[str, ModelConfig]) -> Line:
     finished = part.images(part.finished())
     missing = part.images(part.units()) - finished
     gammas = ", ".join(f"{gamma:g}" for gamma in part.run.gammas)
     what = f"{part.series.model}, {part.cases.name}, {part.series.method}, gamma {gammas}"
-    variants = [settings for settings, _ in part.run.variants()]
-    each = flop(config, variants) / len(variants)
-    return Line(what, finished, missing, missing * each / TERA)
+    return Line(what, finished, missing, missing * _each(part, configs))
 
 
 def flop(config: ModelConfig, variants: Sequence[Settings]) -> float:

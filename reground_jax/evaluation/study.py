@@ -15,28 +15,22 @@ hosts share each step as those of `batch` do. `report.py` turns the records into
 import contextlib
 import functools
 import hashlib
-import os
-import socket
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from reground_jax.basics.wording import plural
-from reground_jax.batch.engine import run_units, stopping_on_signals
 from reground_jax.batch.hosts import Share
-from reground_jax.batch.index import Source, load_index
-from reground_jax.batch.job import Job
-from reground_jax.batch.manifest import Manifest
-from reground_jax.batch.run import Run, begin, check
+from reground_jax.batch.index import Source
+from reground_jax.batch.run import Run, check
 from reground_jax.batch.store import open_store, write
-from reground_jax.batch.unit import Generator, Sampler
+from reground_jax.batch.unit import Sampler
 from reground_jax.evaluation.claim import cases_path, claim
 from reground_jax.evaluation.conditions import Condition, Series
 from reground_jax.evaluation.data import Data
 from reground_jax.evaluation.galleries import Gallery, Group, Photographs
+from reground_jax.evaluation.making import holder, job_of, make_units
 from reground_jax.evaluation.parts import Part, gammas_of, parts_of
 from reground_jax.evaluation.scorer import Distance, Scorer, TradeOff, check_scorers
 from reground_jax.evaluation.scores import GROUP, is_scored, read_records, score_unit
@@ -48,12 +42,12 @@ ALONE = Share(0, 1, "alone")
 Progress = Callable[[int, int], None]  # (images done, total)
 
 
-class Interrupted(Exception):
-    """A signal came; what was finished is kept."""
+class Made(NamedTuple):
+    """How many images of a run were made in how many seconds."""
 
-    def __init__(self, signal: int):
-        super().__init__(signal)
-        self.signal = signal
+    part: Part
+    images: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Model:
     """A model to measure.
 
     name, checksum  of the checkpoint
-    sampler         loads it for a run; called only if images are missing
+    sampler         makes a run's images; called only if some are missing
     side            of its images, pixels
     kind            what `batch.run.Run` records of its kind
     """
@@ -157,65 +151,28 @@ class Study:
         share: Share = ALONE,
         progress: Progress = lambda done, total: None,
         say: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        """Makes the missing images of this process's share.
+    ) -> list[Made]:
+        """Makes the missing images of this process's share; returns what it made of each run.
 
         Raises ValueError if `out` holds another study or images cannot be made, and Interrupted.
         """
-        done = 0
+        done, made = 0, []
         total = sum(part.images(part.units(share)) for part in self.parts)
-        samplers = {name: functools.cache(model.sampler) for name, model in self.models.items()}
         with self.stage("host", share):
             self.claim(share)
             for part in self.parts:
                 progress(done, total)
-                with self._job(part, share) as job:
+                with job_of(part, self._sources[part.series.cases], share) as job:
                     units, _ = job.remaining()
                     done += part.images(part.units(share)) - job.images(units)
                     if units:
-                        sampler = samplers[part.series.model](part.run)
-                        self._make(job, units, sampler, lambda n: progress(done + n, total), say)  # noqa: B023
+                        sampler = self.models[part.series.model].sampler(part.run)
+                        report = functools.partial(_report, progress, done, total)
+                        meter = make_units(job, units, sampler, report, say)
+                        made.append(Made(part, meter.images, meter.seconds))
                         done += job.images(units)
         progress(done, total)
-
-    @contextlib.contextmanager
-    def _job(self, part: Part, share: Share) -> Iterator[Job]:
-        store = part.store(owner=f"host-{share.index:04d}")
-        source = self._sources[part.series.cases]
-        with store.lock(_holder()):
-            store.remove_parts()
-            index = load_index(store, source, rules=part.run.rules(), strict=False)
-            if index.rejected:
-                raise ValueError(
-                    f"{plural(index.rejected, 'layout')} of {part.cases.title} cannot be made by "
-                    f"this model; see {store.url}/rejected.jsonl"
-                )
-            run = begin(store, part.run)
-            yield Job(run, source, index, store, share, part.cases.count)
-
-    def _make(
-        self,
-        job: Job,
-        units: list[int],
-        sampler: Sampler,
-        report: Callable[[int], None],
-        say: Callable[[str], None],
-    ) -> None:
-        generator = Generator(job.run, job.source, job.asked, job.store, sampler)
-        manifest = Manifest(job.store, job.share.index)
-        with (
-            contextlib.closing(generator),
-            stopping_on_signals(generator.stop, say) as signals,
-            warnings.catch_warnings(),
-        ):
-            # Real captions contain words that a small model does not know; the study measures that.
-            warnings.filterwarnings("ignore", message="not in this model's vocabulary")
-            run_units(
-                generator, units, on_entry=manifest.add,
-                on_tick=lambda: report(generator.meter.images),
-            )  # fmt: skip
-        if signals:
-            raise Interrupted(signals[0])
+        return made
 
     def score(
         self, share: Share = ALONE, progress: Progress = lambda done, total: None
@@ -253,7 +210,7 @@ class Study:
         name: "host" to generate, as `batch` calls the owner of a run's files; "score", "report".
         """
         store = open_store(self.out, owner=f"{name}-{share.index:04d}")
-        with store.lock(_holder()):
+        with store.lock(holder()):
             store.remove_parts()
             yield
 
@@ -385,5 +342,5 @@ class Study:
         write(open_store(self.out, owner="report-0000"), name, content)
 
 
-def _holder() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
+def _report(progress: Progress, done: int, total: int, more: int) -> None:
+    progress(done + more, total)
