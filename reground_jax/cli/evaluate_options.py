@@ -179,8 +179,8 @@ def _add_stage_options(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--rate", type=read_number, metavar="TFLOPS",
-        help="TFLOP/s that the hardware reaches, for the hours of --plan (default: as measured in an "
-        "earlier run of the study)",
+        help="TFLOP/s that the hardware reaches, for the hours of --plan (default: as measured in "
+        "an earlier run of the study)",
     )  # fmt: skip
     group.add_argument(
         "--only", metavar="STEP",
