@@ -17,6 +17,7 @@ from reground_jax.evaluation.detections import RULES, Detection, detection_score
 from reground_jax.evaluation.export import export_coco
 from reground_jax.evaluation.scorer import Metric, Scorer
 from reground_jax.evaluation.statistics import mean
+from tests.data_sets import write_nsr1k
 from tests.processes import finish, wait_for
 from tests.renders import renders
 from tests.studies import Painter
@@ -216,11 +217,25 @@ def test_oracles_through_the_whole_command(
 
     monkeypatch.setitem(data_sets.SCORERS, "clip", lambda *_: oracle("right", answers(0)))
     monkeypatch.setitem(data_sets.SCORERS, "pick", lambda *_: oracle("wrong", answers(1)))
+    files = write_nsr1k(tmp_path)
     options = ["--gammas", "0,1", "--wirings", "sequential,parallel"]
+    for kind in ("counting", "spatial"):
+        options += ["--nsr1k", f"{files[f'gpt4.{kind}']}={files[f'{kind}.val']}"]
     scorers = ["--scorers", "clip,pick,detector=probe"]
     assert evaluated(tiny_model_dir, tmp_path / "out", *exported, *options, *scorers) == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
+    prompts = [row for row in results["conditions"] if row["cases"].startswith("nsr1k")]
+    assert len(prompts) == 4
+    for row in prompts:
+        assert row["right.ap50"] == [1, 1, 1]  # of what detectors know: not of the nightstand
+        if row["cases"] == "nsr1k-spatial":
+            assert row["right.spatial"] == [1, 1, 1] and row["right.counting"] is None
+        else:  # one layout of three has a dog too few; a comparison is worth 1 of 2, or of 1
+            assert row["right.counting"][0] == pytest.approx(4 / 6, abs=1e-5)
+            assert row["right.counting_clean"][0] == pytest.approx(4 / 5, abs=1e-5)
     for row in results["conditions"]:
+        if row in prompts:
+            continue
         assert row["right.ap50"] == [1, 1, 1] and row["right.ap"] == [1, 1, 1]
         assert row["wrong.ap50"][0] < 0.25
         assert (row["ap50"][0] > 0.8) == (row["gamma"] == 1)
@@ -228,7 +243,7 @@ def test_oracles_through_the_whole_command(
     references = {(r["cases"], r["method"]): r for r in results["references"]}
     assert references["coco", "photographs"]["ap50"][0] > 0.9
     assert references["coco", "other layouts"]["right.ap50"][0] < 0.25
-    assert {cases for cases, _ in references} == {"coco", "dropped"}
+    assert {cases for cases, _ in references} == {"coco", "dropped", "nsr1k-counting"}  # not of one
 
 
 def test_the_choice_of_rules_is_made_on_the_sequential_wiring_and_kept(
