@@ -1,5 +1,6 @@
 """`batch` makes all gammas of a batch together: the same bytes, from fewer steps of the U-Net."""
 
+import numpy as np
 import pytest
 
 from reground_jax.batch.engine import run_units
@@ -7,6 +8,7 @@ from reground_jax.batch.manifest import Entry
 from reground_jax.batch.sampler import PipelineSampler
 from reground_jax.batch.shards import read_shard
 from reground_jax.batch.store import open_store
+from reground_jax.layout import Layout
 from reground_jax.pipeline import Pipeline
 from reground_jax.programs import Programs
 from reground_jax.settings import Settings
@@ -68,6 +70,19 @@ def test_gammas_made_together_are_the_bytes_of_gammas_made_alone(
     assert [entry.images for entry in entries[0]] == [4 * 12, 4 * 12, 2 * 12]
     batches = 3 * 2 * 2  # units, wirings, seeds
     assert runs == [batches * 30, batches * (10 + 3 + 7 + 7)]  # none at 0; 3 shared; then apart
+
+
+def test_on_cpu_a_batch_is_done_before_another_program_may_start(ten, tmp_path, tiny_model_dir):
+    """Texts that were encoded meanwhile changed images, with a thread pool of 2."""
+    pipe = Pipeline.load(tiny_model_dir)
+    facts = dict(settings=Settings(num_steps=STEPS), wirings=("parallel",), gammas=GAMMAS)
+    run = generator(ten, tmp_path / "out", Stub(4), **facts)[0].run
+    sampler = PipelineSampler(pipe, run)
+    encoded = sampler.encode([Layout("a cat", ["a cat"], [(0, 0, 1, 1)])] * sampler.rows)
+    variants = [settings for settings, _ in run.variants()]
+    seeds = np.arange(sampler.rows, dtype=np.uint32)
+    made = sampler.enqueue(encoded, slice(0, sampler.rows), variants, seeds)
+    assert len(made) == len(GAMMAS) and all(images.is_ready() for images in made)
 
 
 def test_a_shard_is_sorted_by_variant_however_its_images_come(ten, tmp_path):

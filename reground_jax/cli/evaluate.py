@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"{plural(export(study, arguments.export), 'layout')} exported")
         print(arguments.export)
         return 0
-    if arguments.only in (None, "generate"):
+    if arguments.only != "report":
         share = start_distributed(share, None)
     return run_stages(arguments, study, share, configs)
 
