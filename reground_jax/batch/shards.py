@@ -120,8 +120,9 @@ class Tar(Shard):
         self.file = file
         # A stream needs no seeking; USTAR headers hold nothing but what is set below.
         self.tar = tarfile.open(fileobj=self, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
+        # Members that wait until all are there, to be sorted: name, start and size in the spool.
         self.spool = tempfile.SpooledTemporaryFile(SPOOLED)
-        self.waiting: dict[Place, tuple[Record, int, int]] = {}  # start and size in the spool
+        self.waiting: dict[Place, list[tuple[str, int, int]]] = {}
 
     def write(self, content: bytes) -> int:
         """Called by tarfile."""
@@ -130,17 +131,25 @@ class Tar(Shard):
         return self.file.write(content)
 
     def add(self, made: Made) -> None:
-        self.waiting[made.place] = made.record, self.spool.tell(), len(made.content)
-        self.spool.write(made.content)
+        name = made.record["file_name"]
+        text = f"{name.rpartition('.')[0]}.json", json.dumps(made.record).encode()
+        self.waiting[made.place] = [
+            self._spooled(*member) for member in ((name, made.content), text)
+        ]
         self.images += 1
+
+    def _spooled(self, name: str, content: bytes) -> tuple[str, int, int]:
+        start = self.spool.tell()
+        self.spool.write(content)
+        return name, start, len(content)
 
     def close(self) -> None:
         with self.spool:
-            for _, (record, start, size) in sorted(self.waiting.items()):
-                self.spool.seek(start)
-                name = record["file_name"]
-                self._add(name, self.spool.read(size))
-                self._add(f"{name.rpartition('.')[0]}.json", json.dumps(record).encode())
+            for _, members in sorted(self.waiting.items()):
+                for name, start, size in members:
+                    self.spool.seek(start)
+                    self._add(name, self.spool.read(size))
+        self.waiting.clear()
         self.tar.close()
 
     def _add(self, name: str, content: bytes) -> None:
