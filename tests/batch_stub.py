@@ -7,6 +7,7 @@ of SECONDS per batch, and imports no JAX.
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Stub:
         self.threads.add(threading.current_thread().name)
         return [layout.prompt for layout in layouts]
 
-    def enqueue(self, encoded, rows, variants, seeds):
+    def enqueue(self, encoded, rows, variants, seeds) -> Sequence[Drawn]:
         gammas = tuple(settings.gamma for settings in variants)
         self.enqueued.append((tuple(encoded[rows]), variants[0].wiring, gammas))
         return [

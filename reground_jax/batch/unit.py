@@ -60,7 +60,7 @@ class Sampler(Protocol):
         rows: slice,
         variants: Sequence[Settings],
         seeds: UInt32[np.ndarray, "B"],
-    ) -> list[Images]:
+    ) -> Sequence[Images]:
         """Starts a batch of `rows` of the layouts in each of `variants`, without waiting for it.
 
         The variants differ in gamma only, and have the same seeds.
@@ -234,7 +234,7 @@ class Generator:
         images = self.sampler.enqueue(encoded, batch.rows, variants, batch.seeds)
         return self._waiter.submit(self._wait, images, batch)
 
-    def _wait(self, images: list[Images], batch: Batch) -> list[Future[Made]]:
+    def _wait(self, images: Sequence[Images], batch: Batch) -> list[Future[Made]]:
         """Frees the batch's slot once the images are ready, and hands them to the encoders."""
         try:
             for made in images:
