@@ -11,12 +11,13 @@ schedulers, and of transformers' CLIPTextConfig, CLIPVisionConfig and CLIPConfig
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reground_jax.basics.wording import shown
 from reground_jax.config import (
+    CLIPConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
     ModelConfig,
@@ -30,6 +31,9 @@ from reground_jax.kinds import GroundingKind
 
 from . import config_fields as known
 from .rules import UnsupportedConfig, check_fields, read_json, refused
+
+CLIP = "CLIP config"
+Config = TypeVar("Config", CLIPTextConfig, CLIPVisionConfig)
 
 
 def from_folder(folder: str | Path, tokenizer: TokenizerConfig) -> ModelConfig:
@@ -181,13 +185,12 @@ def vae_config(fields: Mapping[str, Any]) -> VAEConfig:
     )
 
 
-def text_config(fields: Mapping[str, Any]) -> CLIPTextConfig:
-    """`text_encoder/config.json`, a transformers CLIPTextModel.
+def text_config(fields: Mapping[str, Any], where: str = "text encoder config") -> CLIPTextConfig:
+    """`text_encoder/config.json`, a transformers CLIPTextModel. where: for errors.
 
     The pooled output is taken at the first `eos_token_id`. Configs from before transformers 4.30
     have 2, which is not the end-of-text id of any CLIP vocabulary; it stands for the largest id.
     """
-    where = "text encoder config"
     given = check_fields(
         where, fields, known.TEXT_TRANSLATED, known.TEXT_NEUTRAL, known.TEXT_IGNORED
     )
@@ -216,27 +219,43 @@ def vision_config(fields: Mapping[str, Any]) -> CLIPVisionConfig:
     its vision_config.
     """
     if not is_full_clip(fields):
-        return _vision_config("image encoder config", fields)
-    where = "CLIP config"
+        return _vision_config(fields, "image encoder config")
     given = check_fields(
-        where, fields, known.CLIP_TRANSLATED, known.CLIP_NEUTRAL, known.CLIP_MODEL_IGNORED
+        CLIP, fields, known.CLIP_TRANSLATED, known.CLIP_NEUTRAL, known.CLIP_MODEL_IGNORED
     )
-    names = [n for n in ("vision_config", "vision_config_dict") if fields.get(n) is not None]
-    for name in names:
-        if not isinstance(fields[name], Mapping):
-            raise refused(where, name, fields[name], "a JSON object")
-    parts = [_vision_config(f"{where}, {name}", fields[name]) for name in names]
-    width = given.get("projection_dim", 512)
-    found = {
-        dataclasses.replace(part, projection_width=width)
-        for part in parts or [_vision_config(where, {})]
-    }
-    if len(found) > 1:  # transformers would take the latter, which old files have
+    width = {"projection_width": given.get("projection_dim", 512)}
+    found = _part_of_clip(fields, "vision_config", _vision_config, width)
+    return dataclasses.replace(found, **width)
+
+
+def clip_config(fields: Mapping[str, Any]) -> CLIPConfig:
+    """The `config.json` of a full transformers CLIPModel."""
+    vision = vision_config(fields)
+    return CLIPConfig(
+        _part_of_clip(fields, "text_config", text_config, {"eos_token_id": None}), vision
+    )
+
+
+def _part_of_clip(
+    fields: Mapping[str, Any],
+    name: str,
+    read: Callable[[Mapping[str, Any], str], Config],
+    unlike: Mapping[str, Any],
+) -> Config:
+    """A part of a full CLIPModel, which old files have in two forms: transformers takes the latter.
+
+    read: (form, where) -> config. unlike: fields in which the forms may differ.
+    """
+    names = [form for form in (name, f"{name}_dict") if fields.get(form) is not None]
+    for form in names:
+        if not isinstance(fields[form], Mapping):
+            raise refused(CLIP, form, fields[form], "a JSON object")
+    found = [read(fields[form], f"{CLIP}, {form}") for form in names] or [read({}, CLIP)]
+    if len({dataclasses.replace(one, **unlike) for one in found}) > 1:
         raise UnsupportedConfig(
-            f"{where}: vision_config and vision_config_dict contradict each other; remove the "
-            "wrong one"
+            f"{CLIP}: {name} and {name}_dict contradict each other; remove the wrong one"
         )
-    return found.pop()
+    return found[-1]
 
 
 def is_full_clip(fields: Mapping[str, Any]) -> bool:
@@ -244,7 +263,7 @@ def is_full_clip(fields: Mapping[str, Any]) -> bool:
     return "vision_config" in fields or fields.get("model_type") == "clip"
 
 
-def _vision_config(where: str, fields: Mapping[str, Any]) -> CLIPVisionConfig:
+def _vision_config(fields: Mapping[str, Any], where: str) -> CLIPVisionConfig:
     given = check_fields(
         where, fields, known.VISION_TRANSLATED, known.VISION_NEUTRAL, known.VISION_IGNORED
     )

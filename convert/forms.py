@@ -14,7 +14,9 @@ Form = Literal["safetensors", "torch", "index"]
 
 LOOKED_AT = 512  # bytes; a tar archive has its signature at byte 257
 UTF8_MARK = b"\xef\xbb\xbf"
-OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # a pickled magic number
+OLD_TORCH = (
+    b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # a pickled number, before 1.6
+)
 
 AGAIN = "copy or download it again"
 UNPACK = "unpack it, and use the checkpoint inside"
@@ -23,7 +25,6 @@ RESAVE = "save it again with torch: torch.save(torch.load(path, map_location='cp
 SIGNATURES = (
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
     (0, b"PK\x05\x06", f"an empty zip; {AGAIN}"),
-    (0, OLD_TORCH, f"torch's old, unsupported format (before torch 1.6, not a zip); {RESAVE}"),
     (0, b"GGUF", "GGUF, quantized weights for llama.cpp; use the safetensors they come from"),
     (0, b"\x89HDF\r\n\x1a\n", "HDF5 (Keras or MATLAB), which is not supported; use safetensors"),
     (0, b"\x93NUMPY", "a single NumPy array, without a name; save the state dict as safetensors"),
@@ -67,7 +68,7 @@ def form_of(path: str | Path) -> Form:
     # because the length may begin like another format.
     if start[5:9] == b"\0\0\0{":
         return "safetensors"
-    if start.startswith(b"PK\x03\x04"):
+    if start.startswith((b"PK\x03\x04", OLD_TORCH)):
         return "torch"
     text = start.removeprefix(UTF8_MARK).lstrip()
     if text.startswith(b"{"):
@@ -98,6 +99,6 @@ def _otherwise(start: bytes, text: bytes, size: int) -> str:
     if b"\x81" <= start[:1] <= b"\x8f" and b"\xa0" <= start[1:2] <= b"\xd9":  # a map of strings
         return "msgpack (Flax); use the same model's safetensors"
     return (
-        f"not a supported checkpoint (safetensors or torch zip): its {size} bytes start with "
+        f"not a supported checkpoint (safetensors or torch): its {size} bytes start with "
         f"{shown(start[:8])}"
     )

@@ -77,6 +77,12 @@ def tokenizer_files(names: list[str]) -> list[str]:
     raise ValueError(f"it has no tokenizer: looked for {', '.join(TOKENIZER_FILES)}")
 
 
+def revision_of(path: Path) -> str | None:
+    """The commit of a file or folder in the Hub's cache; None elsewhere."""
+    before, _, after = path.as_posix().rpartition("/snapshots/")
+    return after.split("/")[0] if before else None
+
+
 def _cached(source: str, wanted: HubId, reason: Exception) -> Path:
     from huggingface_hub import snapshot_download
 

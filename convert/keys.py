@@ -39,6 +39,18 @@ VISION: Rules = (
     (r"^pre_layernorm\.", "pre_layrnorm."),  # sic
     (r"^layers\.", "encoder.layers."),
 )
+
+
+def _inside(part: str, rules: Rules) -> Rules:
+    """The rules of a network that is a part of another."""
+    return tuple((rf"^{part}\.{p.removeprefix('^')}", f"{part}.{r}") for p, r in rules)
+
+
+CLIP: Rules = (
+    (r"^vision_model\.visual_projection\.", "visual_projection."),
+    *_inside("text_model", TEXT),
+    *_inside("vision_model", VISION),
+)
 PROJECT: Rules = ((r"^", "project."),)  # diffusers' CLIPImageProjection
 RULES: dict[str, Rules] = {
     "unet": UNET,
@@ -46,6 +58,8 @@ RULES: dict[str, Rules] = {
     "text_encoder": TEXT,
     "image_encoder": VISION,
     "image_project": PROJECT,
+    "clip": CLIP,
+    "inception": (),
 }
 
 PACKED = {  # one of ours is several of theirs, concatenated
@@ -58,13 +72,15 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # The positions 0, 1, 2, ..., stored in old files but not part of the model.
 POSITIONS = re.compile(r"(^|\.)embeddings\.position_ids$")
-# Training-only parts that are not used to generate images, by normalized name.
+# Parts that are not used, most of them for training only, by normalized name.
 FOREIGN = {
     "unet": re.compile(r"$^"),
     "vae": re.compile(r"^(loss|model_ema)\."),
     "text_encoder": re.compile(r"^(logit_scale|text_projection(\.weight)?)$"),
     "image_encoder": re.compile(r"^(logit_scale$|text_projection\.weight$|text_model\.)"),
     "image_project": re.compile(r"$^"),
+    "clip": re.compile(r"$^"),
+    "inception": re.compile(r"^fc\.|\.num_batches_tracked$"),
 }
 
 

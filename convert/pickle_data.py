@@ -74,7 +74,7 @@ KEYS = frozenset({int, float, bool, type(None), Name, Inert})  # of dicts, besid
 
 @no_type_check  # run-time checks, as in tests, would dominate the time of functions this short
 class Reader:
-    """One run over one pickle."""
+    """Runs over one pickle, or several in a row."""
 
     def __init__(
         self,
@@ -82,18 +82,23 @@ class Reader:
         data: bytes,
         find: Callable[[str, str], Name],
         persistent: Callable[[Any], Any],
+        at: int = 0,
     ) -> None:
         """path: for messages. find: returns the Name of a module's name, or raises RefusedPickle.
-        persistent: returns what a persistent id stands for, a storage in torch's files.
+        persistent: returns what a persistent id stands for, a storage in torch's files. at: where
+        the pickle begins in `data`; another one may follow.
         """
         self.path, self.data, self.find, self.persistent = path, data, find, persistent
-        self.at = 0
+        self.at = at
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """Runs the pickle and returns its value. Raises BadPickle."""
+        """Runs the pickle and returns its value; the next call, the one that follows it.
+
+        Raises BadPickle.
+        """
         data, stop = self.data, pickle.STOP[0]
         try:
             for _ in range(MOST_INSTRUCTIONS):

@@ -1,9 +1,9 @@
 """Reads torch checkpoints (`torch.save`: .bin, .pth, .ckpt) without torch or running any code.
 
 Since torch 1.6 the file is a zip: `<name>/data.pkl` is a pickle, and each `<name>/data/<key>` is an
-uncompressed storage of raw numbers; tensors are strided views of storages. The pickle is read as
-data (`pickle_data.Reader`), and may use the names in `torch_names` and the few torch names below;
-any other name is refused before it is used.
+uncompressed storage of raw numbers; tensors are strided views of storages. Before, it was a row of
+pickles, the storages after them. A pickle is read as data (`pickle_data.Reader`), and may use the
+names in `torch_names` and the few torch names below; any other name is refused before it is used.
 """
 
 import io
@@ -17,7 +17,7 @@ import numpy as np
 
 from reground_jax.basics.wording import named, shown
 
-from .forms import form_of
+from .forms import OLD_TORCH, RESAVE, form_of
 from .pickle_data import BadPickle, Inert, Name, Reader, refused
 from .stored import StoredArray, contiguous_strides, is_count, is_shape, reach
 from .torch_names import known
@@ -36,6 +36,8 @@ STORAGES = {
     "BoolStorage": np.bool_,
 }
 LARGEST_PICKLE = 2**28  # bytes; that of a Stable Diffusion checkpoint has 1 MB
+LARGEST_OLD_PICKLES = 2**24  # bytes, read at once, storages among them
+OLD_VERSION = 1001  # of the form before torch 1.6
 MOST_REPEATS = 2**20  # elements that an expanded tensor may have beyond its storage's
 # Limits for the configuration inside a checkpoint; GLIGEN's has 300 values, 8 levels deep.
 MOST_VALUES = 100_000
@@ -51,13 +53,15 @@ def load_torch(path: str | Path) -> Any:
 
     Raises ValueError: RefusedPickle for a name that no checkpoint needs, BadPickle or BadZip for
     a file that is damaged, compressed, big-endian or made to exhaust its reader, and the error of
-    `forms.form_of` for a file that is not a torch zip at all.
+    `forms.form_of` for a file that torch did not write.
     """
     path = Path(path)
     if (form := form_of(path)) != "torch":
         raise BadPickle(f"{path} is not a torch checkpoint, but {form}")
     with open(path, "rb") as file:
-        return _Checkpoint(path, file).load()
+        old = file.read(len(OLD_TORCH)) == OLD_TORCH
+        file.seek(0)
+        return _load_old(path, file) if old else _Zipped(path, file).load()
 
 
 def plain(value: Any) -> Any:
@@ -113,8 +117,50 @@ class _Storage(NamedTuple):
     length: int
 
 
-class _Checkpoint:
-    """An open torch zip: its pickle, its storages' offsets, and the meaning of torch's names."""
+def _load_old(path: Path, file: io.BufferedIOBase) -> Any:
+    """A file from before torch 1.6.
+
+    Pickles of a magic number, a version, facts of the machine, the content and the keys of the
+    storages, and then those, each after its number of elements. Only after the content is known
+    how large each is, so the content is read again with their places.
+    """
+    head = file.read(LARGEST_OLD_PICKLES)
+    found: dict[str, tuple[int, int]] = {}  # elements, and bytes of each
+
+    def note(key: str, length: int, size: int) -> int:
+        if found.setdefault(key, (length, size)) != (length, size):
+            raise ValueError(f"a storage {shown(key)} of two sizes")
+        return 0
+
+    reader = _Meaning(path, note).reader(head, len(OLD_TORCH))
+    version, machine = reader.load(), reader.load()
+    if version != OLD_VERSION:
+        raise BadPickle(f"{path} has version {shown(version)} of torch's old form; {RESAVE}")
+    if not (isinstance(machine, dict) and machine.get("little_endian") is True):
+        raise BadPickle(f"{path} holds big-endian numbers; save it on a little-endian CPU")
+    start = reader.at
+    reader.load()
+    keys = reader.load()
+    if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise BadPickle(f"{path} is damaged: the keys of its storages are {shown(keys)}")
+    if len(keys) != len(set(keys)) or set(keys) != found.keys():
+        raise BadPickle(f"{path} is damaged: it lists other storages than it uses")
+    places, at, end = {}, reader.at, file.seek(0, io.SEEK_END)
+    for key in keys:
+        length, size = found[key]
+        file.seek(at)
+        places[key] = at + 8
+        at += 8 + length * size
+        if int.from_bytes(file.read(8), "little") != length or at > end:
+            raise BadPickle(
+                f"{path} is truncated or damaged: its storage {shown(key)} should have {length} "
+                "elements; copy or download it again"
+            )
+    return _Meaning(path, lambda key, length, size: places[key]).reader(head, start).load()
+
+
+class _Zipped:
+    """An open torch zip: its pickle, and its storages' offsets."""
 
     def __init__(self, path: Path, file: io.BufferedIOBase) -> None:
         self.path, self.zip = path, Zip(path, file)
@@ -123,8 +169,6 @@ class _Checkpoint:
         if order in self.zip.entries and self.zip.read(order, largest=16) != b"little":
             raise BadPickle(f"{path} holds big-endian numbers; save it on a little-endian CPU")
         self.offsets: dict[str, int] = {}
-        self.dtypes: dict[Name, np.dtype] = {}
-        self.names: dict[tuple[str, str], Name] = {}
 
     def _prefix(self) -> str:
         names = [name for name in self.zip.entries if name.split("/")[-1] == "data.pkl"]
@@ -144,7 +188,34 @@ class _Checkpoint:
 
     def load(self) -> Any:
         pickle = self.zip.read(f"{self.prefix}data.pkl", LARGEST_PICKLE)
-        return Reader(self.path, pickle, self.find, self.storage).load()
+        return _Meaning(self.path, self.locate).reader(pickle).load()
+
+    def locate(self, key: str, length: int, size: int) -> int:
+        """The file offset of a storage, checked to hold `length` elements of `size` bytes."""
+        if len(key) > 256 or (name := f"{self.prefix}data/{key}") not in self.zip.entries:
+            raise BadPickle(f"{self.path} has no storage {shown(key)}, which its pickle refers to")
+        if key not in self.offsets:
+            self.offsets[key] = self.zip.offset(name)
+        if (found := self.zip.entries[name].size) < length * size:
+            raise BadPickle(
+                f"{self.path} is truncated: {named(name)} needs {length * size} bytes, found "
+                f"{found}; copy or download it again"
+            )
+        return self.offsets[key]
+
+
+class _Meaning:
+    """What torch's names and storages in a pickle stand for."""
+
+    def __init__(self, path: Path, locate: Callable[[str, int, int], int]) -> None:
+        """locate: (key, number of elements, bytes of each) -> where in the file a storage is."""
+        self.path, self.locate = path, locate
+        self.dtypes: dict[Name, np.dtype] = {}
+        self.names: dict[tuple[str, str], Name] = {}
+
+    def reader(self, pickle: bytes, at: int = 0) -> Reader:
+        """Of the pickle that begins there; each `load` reads the next."""
+        return Reader(self.path, pickle, self.find, self.storage, at)
 
     def find(self, module: str, name: str) -> Name:
         """The Name of a module's name, the same object each time. Raises RefusedPickle."""
@@ -170,27 +241,18 @@ class _Checkpoint:
         return Name(full, call=calls[full]) if full in calls else None
 
     def storage(self, pid: Any) -> _Storage:
-        """A storage: ("storage", kind, key, device it was saved from, number of elements)."""
-        if not (type(pid) is tuple and len(pid) == 5 and pid[0] == "storage"):
+        """A storage: ("storage", kind, key, device it was saved from, number of elements).
+
+        The old form has a sixth entry, which is None since torch 0.4.
+        """
+        sized = type(pid) is tuple and (len(pid) == 5 or (len(pid) == 6 and pid[5] is None))
+        if not (sized and pid[0] == "storage"):
             raise ValueError(f"persistent id {shown(pid)} is not a torch storage")
-        _, kind, key, _, length = pid
+        _, kind, key, _, length = pid[:5]
         dtype = self.dtypes.get(kind) if type(kind) is Name else None
         if dtype is None or type(key) is not str or not is_count(length):
             raise ValueError(f"a storage {shown(key)} of {shown(length)} {shown(kind)}")
-        return _Storage(self._locate(key, length * dtype.itemsize), dtype, length)
-
-    def _locate(self, key: str, num_bytes: int) -> int:
-        """The file offset of storage `key`, checked to hold `num_bytes`."""
-        if len(key) > 256 or (name := f"{self.prefix}data/{key}") not in self.zip.entries:
-            raise BadPickle(f"{self.path} has no storage {shown(key)}, which its pickle refers to")
-        if key not in self.offsets:
-            self.offsets[key] = self.zip.offset(name)
-        if (found := self.zip.entries[name].size) < num_bytes:
-            raise BadPickle(
-                f"{self.path} is truncated: {named(name)} needs {num_bytes} bytes, found {found}; "
-                "copy or download it again"
-            )
-        return self.offsets[key]
+        return _Storage(self.locate(key, length, dtype.itemsize), dtype, length)
 
     def tensor(self, arguments: tuple[Any, ...]) -> StoredArray:
         """torch._utils._rebuild_tensor_v2; requires_grad and hooks are ignored."""

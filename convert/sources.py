@@ -140,9 +140,9 @@ def _is_name(value: Any) -> bool:
 
 
 def open_tensors(path: str | Path) -> TensorFile:
-    """The arrays of one file: safetensors, a torch zip, or a JSON index of shards.
+    """The arrays of one file: safetensors, torch's, or a JSON index of shards.
 
-    The format is detected from the first bytes, not from the name. A torch zip holds a flat state
+    The format is detected from the first bytes, not from the name. torch's holds a flat state
     dict, or has one under the key "state_dict". Raises ValueError (see `forms.form_of`,
     `safetensors.read_header`, `pickles.load_torch`) for a file that cannot be read.
     """
@@ -258,7 +258,7 @@ def resolve(source: str | Path, variant: str | None = None) -> Source:
     id that does not exist or is not a known kind of checkpoint.
     """
     way_out = "pass an existing folder or file, or a Hub id (owner/name)"
-    return detect(_local_or_hub(source, "", way_out, lambda names: hub_files(names, variant)))
+    return detect(local_or_hub(source, "", way_out, lambda names: hub_files(names, variant)))
 
 
 def resolve_tokenizer(source: str | Path) -> Path:
@@ -267,7 +267,7 @@ def resolve_tokenizer(source: str | Path) -> Path:
         "pass a folder with tokenizer.json, or with vocab.json and merges.txt, a merges file "
         "(bpe_simple_vocab_16e6.txt.gz), or a Hub id"
     )
-    return _local_or_hub(source, "tokenizer ", way_out, hub.tokenizer_files)
+    return local_or_hub(source, "tokenizer ", way_out, hub.tokenizer_files)
 
 
 def resolve_clip(source: str | Path) -> Path:
@@ -276,7 +276,7 @@ def resolve_clip(source: str | Path) -> Path:
         "pass a folder of transformers' CLIPModel or CLIPVisionModelWithProjection, a file of its "
         "projection, or a Hub id (owner/name)"
     )
-    return _local_or_hub(source, "CLIP ", way_out, clip_files)
+    return local_or_hub(source, "CLIP ", way_out, clip_files)
 
 
 def resolve_vae(source: str | Path) -> Path:
@@ -285,13 +285,13 @@ def resolve_vae(source: str | Path) -> Path:
         "pass a diffusers AutoencoderKL or model, a single file that has an autoencoder, or a Hub "
         "id (stabilityai/sd-vae-ft-mse)"
     )
-    return _local_or_hub(source, "autoencoder ", way_out, vae_files)
+    return local_or_hub(source, "autoencoder ", way_out, vae_files)
 
 
 def resolve_embedding(source: str | Path) -> Path:
     """The same for an embedding of textual inversion: a file, or else a Hub id."""
     way_out = "pass a file, or a Hub id (sd-concepts-library/name)"
-    path = _local_or_hub(source, "embedding ", way_out, embedding_files)
+    path = local_or_hub(source, "embedding ", way_out, embedding_files)
     if path.is_dir():
         return path / embedding_files([entry.name for entry in path.iterdir()])[0]
     return path
@@ -300,7 +300,7 @@ def resolve_embedding(source: str | Path) -> Path:
 def resolve_lora(source: str | Path) -> Path:
     """The same for the file of a LoRA, which may be in a folder: a path, or else a Hub id."""
     way_out = "pass a file, a folder that peft wrote, or a Hub id (owner/name/file)"
-    path = _local_or_hub(source, "LoRA ", way_out, lora_files)
+    path = local_or_hub(source, "LoRA ", way_out, lora_files)
     if not path.is_dir():
         return path
     try:
@@ -309,7 +309,7 @@ def resolve_lora(source: str | Path) -> Path:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _local_or_hub(
+def local_or_hub(
     source: str | Path, what: str, way_out: str, files: Callable[[list[str]], list[str]]
 ) -> Path:
     """An existing path, or else a Hub id's download of `files`. what, way_out: for the error."""

@@ -75,6 +75,14 @@ class CLIPVisionConfig:
 
 
 @dataclass(frozen=True)
+class CLIPConfig:
+    """Both transformers, projected to one space of width `vision.projection_width`."""
+
+    text: CLIPTextConfig = CLIPTextConfig()
+    vision: CLIPVisionConfig = CLIPVisionConfig()
+
+
+@dataclass(frozen=True)
 class TokenizerConfig:
     """Tokenizer settings that are not in `tokenizer.json`."""
 

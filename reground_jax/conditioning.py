@@ -64,8 +64,7 @@ class Texts:
             for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
                 if token == self._unknown_id:
                     unknown[text[start:stop]] = None
-            ids = [config.bos_token_id, *encoding.ids[:room], config.eos_token_id]
-            rows.append(ids + [config.pad_token_id] * (config.max_length - len(ids)))
+            rows.append(padded(encoding.ids, config))
         if weighted := [text for text in texts if WEIGHTED.search(text)]:
             warnings.warn(
                 f"{weighted[0][:60]!r}: a weight such as (word:1.2) is read as text here, so leave "
@@ -90,6 +89,12 @@ class Texts:
         """Which tokens of the prompts the boxes are about (`words_of`, which may raise)."""
         options: dict[str, Any] = {"max_boxes": max_boxes, "missing": missing}
         return words_of(layouts, self.tokenizer, self.config, **options)
+
+
+def padded(tokens: Sequence[int], config: TokenizerConfig) -> list[int]:
+    """Begin, as many of a text's tokens as fit, end, padding: `max_length` ids."""
+    ids = [config.bos_token_id, *tokens[: config.max_length - 2], config.eos_token_id]
+    return ids + [config.pad_token_id] * (config.max_length - len(ids))
 
 
 class ImageEncoder(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from reground_jax.basics.fields import as_object, check_fields, check_range, typed
 from reground_jax.basics.wording import shown
+from reground_jax.clip_config import CLIPConfig as CLIPConfig
 from reground_jax.clip_config import (
     CLIPTextConfig,
     CLIPVisionConfig,

@@ -7,6 +7,7 @@ of SECONDS per batch, and imports no JAX.
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,9 +47,13 @@ class Stub:
         self.threads.add(threading.current_thread().name)
         return [layout.prompt for layout in layouts]
 
-    def enqueue(self, encoded, rows, settings, seeds):
-        self.enqueued.append((tuple(encoded[rows]), settings.wiring, settings.gamma))
-        return Drawn(self.device.submit(self._draw, encoded[rows], settings, seeds.copy()))
+    def enqueue(self, encoded, rows, variants, seeds) -> Sequence[Drawn]:
+        gammas = tuple(settings.gamma for settings in variants)
+        self.enqueued.append((tuple(encoded[rows]), variants[0].wiring, gammas))
+        return [
+            Drawn(self.device.submit(self._draw, encoded[rows], settings, seeds.copy()))
+            for settings in variants
+        ]
 
     def _draw(self, prompts, settings, seeds):
         time.sleep(self.seconds)

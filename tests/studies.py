@@ -1,20 +1,34 @@
 """A study of painted squares, a stand-in for models that takes no time."""
 
+import dataclasses
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reground_jax.emoji.cases import TITLES, heldout_cases
+from reground_jax.batch.run import Run
+from reground_jax.emoji import data as emoji
 from reground_jax.emoji.scorer import METRICS, TRADE_OFF
-from reground_jax.evaluation.cases import with_half_the_boxes
 from reground_jax.evaluation.conditions import wiring_series
+from reground_jax.evaluation.data import Data
 from reground_jax.evaluation.scorer import Metric, Scorer
-from reground_jax.evaluation.study import Study
+from reground_jax.evaluation.study import Model, Study
 from reground_jax.settings import WIRINGS, Settings
 
 SETTINGS = Settings(num_steps=20, guidance_scale=4.0, solver="dpmpp_2m")
+GAMMAS = [0.0, 0.3, 1.0]
+UNIT = 10  # layouts
+
+
+@cache
+def emoji_data(count: int, **options: Any) -> Data:
+    """The built-in world's, as if it had 40 layouts."""
+    data = emoji.emoji_data(count, **options)
+    most = {"heldout": 40, "dropped": 20}
+    sets = (dataclasses.replace(s, cases=s.cases[: most[s.name]]) for s in data.sets)
+    return dataclasses.replace(data, sets=tuple(sets))
 
 
 def red_of(settings: Settings) -> int:
@@ -25,23 +39,38 @@ def red_of(settings: Settings) -> int:
     return 100 + round(100 * coupling) if isinstance(coupling, float) else 250
 
 
+class Painted(np.ndarray):
+    """Images that are ready."""
+
+    def block_until_ready(self) -> None:
+        pass
+
+
 class Painter:
-    """Replaces a pipeline: an image's color encodes how it was requested."""
+    """Replaces a model on its devices: an image's color encodes how it was requested."""
+
+    rows = 5
 
     def __init__(self):
         self.asked: list[tuple[str, list[float], list[int]]] = []
 
-    def sweep(self, layouts, settings, *, gammas, seeds, **keywords):
-        assert settings.num_steps == 20 and keywords["output"] == "numpy"
-        assert len(layouts) == len(seeds)
-        self.asked.append((settings.wiring, list(gammas), list(seeds)))
+    def encode(self, layouts):
+        return list(layouts)
+
+    def enqueue(self, encoded, rows, variants, seeds):
+        real = [layout.prompt != "" for layout in encoded[rows]]
+        gammas = [settings.gamma for settings in variants]
+        self.asked.append((variants[0].wiring, gammas, seeds[real].tolist()))
+        return [self.draw(encoded[rows], settings, seeds).view(Painted) for settings in variants]
+
+    def draw(self, layouts, settings, seeds):
         red = red_of(settings) / 255
-        return {
-            gamma: np.stack(
-                [np.full((8, 8, 3), (red, gamma * 100 / 255, seed % 256 / 255)) for seed in seeds]
-            ).astype(np.float32)
-            for gamma in gammas
-        }
+        colors = [(red, settings.gamma * 100 / 255, int(seed) % 256 / 255) for seed in seeds]
+        return np.stack([np.full((8, 8, 3), color, np.float32) for color in colors])
+
+    def images(self) -> int:
+        """How many images were made."""
+        return sum(len(gammas) * len(seeds) for _, gammas, seeds in self.asked)
 
 
 def pixels(images, cases):
@@ -66,20 +95,39 @@ def brightness(name: str = "brightness") -> Metric:
     return Metric(name, "how bright an image is", statistic)
 
 
+def model(painter: Painter, name: str = "painter", checksum: str = "0" * 64) -> Model:
+    def sampler(run: Run) -> Painter:
+        return painter
+
+    return Model(name, checksum, sampler, 8)
+
+
 def study(
-    out: Path, painter: Painter, count: int = 8, more: Sequence[str] = (), **changes: Any
+    out: Path | str, painter: Painter, count: int = 8, more: Sequence[str] = (), **changes: Any
 ) -> Study:
-    heldout = heldout_cases(count)
-    cases = {"heldout": heldout, "dropped": with_half_the_boxes(heldout)}
+    data = changes.pop("data", None) or emoji_data(count)
+    names = ["gligen", "trained-parallel"]
     fields = dict(
-        out=out,
-        models={"gligen": lambda: painter, "trained-parallel": lambda: painter},
-        cases=cases,
-        titles=TITLES,
-        series=wiring_series(["gligen", "trained-parallel"], list(cases), [0.0, 0.3, 1.0], more),
+        out=str(out),
+        models={name: model(painter, name) for name in names},
+        data=data,
+        series=wiring_series(names, data.sets, changes.pop("gammas", GAMMAS), more),
         settings=SETTINGS,
-        identity={"rich_phrases": False},
+        identity={},
         scorers=[scorer()],
         trade_off=TRADE_OFF,
+        batch_size=Painter.rows,
+        unit_lines=UNIT,
     )
     return Study(**fields | changes)
+
+
+def ran(made: Study) -> Study:
+    """The study, with all images and scores."""
+    made.generate()
+    made.score()
+    return made
+
+
+def all_records(made: Study) -> dict:
+    return {condition: made.records(condition) for condition in made.conditions()}

@@ -56,12 +56,12 @@ class Paced(Stub):
             self.changed.notify_all()
         return super().encode(layouts)
 
-    def enqueue(self, encoded, rows, settings, seeds):
+    def enqueue(self, encoded, rows, variants, seeds):
         with self.changed:
             number = len(self.enqueued)
-            images = super().enqueue(encoded, rows, settings, seeds)
+            images = super().enqueue(encoded, rows, variants, seeds)
             self.changed.notify_all()
-        return Waiting(self, number, images)
+        return [Waiting(self, number, made) for made in images]
 
 
 class Waiting(Drawn):
@@ -123,10 +123,10 @@ def test_the_meter_counts_the_time_in_which_nothing_was_on_the_device(monkeypatc
 
 def test_stopping_drops_units_that_are_not_on_the_device(ten, tmp_path):
     class Stopping(Stub):
-        def enqueue(self, encoded, rows, settings, seeds):
+        def enqueue(self, encoded, rows, variants, seeds):
             if len(self.enqueued) == 1:
                 making.stop.set()
-            return super().enqueue(encoded, rows, settings, seeds)
+            return super().enqueue(encoded, rows, variants, seeds)
 
     making, units = generator(ten, tmp_path / "out", Stopping(2))
     entries: list[Entry] = []

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from reground_jax.emoji.cases import TITLES
+from reground_jax.emoji.data import TITLES
 from reground_jax.emoji.probes import Probes
 from reground_jax.emoji.scorer import TRADE_OFF, emoji_scorer
 from reground_jax.evaluation.figures import panels
-from reground_jax.evaluation.plot import Curve, Panel, Point, tradeoff_svg
-from reground_jax.evaluation.report import findings, write_report
+from reground_jax.evaluation.report import markdown, write_report
+from reground_jax.evaluation.sentences import findings
+from reground_jax.evaluation.tradeoff import Curve, Panel, Point, tradeoff_svg
 from reground_jax.settings import WIRINGS
-from tests.studies import SETTINGS, Painter, brightness, red_of, scorer, study
+from tests.studies import SETTINGS, Painter, brightness, emoji_data, ran, red_of, scorer, study
 
 
 def full_record(case, right: bool) -> dict:
@@ -45,13 +46,17 @@ def written(tmp_path_factory) -> tuple[Path, dict]:
         all_right = (images[0, 0, 0, :2] == (WIRINGS.index("parallel"), 100)).all()
         return [full_record(case, bool(all_right)) for case in cases]
 
+    def liked(images, cases):
+        return [{"liked": float(image[0, 0, 0])} for image in images]
+
     out = tmp_path_factory.mktemp("study")
     scorers = [
         dataclasses.replace(emoji_scorer(Probes.load()), score=all_or_nothing),
         scorer("pixels", metrics=(brightness(),)),  # another one, independent of the first
+        scorer("fans", liked, metrics=(), preference="liked"),
     ]
-    ours = study(out, Painter(), scorers=scorers)
-    return out, write_report(ours, ours.run(), "reground-jax evaluate --out study")
+    ours = ran(study(out, Painter(), scorers=scorers))
+    return out, write_report(ours, "reground-jax evaluate --out study")
 
 
 def test_results_hold_every_condition_and_paired_differences(written):
@@ -95,8 +100,50 @@ def test_the_report_says_what_was_found_and_how(written):
     dropped = text.split("## COCO-Drop")[1].split("## What the columns are")[0]
     assert "setting" in dropped and "night" not in dropped  # which the records do not ask for
     assert "## The probes" in text and "- **brightness**: how bright an image is" in text
-    for name in ("tradeoff.svg", "grid.png"):
+    assert (
+        "gligen, gamma 1: fans prefers the parallel wiring's image to the sequential one's by 73.1 "
+        "% [73.1, 73.1] (mean of the sigmoid of the difference), and in 100.0 % [100.0, 100.0] of"
+    ) in text  # 1 - 0, the wirings' numbers
+    for name in ("tradeoff.svg", "differences.svg", "grid.png", "extremes.png"):
         assert f"({name})" in text and (out / name).stat().st_size > 0
+
+
+def test_differences_are_drawn_with_their_intervals(written):
+    out, results = written
+    root = ElementTree.fromstring((out / "differences.svg").read_text("utf-8"))
+    main = ("box", "ap50", "text")
+    rows = [
+        r for r in results["differences"] if r["method"] == "parallel" and r["model"] == "gligen"
+    ]
+    drawn = [row[name] for row in rows for name in main if row[name] is not None]
+    assert len(root.findall("{http://www.w3.org/2000/svg}circle")) == len(drawn) > 10
+
+
+def test_shares_of_the_swing_are_of_the_sequential_wirings_change_over_gamma(tmp_path):
+    """From gamma 1 to 0.1 the sequential wiring gains 0.4 of the text and loses 0.5 of the boxes;
+    at gamma 1, the parallel wiring gains 0.2 and loses 0.1."""
+    shown = {(0, 100): (0.9, 0.3), (0, 10): (0.4, 0.7), (1, 100): (0.8, 0.5)}
+
+    def score(images, cases):
+        boxes, text = shown.get(tuple(images[0, 0, 0, :2].tolist()), (0, 0))
+        wrong = [full_record(case, False) | {"count": [0, 0]} for case in cases]
+        return [r | {"box": [10 * boxes, 10], "setting": [10 * text, 10]} for r in wrong]
+
+    data = emoji_data(8)
+    titled = dataclasses.replace(data.sets[0], paper="coco2014")
+    ours = study(
+        tmp_path, Painter(), data=dataclasses.replace(data, sets=(titled,)), gammas=[0.1, 1.0],
+        scorers=[scorer(score=score)],
+    )  # fmt: skip
+    results = write_report(ran(ours), "")
+    (row,) = [row for row in results["shares"] if row["model"] == "gligen"]
+    assert row["swing_to"] == 0.1 and row["gain"] == pytest.approx((0.5,) * 3)
+    assert row["loss"] == pytest.approx((0.2,) * 3)
+    text = markdown(results, ours, [])
+    assert "gains 50.0 % [50.0, 50.0] in share of text and loses 20.0 %" in text
+    assert "The paper says 70.25 and 3.31 %." in text
+    assert "| sequential | 0.1 | 70.0 [70.0, 70.0] | 31.65 | 40.0 [40.0, 40.0] | 22.75 |" in text
+    assert "compare signs, differences and shares, not values" in text
 
 
 def test_the_plot_is_an_svg_with_a_point_per_gamma(written):
@@ -129,7 +176,7 @@ def test_what_lies_between_the_wirings_is_compared_with_both(tmp_path):
         more=["coupled:0.5", "coupled:down=0"],
         scorers=[scorer(score=score)],
     )
-    results = write_report(ours, ours.run(), "reground-jax evaluate")
+    results = write_report(ran(ours), "reground-jax evaluate")
     rows = [row for row in results["equal_boxes"] if row["cases"] == "heldout"]
     found = {(r["method"], r["beside"], r["gamma"]): r["text"] for r in rows if r["gamma"] == 1}
     assert found.keys() == {

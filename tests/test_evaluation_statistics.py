@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from reground_jax.evaluation.detections import Detection, hits
+from reground_jax.emoji.average_precision import average_precision, hits
+from reground_jax.evaluation.detections import Detection
 from reground_jax.evaluation.statistics import (
     Gaussian,
     above_curve,
-    average_precision,
     bootstrap_weights,
     frechet_distance,
     interval,

@@ -53,7 +53,7 @@ AT_THE_TOP = {
     "optax": "training",  # the extra [train]
     "tokenizers": "conditioning storage convert emoji",
     "huggingface_hub": "",  # imported only by those who use the Hub
-    "reground_jax.convert": "convert",
+    "reground_jax.convert": "convert evaluation",  # of scorers' networks
     "orbax": "",  # slow to import
     **dict.fromkeys(("torch", "diffusers", "transformers", "accelerate"), ""),  # for comparison
     **dict.fromkeys(("fsspec", "ray", "datasets", "resvg_py"), ""),  # extras

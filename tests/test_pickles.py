@@ -186,11 +186,68 @@ def test_a_compressed_zip_says_how_to_repack_it(tmp_path):
         load_torch(tmp_path / "y.bin")
 
 
-def test_the_old_non_zip_form_says_how_to_save_it_again(tmp_path):
-    path = tmp_path / "old.pth"
-    torch.save({"weight": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"before torch 1\.6, .* torch\.save\(torch\.load\("):
+def write_old(path, content):
+    """What torch wrote before 1.6."""
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def test_the_old_form_without_a_zip_is_read(tmp_path):
+    base = torch.arange(24.0).reshape(4, 6)
+    content = {
+        "view": base.t()[1:3],
+        "same": base,
+        "half": torch.tensor([1.5, -2], dtype=torch.bfloat16),
+        "steps": torch.tensor(7),
+        "parameter": torch.nn.Parameter(torch.ones(2, 3)),
+        "empty": torch.zeros(0, 3),
+    } | torch.nn.BatchNorm1d(3).state_dict()
+    loaded = load_torch(write_old(tmp_path / "old.pth", content))
+    assert list(loaded) == list(content)
+    for name, tensor in content.items():
+        found = loaded[name].read()
+        expected = tensor.detach().float().numpy()
+        np.testing.assert_array_equal(found.astype(np.float32), expected, name)
+        assert str(found.dtype) == str(tensor.dtype).removeprefix("torch.")
+    state = torch.nn.Linear(2, 3).state_dict()
+    loaded = load_torch(write_old(tmp_path / "state.pth", state))
+    np.testing.assert_array_equal(loaded["weight"].read(), state["weight"].numpy())
+
+
+def test_the_old_form_runs_nothing(tmp_path):
+    trace = tmp_path / "it-ran"
+    path = write_old(tmp_path / "evil.pth", {"w": Calls(os.system, f"touch {trace}")})
+    with pytest.raises(RefusedPickle, match=rf"evil\.pth refers to {os.system.__module__}\.system"):
         load_torch(path)
+    assert not trace.exists()
+
+
+def test_a_damaged_file_of_the_old_form_is_one_clear_sentence(tmp_path):
+    path = write_old(tmp_path / "old.pth", {"a": torch.ones(3), "b": torch.zeros(5)})
+    whole = path.read_bytes()
+    fine = {name: load_torch(path)[name].read() for name in "ab"}
+    messages = set()
+    for at in range(15, len(whole)):  # every length beyond the magic number
+        path.write_bytes(whole[:at])
+        with pytest.raises(ValueError, match=r"old\.pth") as caught:
+            for array in load_torch(path).values():
+                array.read()
+        assert "\n" not in str(caught.value)
+        messages.add(str(caught.value).split(": ")[-1])
+    assert any("copy or download it again" in message for message in messages)
+    for old, new, says in (
+        (b"M\xe9\x03.", b"M\xea\x03.", "version 1002 of torch's old form"),
+        (b"little_endianq\x02\x88", b"little_endianq\x02\x89", "big-endian"),
+        ((3).to_bytes(8, "little"), (4).to_bytes(8, "little"), "should have 3 elements"),
+        (b"K\x03N", b"K\x04N", "should have 4 elements"),
+        (b"K\x05N", b"J\xff\xff\xff\x7fN", "should have 2147483647 elements"),
+    ):
+        assert whole.count(old) == 1, old
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(BadPickle, match=says):
+            load_torch(path)
+    path.write_bytes(whole)
+    assert {name: list(a) for name, a in fine.items()} == {"a": [1] * 3, "b": [0] * 5}
 
 
 def test_a_damaged_pickle_is_one_clear_sentence(tmp_path):

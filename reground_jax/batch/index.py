@@ -68,6 +68,14 @@ class Index:
         rows = np.flatnonzero(self.hashes)
         return np.unique(rows // unit_lines).tolist()
 
+    def first(self, lines: int) -> "Index":
+        """The index of the first lines alone; `rejected` stays that of the whole input."""
+        if lines >= len(self.offsets):
+            return self
+        return Index(
+            self.offsets[:lines], self.hashes[:lines], int(self.offsets[lines]), self.rejected
+        )
+
     def read(self, source: Source, start: int, stop: int) -> list[Line | None]:
         """Lines start..stop-1 (fewer at the end); None where there is no layout.
 

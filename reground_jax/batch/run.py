@@ -86,6 +86,14 @@ class Run:
             for wiring, gamma, seed in itertools.product(self.wirings, self.gammas, self.seeds)
         ]
 
+    def sweeps(self) -> list[list[int]]:
+        """The variants in groups that differ in nothing but gamma, which are made together."""
+        gammas, seeds = len(self.gammas), len(self.seeds)
+        return [
+            [(wiring * gammas + gamma) * seeds + seed for gamma in range(gammas)]
+            for wiring, seed in itertools.product(range(len(self.wirings)), range(seeds))
+        ]
+
     def guidances(self) -> list[AttentionGuidance]:
         """The methods of attention guidance, of each wiring that has one."""
         found = (self.settings.with_method(wiring).attention_guidance for wiring in self.wirings)

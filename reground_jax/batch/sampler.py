@@ -49,6 +49,9 @@ class PipelineSampler:
             dataclasses.replace(run.settings, attention_guidance=guidance),
         )
         self.rows = run.batch_size * len(pipe.devices)
+        # Two programs at a time on the CPU: with a thread pool of 2, jaxlib 0.10 then computed some
+        # images of a batch wrong. One at a time is no slower there.
+        self._one_at_a_time = pipe.devices[0].platform == "cpu"
         self._lock = threading.Lock()
 
     def encode(self, layouts: Sequence[Layout]) -> Conditioning:
@@ -60,9 +63,27 @@ class PipelineSampler:
         self,
         encoded: Conditioning,
         rows: slice,
-        settings: Settings,
+        variants: Sequence[Settings],
         seeds: UInt32[np.ndarray, "B"],
-    ) -> Float32[Array, "B H W 3"]:
+    ) -> list[Float32[Array, "B H W 3"]]:
+        if not self._one_at_a_time:
+            return self._started(encoded, rows, variants, seeds)
+        with self._lock:
+            return jax.block_until_ready(self._started(encoded, rows, variants, seeds))
+
+    def _started(
+        self,
+        encoded: Conditioning,
+        rows: slice,
+        variants: Sequence[Settings],
+        seeds: UInt32[np.ndarray, "B"],
+    ) -> list[Float32[Array, "B H W 3"]]:
         conditioning = jax.tree.map(lambda array: array[rows], encoded)
-        session = Session(self.pipe.programs, self.pipe.params, conditioning, settings, seeds)
-        return session.decode(session.finish())
+        session = Session(self.pipe.programs, self.pipe.params, conditioning, variants[0], seeds)
+        # Reporting makes every step wait for the one before, also on another branch of the sweep.
+        progress = _nothing if self._one_at_a_time else None
+        return [session.decode(x) for x in session.sweep(variants, progress=progress)]
+
+
+def _nothing(step: int) -> None:
+    pass

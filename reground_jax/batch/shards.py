@@ -6,6 +6,7 @@ imagefolder  `images/000000012/` with NAME.png and metadata.jsonl, one line per 
 webdataset   `shards/000000012.tar` with NAME.png and NAME.json
 
 Nothing in a shard depends on when or where it was made: regenerating a unit gives identical bytes.
+Images are added in any order; in the shard they are sorted by variant, then by line.
 """
 
 import abc
@@ -14,6 +15,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -29,15 +31,18 @@ from reground_jax.batch.store import Put, Store
 from reground_jax.images import Recipe, encode_png
 
 METADATA = "metadata.jsonl"
+SPOOLED = 1 << 26  # bytes of a tar file's images that wait for their turn in memory, else on disk
 Record = dict[str, Any]
+Place = tuple[int, int]  # variant and line
 
 
 @dataclass(frozen=True)
 class Made:
-    """An encoded image and its metadata."""
+    """An encoded image, its metadata, and where it stands in its shard."""
 
     record: Record
     content: bytes
+    place: Place
 
 
 def make(
@@ -60,7 +65,7 @@ def make(
         "sha256": hashlib.sha256(content).hexdigest(),
         **recipe.to_json(),
     }
-    return Made(record, content)
+    return Made(record, content, (variant, line))
 
 
 class Shard(abc.ABC):
@@ -86,7 +91,7 @@ class ImageFolder(Shard):
     def __init__(self, unit: int, path: str, put: Put):
         super().__init__(unit, path)
         self.put = put
-        self.lines: list[bytes] = []
+        self.lines: dict[Place, bytes] = {}
 
     def add(self, made: Made) -> None:
         self._put(made.record["file_name"], made.content)
@@ -96,11 +101,11 @@ class ImageFolder(Shard):
             name: json.dumps(value) if isinstance(value, dict) else value
             for name, value in made.record.items()
         }
-        self.lines.append(json.dumps(row).encode() + b"\n")
+        self.lines[made.place] = json.dumps(row).encode() + b"\n"
         self.images += 1
 
     def close(self) -> None:
-        metadata = b"".join(self.lines)
+        metadata = b"".join(line for _, line in sorted(self.lines.items()))
         self.digest.update(metadata)
         self._put(METADATA, metadata)
 
@@ -115,6 +120,9 @@ class Tar(Shard):
         self.file = file
         # A stream needs no seeking; USTAR headers hold nothing but what is set below.
         self.tar = tarfile.open(fileobj=self, mode="w|", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]
+        # Members that wait until all are there, to be sorted: name, start and size in the spool.
+        self.spool = tempfile.SpooledTemporaryFile(SPOOLED)
+        self.waiting: dict[Place, list[tuple[str, int, int]]] = {}
 
     def write(self, content: bytes) -> int:
         """Called by tarfile."""
@@ -124,11 +132,24 @@ class Tar(Shard):
 
     def add(self, made: Made) -> None:
         name = made.record["file_name"]
-        self._add(name, made.content)
-        self._add(f"{name.rpartition('.')[0]}.json", json.dumps(made.record).encode())
+        text = f"{name.rpartition('.')[0]}.json", json.dumps(made.record).encode()
+        self.waiting[made.place] = [
+            self._spooled(*member) for member in ((name, made.content), text)
+        ]
         self.images += 1
 
+    def _spooled(self, name: str, content: bytes) -> tuple[str, int, int]:
+        start = self.spool.tell()
+        self.spool.write(content)
+        return name, start, len(content)
+
     def close(self) -> None:
+        with self.spool:
+            for _, members in sorted(self.waiting.items()):
+                for name, start, size in members:
+                    self.spool.seek(start)
+                    self._add(name, self.spool.read(size))
+        self.waiting.clear()
         self.tar.close()
 
     def _add(self, name: str, content: bytes) -> None:

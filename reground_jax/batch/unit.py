@@ -2,9 +2,10 @@
 
 A unit's lines are split into batches of `batch_size` per device, in order, with an empty layout for
 a line that has none, so that line numbers alone determine what is computed together, whatever the
-number of devices. Several threads call `generate_unit` concurrently (engine.py): one of them uses
-the device, and keeps one batch enqueued behind the running one, while the others read, encode
-texts, encode images and write.
+number of devices. A batch is made at all gammas together, so that the steps they share run once.
+Several threads call `generate_unit` concurrently (engine.py): one of them uses the device, and
+keeps one batch enqueued behind the running one, while the others read, encode texts, encode images
+and write.
 """
 
 import os
@@ -32,7 +33,7 @@ from reground_jax.readers.lines import Line
 from reground_jax.settings import Settings
 
 ENQUEUED = 2  # batches on the device: the running one and one behind it
-UNWRITTEN = 4  # batches of a unit that are computed or in progress, but not yet in its shard
+UNWRITTEN = 4  # batches of one gamma that are computed or in progress, but not yet in the shard
 ENCODERS = 8  # maximum number of threads that encode images
 STOP_CHECK = 0.2  # seconds
 FILLER = Layout(prompt="")
@@ -54,9 +55,16 @@ class Sampler(Protocol):
         ...
 
     def enqueue(
-        self, encoded: Any, rows: slice, settings: Settings, seeds: UInt32[np.ndarray, "B"]
-    ) -> Images:
-        """Starts a batch of `rows` of the layouts without waiting for it."""
+        self,
+        encoded: Any,
+        rows: slice,
+        variants: Sequence[Settings],
+        seeds: UInt32[np.ndarray, "B"],
+    ) -> Sequence[Images]:
+        """Starts a batch of `rows` of the layouts in each of `variants`, without waiting for it.
+
+        The variants differ in gamma only, and have the same seeds.
+        """
         ...
 
 
@@ -69,14 +77,17 @@ class UnitError(ValueError):
 
 
 class Batch(NamedTuple):
-    """Lines that are computed together, in one of the run's variants."""
+    """Lines that are computed together, in those of the run's variants that differ in gamma."""
 
     rows: slice  # of the unit
     first: int  # line of the input
     lines: list[Line | None]
-    variant: int
-    settings: Settings
+    variants: dict[int, Settings]
     seeds: UInt32[np.ndarray, "B"]
+
+    @property
+    def images(self) -> int:
+        return len(self.variants) * sum(line is not None for line in self.lines)
 
 
 @dataclass
@@ -114,10 +125,14 @@ class Meter:
             self.ended = time.monotonic()
 
     @property
+    def seconds(self) -> float:
+        """From the first batch enqueued to the last one ready."""
+        return self.ended - self.started if self.images and self.started is not None else 0.0
+
+    @property
     def rate(self) -> float:
-        """Images per second, from the first batch enqueued to the last one ready."""
-        seconds = self.ended - (self.started or 0.0)
-        return self.images / seconds if self.images else 0.0
+        """Images per second of that time."""
+        return self.images / self.seconds if self.images else 0.0
 
 
 class Generator:
@@ -168,6 +183,7 @@ class Generator:
         encoded = self.sampler.encode([line.layout if line else FILLER for line in lines])
         tiles: list[Made] = []
         under_way: deque[Future[list[Future[Made]]]] = deque()
+        most = max(ENQUEUED, UNWRITTEN // len(self.run.gammas))
         with writing_shard(self.store, self.run, unit) as shard:
 
             def write_batch() -> None:
@@ -180,7 +196,7 @@ class Generator:
             with self._turn:
                 for batch in self._batches(first, lines):
                     under_way.append(self._enqueue(encoded, batch))
-                    if len(under_way) > UNWRITTEN:
+                    if len(under_way) > most:
                         write_batch()
             while under_way:
                 write_batch()
@@ -194,16 +210,17 @@ class Generator:
 
     def _batches(self, first: int, lines: list[Line | None]) -> Iterator[Batch]:
         """All variants of all lines, without batches that have no layout."""
-        for variant, (settings, run_seed) in enumerate(self.run.variants()):
+        variants = self.run.variants()
+        for sweep in self.run.sweeps():
+            run_seed = variants[sweep[0]][1]
+            settings = {variant: variants[variant][0] for variant in sweep}
             for start in range(0, len(lines), self.sampler.rows):
                 rows = slice(start, start + self.sampler.rows)
                 chosen = lines[rows]
                 if not any(chosen):
                     continue
                 seeds = [seed_of(run_seed, line) if line else 0 for line in chosen]
-                yield Batch(
-                    rows, first + start, chosen, variant, settings, np.array(seeds, np.uint32)
-                )
+                yield Batch(rows, first + start, chosen, settings, np.array(seeds, np.uint32))
 
     def _enqueue(self, encoded: Any, batch: Batch) -> Future[list[Future[Made]]]:
         while not self._slots.acquire(timeout=STOP_CHECK):
@@ -212,30 +229,35 @@ class Generator:
         if self.stop.is_set():
             self._slots.release()
             raise Stopped
-        images = self.sampler.enqueue(encoded, batch.rows, batch.settings, batch.seeds)
+        variants = list(batch.variants.values())
         self.meter.enqueued()
+        images = self.sampler.enqueue(encoded, batch.rows, variants, batch.seeds)
         return self._waiter.submit(self._wait, images, batch)
 
-    def _wait(self, images: Images, batch: Batch) -> list[Future[Made]]:
+    def _wait(self, images: Sequence[Images], batch: Batch) -> list[Future[Made]]:
         """Frees the batch's slot once the images are ready, and hands them to the encoders."""
         try:
-            images.block_until_ready()
+            for made in images:
+                made.block_until_ready()
         finally:
-            self.meter.ready(sum(line is not None for line in batch.lines))
+            self.meter.ready(batch.images)
             self._slots.release()
-        array = np.asarray(images)
+        arrays = zip(batch.variants, map(np.asarray, images), strict=True)
         return [
-            self._encoders.submit(self._encode, array[row], batch, row)
+            self._encoders.submit(self._encode, array[row], batch, row, variant)
+            for variant, array in arrays
             for row, line in enumerate(batch.lines)
             if line is not None
         ]
 
-    def _encode(self, image: Float[np.ndarray, "H W 3"], batch: Batch, row: int) -> Made:
+    def _encode(
+        self, image: Float[np.ndarray, "H W 3"], batch: Batch, row: int, variant: int
+    ) -> Made:
         line, run = batch.lines[row], self.run
         assert line is not None
         recipe = Recipe(
             line.layout,
-            batch.settings,
+            batch.variants[variant],
             int(batch.seeds[row]),
             run.checkpoint,
             run.checkpoint_sha256,
@@ -244,7 +266,7 @@ class Generator:
             pixels = to_uint8(image[None], value_range="0..1")[0]
         except ValueError as error:
             raise ValueError(f"{line.layout.name}: {error}") from error
-        return make(pixels, batch.first + row, batch.variant, recipe, run)
+        return make(pixels, batch.first + row, variant, recipe, run)
 
 
 def _named(unit: int, unit_lines: int, lines: list[Line | None]) -> str:

@@ -90,12 +90,7 @@ def _add_host_options(parser: Parser) -> None:
         "--unit-lines", type=int, default=256, metavar="N",
         help="lines of one unit, which is made as a whole and becomes one shard (default: 256)",
     )  # fmt: skip
-    group.add_argument(
-        "--host-index", type=int, metavar="I",
-        help="which share this process makes, from 0 (default: from SLURM's or Kubernetes's "
-        "variables, else everything)",
-    )  # fmt: skip
-    group.add_argument("--host-count", type=int, metavar="N", help="how many shares there are")
+    add_share_options(parser)
     group.add_argument(
         "--coordinator", metavar="HOST:PORT",
         help="start jax.distributed at this address; only where the platform needs it, since then "
@@ -109,6 +104,17 @@ def _add_host_options(parser: Parser) -> None:
         "--actors", type=int, metavar="N",
         help="how many, with --engine ray (default: one per GPU)",
     )  # fmt: skip
+
+
+def add_share_options(parser: Parser) -> None:
+    """The options of `hosts.find_share`."""
+    group = parser.group("hardware")
+    group.add_argument(
+        "--host-index", type=int, metavar="I",
+        help="which share this process makes, from 0 (default: from SLURM's or Kubernetes's "
+        "variables, else everything)",
+    )  # fmt: skip
+    group.add_argument("--host-count", type=int, metavar="N", help="how many shares there are")
 
 
 def _add_output_options(parser: Parser) -> None:

@@ -1,143 +1,157 @@
 """`reground-jax evaluate`: how well a model follows boxes and text, by wiring and gamma."""
 
 import argparse
+import functools
+import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reground_jax.amounts import amount_text, checked_amount, read_amount
-from reground_jax.basics.home import expand_home
-from reground_jax.basics.options import (
-    AMOUNTS,
-    NAMES,
-    NUMBERS,
-    Option,
-    read_gammas,
-    read_items,
-    read_number,
-)
+from reground_jax.basics.fields import check_name
+from reground_jax.basics.wording import plural
 from reground_jax.cli import request
-from reground_jax.cli.options import add_option, add_options, made
+from reground_jax.cli.data_sets import DATA_SETS, open_data, open_scorers
+from reground_jax.cli.evaluate_options import BATCH_SIZE, GAMMAS, STAGES, UNIT, UNTOLD, add_all
+from reground_jax.cli.options import made
 from reground_jax.cli.parser import Parser
-from reground_jax.cli.progress import COUNTED, Bar, hint
+from reground_jax.cli.progress import COUNTED, Bar, hint, say
 from reground_jax.cli.sampling import DEFAULT_MODEL, Found, Setup, find_model, load
-from reground_jax.evaluation.conditions import ENDS
+from reground_jax.evaluation.conditions import ENDS, SINGLE
 from reground_jax.settings import Settings
 
 if TYPE_CHECKING:
-    from reground_jax.evaluation.study import Study
+    from reground_jax.batch.run import Run
+    from reground_jax.batch.unit import Sampler
+    from reground_jax.evaluation.study import Model, Study
     from reground_jax.pipeline import Pipeline
 
-GAMMAS = (0, 0.3, 1)
-BATCH_SIZE = 25
-# Options of a study's images; the probes were trained on images of the model's own size.
-SETTINGS = ("num_steps", "guidance_scale", "guidance_interval", "solver", "eta", "dtype")
-UNTOLD = ("cache", "no_cache", "out")  # options that do not affect a study's numbers
-COUPLINGS = Option(
-    "also measure the wiring coupled with these couplings, as of generate --coupling: 0.5 between "
-    "the two wirings, down=0,mid=0 by part of the U-Net. Separated by spaces, or by commas if none "
-    "is by part. 0 and 1 are the two wirings, which are measured anyway",
-    "C,...",
-    read=read_items,
-    name="--couplings",
-    group="study",
-    words=AMOUNTS,
-)
-GAMMAS_OF_MORE = Option(
-    "gammas of --couplings and --attention-guidance (default: --gammas, without 0)",
-    "G,...",
-    read=read_gammas,
-    name="--gammas-of-more",
-    group="study",
-    words=NUMBERS,
-)
-ATTENTION_GUIDANCE = Option(
-    "also measure both wirings with these methods of attention guidance, as of generate "
-    "--attention-guidance",
-    "NAME,...",
-    read=read_items,
-    name="--attention-guidance",
-    group="study",
-    words=NAMES,
-)
 EXAMPLES = """\
 examples:
   reground-jax evaluate --out study
       the model that comes with the package: GLIGEN's and ReGround's wiring on 250 layouts.
-      study/report.md has the tables, tradeoff.svg the figure, grid.png pictures. If it is
-      interrupted, run the same command again to resume
+      study/report.md has the tables and figures. If it is interrupted, run the same command
+      again to resume
   reground-jax evaluate --layouts 1000 --gammas 0,0.1,0.2,0.3,0.5,0.8,1 --out study
-      the full study, which reuses what the smaller one has made"""
+      the full study, which goes on with what the smaller one has made
+  reground-jax evaluate --layouts 1000 --plan
+      how many images that is, and how long it will take
+
+docs/protocol.md is the whole protocol."""
 
 
 def add(commands) -> Parser:
     parser = commands.add_parser(
         "evaluate",
         help="measure how well a model follows boxes and text, by wiring and gamma",
-        description="Measures how well a model of pictograms follows boxes and text: small "
-        "classifiers score its images under GLIGEN's and ReGround's wiring.",
+        description="Measures how well a model follows boxes and text under GLIGEN's and "
+        "ReGround's wiring: makes images of a set of layouts, scores them, and writes a report "
+        "with intervals.",
         epilog=EXAMPLES,
     )
-    group = parser.group("study")
-
-    def option(name: str, default: Any, text: str, **keywords: Any) -> None:
-        shown = "" if default is None else f" (default: {default})"
-        group.add_argument(name, default=default, help=text + shown, **keywords)
-
-    option("--layouts", 250, "held-out layouts, 8 to 1000", metavar="N", type=read_number)
-    request.add_variants(
-        parser, "gammas", "study",
-        "fractions 0..1 of the steps, counted from the first, in which the boxes are used (gamma "
-        f"in ReGround's paper) (default: {','.join(map(str, GAMMAS))})",
-    )  # fmt: skip
-    add_option(parser, "couplings", COUPLINGS)
-    add_option(parser, "guidances", ATTENTION_GUIDANCE)
-    add_option(parser, "gammas_of_more", GAMMAS_OF_MORE)
-    option("--nsr1k", None, "also measure LayoutGPT's gpt4.counting.*.json", metavar="FILE")
-    option(
-        "--gate-scale", 1.0, "multiplies the gates (the strength) of the layers that read boxes, "
-        "to test whether weak gates explain a result", metavar="S", type=read_number,
-    )  # fmt: skip
-    group.add_argument(
-        "--rich-phrases", action="store_true",
-        help="also name tints and poses in the phrases, to test whether plain phrases explain a "
-        "result",
-    )  # fmt: skip
-    request.add_settings_options(parser, only=SETTINGS)
-    add_options(parser, Setup, defaults={"batch_size": BATCH_SIZE})
-    parser.group("model").add_argument(
-        "--parallel-model", metavar="DIR",
-        help="a second model, trained under the parallel wiring (default: emoji-parallel with the "
-        "default model, else none)",
-    )  # fmt: skip
-    parser.group("output").add_argument(
-        "--out", default="evaluation", metavar="DIR",
-        help="folder of the study (default: evaluation)",
-    )  # fmt: skip
-    parser.alias("--out", "-o", "--output")
+    add_all(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from reground_jax.batch.hosts import find_share, start_distributed
+
     setup = made(Setup, arguments, batch_size=BATCH_SIZE)
     fields = request.checked_settings(arguments)
-    gammas = fractions(getattr(arguments, "gammas", GAMMAS))
-    more = more_methods(arguments)
-    if not isinstance(arguments.layouts, int) or arguments.layouts < 8:
-        raise ValueError(f"--layouts is {arguments.layouts}: give a whole number, at least 8")
+    check_arguments(arguments)
+    share = find_share(arguments.host_index, arguments.host_count, os.environ)
+    data = open_data(arguments)
+    wanted = getattr(arguments, "scorers", DATA_SETS[arguments.data].scorers)
+    scorers, missing = open_scorers(wanted, data)
+    if missing and not arguments.plan:
+        raise ValueError(missing[0])
+    models = find_models(arguments, setup)
+    first = next(iter(models.values()))
+    study = build_study(arguments, setup, models, first.settings(fields), data, scorers)
+    configs = {name: found.config for name, found in models.items()}
+    if arguments.plan:
+        return show_plan(study, configs, arguments.rate, missing)
+    if arguments.export is not None:
+        from reground_jax.evaluation.extras import export
+
+        say(f"{plural(export(study, arguments.export), 'layout')} exported")
+        print(arguments.export)
+        return 0
+    if arguments.only != "report":
+        share = start_distributed(share, None)
+    return run_stages(arguments, study, share, configs)
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for values that need no model to be refused."""
     if isinstance(arguments.gate_scale, str) or not arguments.gate_scale > 0:
         raise ValueError(f"--gate-scale is {arguments.gate_scale}: give a number above 0")
+    if arguments.only is not None:
+        check_name("step", arguments.only, STAGES)
+    for name in ("pairs", "unit_lines"):
+        count = getattr(arguments, name)
+        if count is not None and (not isinstance(count, int) or count < 1):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is {count}: give a whole number, at least 1")
+    if arguments.rate is not None and (isinstance(arguments.rate, str) or not arguments.rate > 0):
+        raise ValueError(f"--rate is {arguments.rate}: give TFLOP/s, a number above 0")
+    for wiring in getattr(arguments, "wirings", ()):
+        check_name("wiring", wiring, (*ENDS, *SINGLE))
+    fractions(getattr(arguments, "gammas", GAMMAS))
+    more_methods(arguments)
 
-    model = find_model(setup.model, setup.cache)
+
+def run_stages(
+    arguments: argparse.Namespace, study: "Study", share: Any, configs: dict[str, Any]
+) -> int:
+    """Generates, scores and reports, or one of these; returns the exit code."""
+    from reground_jax.evaluation.extras import CALIBRATION, check_calibration, write_calibration
+    from reground_jax.evaluation.making import Interrupted
+    from reground_jax.evaluation.pairs import write_pairs
+    from reground_jax.evaluation.plan import save_rate
     from reground_jax.evaluation.report import write_report
 
-    study = build_study(arguments, setup, model, model.settings(fields), gammas, more)
-    hint("compiling ...")
-    with Bar("measuring", bar_format=COUNTED) as bar:
-        records = study.run(bar.show)
-    write_report(study, records, command_of(arguments))
-    print(study.out / "report.md")
+    if arguments.calibrate:
+        check_calibration(study)
+    if arguments.only in (None, "generate"):
+        hint("compiling ...")
+        try:
+            with Bar("generating", bar_format=COUNTED) as bar:
+                images = study.generate(share, bar.show, say)
+            save_rate(study, configs, images)
+        except Interrupted as interrupted:
+            say("stopped: run the same command again to resume")
+            return 128 + interrupted.signal
+    if arguments.only in (None, "score"):
+        with Bar("scoring", bar_format=COUNTED) as bar:
+            done, total = study.score(share, bar.show)
+        if done < total:
+            say(f"{total - done} of {total} images are not there yet, and were not scored")
+    if arguments.only not in (None, "report") or (arguments.only is None and share.count > 1):
+        if arguments.only is None:
+            say("when all hosts are done, run the same command once with --only report")
+        print(study.out)
+        return 0
+    if arguments.calibrate:
+        write_calibration(study)
+        say(f"calibration: {study.out}/{CALIBRATION}; it is used from now on")
+        return 0
+    hint("computing intervals ...")
+    with study.stage("report", share):
+        write_report(study, command_of(arguments))
+        if arguments.pairs is not None:
+            say(f"pairs to compare: {study.out}/{write_pairs(study, arguments.pairs)}")
+    print(f"{study.out}/report.md")
+    return 0
+
+
+def show_plan(
+    study: "Study", configs: dict[str, Any], rate: float | None, missing: Sequence[str]
+) -> int:
+    from reground_jax.evaluation.plan import measured_rate, plan, text
+
+    rate = measured_rate(study) if rate is None else rate
+    print(text(plan(study, configs), study, rate, missing))
     return 0
 
 
@@ -166,64 +180,96 @@ def more_methods(arguments: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys([*coupled, *guided]))
 
 
-def build_study(
-    arguments: argparse.Namespace,
-    setup: Setup,
-    model: Found,
-    settings: Settings,
-    gammas: list[float],
-    more: Sequence[str] = (),
-) -> "Study":
-    """The study that the arguments describe. Finds models and files, but loads no model."""
-    from reground_jax.emoji.cases import TITLES, heldout_cases, nsr1k_cases, with_rich_phrases
-    from reground_jax.emoji.probes import Probes
-    from reground_jax.emoji.scorer import TRADE_OFF, emoji_scorer
-    from reground_jax.evaluation.cases import with_half_the_boxes
-    from reground_jax.evaluation.conditions import wiring_series
-    from reground_jax.evaluation.pictures import with_scaled_gates
-    from reground_jax.evaluation.study import Study
-
-    theirs = getattr(arguments, "gammas_of_more", None)
-    if theirs is not None:
-        theirs = fractions(theirs)
-    models = {"gligen": model}
+def find_models(arguments: argparse.Namespace, setup: Setup) -> dict[str, Found]:
+    """The models to measure, the main one first. Raises ValueError or OSError."""
+    found = {"gligen": find_model(setup.model, setup.cache)}
     second = arguments.parallel_model
     if second is None and setup.model == DEFAULT_MODEL:
         second = "emoji-parallel"
     if second is not None:
-        models["trained-parallel"] = find_model(second, setup.cache)
-    probes = Probes.load()
-    heldout = heldout_cases(arguments.layouts)
-    cases = {"heldout": heldout, "dropped": with_half_the_boxes(heldout)}
-    if arguments.nsr1k is not None:
-        cases["nsr1k"] = nsr1k_cases(arguments.nsr1k, probes.names.categories[:-1])
-    if arguments.rich_phrases:
-        cases = {name: [with_rich_phrases(case) for case in found] for name, found in cases.items()}
+        found["trained-parallel"] = find_model(second, setup.cache)
+    return found
 
-    def loader(directory: Path):
-        def get() -> "Pipeline":
-            pipe = load(directory, settings.dtype, setup)
-            scale = arguments.gate_scale
-            return pipe if scale == 1 else with_scaled_gates(pipe, scale)
 
-        return get
+def build_study(
+    arguments: argparse.Namespace,
+    setup: Setup,
+    models: dict[str, Found],
+    settings: Settings,
+    data: Any,
+    scorers: Sequence[Any],
+) -> "Study":
+    """The study that the arguments describe. Loads no model."""
+    from reground_jax.basics.home import expand_home
+    from reground_jax.evaluation.conditions import wiring_series
+    from reground_jax.evaluation.extras import calibrated
+    from reground_jax.evaluation.study import Study
 
+    theirs = getattr(arguments, "gammas_of_more", None)
+    batch_size = setup.batch_size or BATCH_SIZE
+    out = arguments.out if "://" in arguments.out else str(expand_home(arguments.out))
+    scorers, trade_off = calibrated(out, scorers, data)
     return Study(
-        out=expand_home(arguments.out),
-        models={name: loader(found.directory) for name, found in models.items()},
-        cases=cases,
-        series=wiring_series(list(models), list(cases), gammas, more, theirs),
+        out=out,
+        models={
+            name: _model(found, setup, arguments, name, settings.dtype)
+            for name, found in models.items()
+        },
+        data=data,
+        series=wiring_series(
+            list(models),
+            data.sets,
+            fractions(getattr(arguments, "gammas", GAMMAS)),
+            more_methods(arguments),
+            None if theirs is None else fractions(theirs),
+            getattr(arguments, "wirings", (*ENDS, *SINGLE)),
+        ),
         settings=settings,
         identity={
             "checksums": {name: found.checksum for name, found in models.items()},
             "gate_scale": arguments.gate_scale,
-            "rich_phrases": arguments.rich_phrases,
         },
-        scorers=[emoji_scorer(probes)],
-        trade_off=TRADE_OFF,
-        titles=TITLES,
-        batch_size=setup.batch_size,
+        scorers=scorers,
+        trade_off=trade_off,
+        batch_size=batch_size,
+        unit_lines=arguments.unit_lines or batch_size * max(2, UNIT // batch_size),
+        seeds=tuple(getattr(arguments, "seeds", (0,))),
     )
+
+
+def _model(
+    found: Found, setup: Setup, arguments: argparse.Namespace, name: str, dtype: str | None
+) -> "Model":
+    from reground_jax.evaluation.study import Model
+
+    named = setup.model if name == "gligen" else arguments.parallel_model or "emoji-parallel"
+    config = found.config
+    assert config is not None
+    side = config.unet.sample_size * config.vae.downsampling
+
+    @functools.cache
+    def loaded() -> Any:
+        return load_pipeline(found, setup, dtype, arguments.gate_scale)
+
+    def sampler(run: "Run") -> "Sampler":
+        return sampler_on(loaded(), run)
+
+    return Model(str(named), found.checksum, sampler, side, found.kind())
+
+
+def load_pipeline(found: Found, setup: Setup, dtype: str | None, gate_scale: float) -> "Pipeline":
+    """The model on this machine's devices."""
+    from reground_jax.batch.sampler import local_devices
+    from reground_jax.evaluation.gates import with_scaled_gates
+
+    pipe = load(found.directory, dtype, setup, devices=local_devices())
+    return pipe if gate_scale == 1 else with_scaled_gates(pipe, gate_scale)
+
+
+def sampler_on(pipe: "Pipeline", run: "Run") -> "Sampler":
+    from reground_jax.batch.sampler import PipelineSampler
+
+    return PipelineSampler(pipe, run)
 
 
 def command_of(arguments: argparse.Namespace) -> str:
@@ -233,7 +279,9 @@ def command_of(arguments: argparse.Namespace) -> str:
     for action in study_parser().actions:
         value = getattr(arguments, action.dest, None)
         if value != getattr(defaults, action.dest, None) and action.dest not in UNTOLD:
-            words += [action.option_strings[0], *words_of(value)]
+            repeated = isinstance(action, argparse._AppendAction)
+            for one in (value or []) if repeated else [value]:
+                words += [action.option_strings[0], *words_of(one)]
     return shlex.join([*words, "--out", str(arguments.out)])
 
 

@@ -24,12 +24,6 @@ from reground_jax.readers import Rejected
 from reground_jax.readers.nsr1k import read_nsr1k
 
 HELDOUT = "data/heldout.json.gz"
-# Titles of the evaluation sets in reports.
-TITLES = {
-    "heldout": "Held-out layouts",
-    "dropped": "COCO-Drop: the boxes of half of the categories taken away",
-    "nsr1k": "NSR-1K: layouts by GPT-4",
-}
 
 
 def grounded(layout: Layout, objects: Iterable[dict[str, Any]]) -> Layout:
@@ -42,10 +36,14 @@ def grounded(layout: Layout, objects: Iterable[dict[str, Any]]) -> Layout:
     )
 
 
-def heldout_cases(count: int) -> list[Case]:
-    """The first `count` held-out layouts. Raises ValueError if there are fewer than that."""
+def heldout_cases(count: int | None = None) -> list[Case]:
+    """The first `count` held-out layouts, by default all of them.
+
+    Raises ValueError if there are fewer than that.
+    """
     packed = files("reground_jax.emoji").joinpath(HELDOUT).read_bytes()
     values = json.loads(gzip.decompress(packed))
+    count = len(values) if count is None else count
     if not 1 <= count <= len(values):
         raise ValueError(
             f"cannot use {count} layouts: choose 1 to {len(values)}, the size of the held-out set"

@@ -10,7 +10,7 @@ covariance of the features of 2,000 other held-out renders). It reads DIR/probes
 import argparse
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,15 @@ def case_of(example: Example) -> Case:
     fields = ("category", "attribute", "box", "boxed")
     objects = [{name: thing[name] for name in fields} for thing in example.facts["objects"]]
     return Case(grounded(example.layout, objects), example.facts | {"objects": objects})
+
+
+def renders(artwork: str | Path, count: int) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+    """The renders of the first held-out layouts. artwork: the file of `emoji.artwork`.
+
+    Raises ValueError that says how to make the artwork if it is missing.
+    """
+    world = World(WorldConfig(), load_artwork(artwork))
+    return (example.image for example in world.heldout(count))
 
 
 def decoded(pipe: Pipeline, images: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B S S 3"]:

@@ -16,17 +16,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from reground_jax.basics.boxes import area
+from reground_jax.emoji.average_precision import average_precision, detection_record
 from reground_jax.emoji.probes import Probes, Scene
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.detections import detection_record
 from reground_jax.evaluation.scorer import Axis, Distance, Metric, Scorer, TradeOff
-from reground_jax.evaluation.statistics import (
-    Gaussian,
-    Record,
-    average_precision,
-    frechet_distance,
-    share,
-)
+from reground_jax.evaluation.statistics import Gaussian, Record, frechet_distance, share
 from reground_jax.layout_fields import Box
 
 RULES = 1  # incremented whenever `record` changes
@@ -58,8 +52,10 @@ METRICS = (
     Metric("count", "categories of which exactly as many are found as told", share("count")),
 )  # fmt: skip
 TRADE_OFF = TradeOff(
-    x=Axis("box", "boxes with the right thing in them, %", "boxes", "fewer"),
-    y=Axis("text", "of what only the caption says, shown, %", "text"),
+    x=Axis(
+        "box", "boxes with the right thing in them, %", "of the boxes", "fewer", "share of boxes"
+    ),
+    y=Axis("text", "of what only the caption says, shown, %", "of the text", level="share of text"),
 )
 
 
@@ -107,7 +103,7 @@ def feature_distance(features: Gaussian) -> Callable[[Sequence[Record]], float |
         if len(records) < 2:
             return None
         own = Gaussian.of(np.array([record["features"] for record in records]))
-        return frechet_distance(own, features)
+        return frechet_distance(features, own)  # the reference is rounded: not its root
 
     return measure
 

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,8 @@ class Case:
 
     facts  plain JSON that the scorers read. "objects" holds a dict for each object in the image:
            its "category", its "box", and whether the layout contains that box ("boxed"). Boxed
-           objects are in the order of the layout's boxes. Scorers may require more fields
+           objects are in the order of the layout's boxes. Scorers may require more fields;
+           `data_sets` has those that detectors read
     """
 
     layout: Layout
@@ -49,11 +50,14 @@ class Case:
         return Case(layout, self.facts | {"objects": objects})
 
 
-def with_half_the_boxes(cases: Sequence[Case]) -> list[Case]:
+def with_half_the_boxes(
+    cases: Sequence[Case], how: Literal["floor", "ceil", "each"] = "floor"
+) -> list[Case]:
     """ReGround's COCO-Drop: removes the boxes of half the categories, which the prompt still names.
 
-    With an odd number of categories, the smaller half is dropped. Cases with only one category are
-    left out.
+    how: of an odd number of categories, drop the smaller half ("floor") or the larger ("ceil"); or
+    each category with probability 1/2, which may drop none or all ("each"). Cases with only one
+    category are left out.
     """
     dropped = []
     for case in cases:
@@ -62,7 +66,11 @@ def with_half_the_boxes(cases: Sequence[Case]) -> list[Case]:
             continue
         # Seeded by the layout's id, so that a longer list drops the same boxes.
         rng = np.random.default_rng([DROP_SEED, *str(case.layout.id).encode()])
-        gone = rng.permutation(len(names))[: len(names) // 2]
+        if how == "each":
+            gone = np.flatnonzero(rng.random(len(names)) < 0.5)
+        else:
+            count = len(names) // 2 if how == "floor" else -(-len(names) // 2)
+            gone = rng.permutation(len(names))[:count]
         dropped.append(case.without_boxes([names[i] for i in gone]))
     return dropped
 

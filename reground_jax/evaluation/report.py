@@ -1,57 +1,112 @@
-"""Writes a study's results to its folder: results.json, report.md, tradeoff.svg and grid.png."""
+"""Writes a study's results: results.json, report.md, tradeoff.svg, differences.svg and grids."""
 
+import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reground_jax.basics.atomic import write_json, write_text
+from PIL import Image
+
+from reground_jax.evaluation import sentences
 from reground_jax.evaluation.conditions import ENDS
-from reground_jax.evaluation.figures import grid, has_both, percent, trade_off_figure
-from reground_jax.evaluation.scorer import Axis, TradeOff, distances_of, metrics_of
+from reground_jax.evaluation.figures import (
+    differences_figure,
+    extremes,
+    grid,
+    trade_off_figure,
+)
+from reground_jax.evaluation.paper import PAPER, Known
+from reground_jax.evaluation.scorer import PERCENT, Form, Forms, forms_of, metrics_of
 from reground_jax.evaluation.statistics import Interval
-from reground_jax.evaluation.study import Records, Study
+from reground_jax.evaluation.study import Study
 from reground_jax.evaluation.summary import Row, summarize
-from reground_jax.images import save_png
+
+FIGURES = {
+    "tradeoff.svg": "trade-off",
+    "differences.svg": "differences with their intervals",
+    "grid.png": "layouts chosen by hash",
+    "extremes.png": "the largest gains and losses",
+}
+CAUTION = (
+    "The paper's numbers are of a CLIP, a detector, images and boxes that it does not name. They "
+    "are not those used here, so compare signs, differences and shares, not values."
+)
 
 
-def write_report(study: Study, records: Records, command: str) -> dict[str, Any]:
-    """Writes the four files into the study's folder and returns the content of results.json."""
+def write_report(study: Study, command: str) -> dict[str, Any]:
+    """Writes the files into the study's folder and returns the content of results.json.
+
+    Raises ValueError if images or scores are missing.
+    """
     results = {
         "command": command,
         "settings": study.settings.to_json(),
         **study.identity,
+        **study.data.identity,
+        "seeds": list(study.seeds),
+        "cases": study.data.facts,
         "scorers": {s.name: {"version": s.version, **s.facts} for s in study.scorers},
-        **summarize(records, study.scorers, study.trade_off.x.metric),
+        **summarize(study),
     }
-    write_json(study.out / "results.json", results)
-    figure = trade_off_figure(results["conditions"], study.trade_off, study.titles)
-    if figure is not None:
-        write_text(study.out / "tradeoff.svg", figure)
-    save_png(study.out / "grid.png", grid(study, list(records)))
-    write_text(study.out / "report.md", markdown(results, study))
+    titles = {found.name: found.title for found in study.data.sets}
+    forms = forms_of(study.scorers)
+    drawn: dict[str, Any] = {
+        "differences.svg": differences_figure(results["differences"], study, titles),
+        "grid.png": grid(study),
+        "extremes.png": extremes(study),
+    }
+    if study.trade_off is not None:
+        rows = results["conditions"] + results["references"]
+        drawn["tradeoff.svg"] = trade_off_figure(rows, study.trade_off, titles, forms)
+    made = {name: figure for name, figure in drawn.items() if figure is not None}
+    study.save("results.json", json.dumps(results).encode() + b"\n")
+    for name, figure in made.items():
+        study.save(name, _png(figure) if isinstance(figure, Image.Image) else figure.encode())
+    study.save("report.md", markdown(results, study, list(made)).encode())
     return results
 
 
-def markdown(results: Mapping[str, Any], study: Study) -> str:
-    """The report's text, made from the content of results.json."""
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def markdown(results: Mapping[str, Any], study: Study, figures: Sequence[str]) -> str:
+    """The report's text, made from the content of results.json. figures: those that there are."""
     settings, scorers = results["settings"], study.scorers
-    figure = any(has_both(row, study.trade_off) for row in results["conditions"])
+    titles = {found.name: found.title for found in study.data.sets}
+    paper = {found.name: found.paper for found in study.data.sets}
+    shown = {name: f"![{FIGURES[name]}]({name})" for name in figures}
     parts = [
         "# Boxes and text: what gamma and the wiring do",
         f"`{results['command']}`",
         f"{settings['num_steps']} steps of {settings['solver']}, guidance "
         f"{settings['guidance_scale']:g}, {settings['dtype']}. Percentages with "
         "95 % intervals of a bootstrap over layouts; differences are paired by layout and seed.",
-        *(["![trade-off](tradeoff.svg)"] if figure else []),
-        *findings(results, study.trade_off, study.titles),
-        *both_ends(results, study.trade_off, study.titles),
-        *(scorer.about for scorer in scorers if scorer.about),
+        *(shown[name] for name in ("tradeoff.svg", "differences.svg") if name in shown),
     ]
+    if study.trade_off is not None:
+        parts += sentences.findings(results, study.trade_off, titles, forms_of(scorers))
+        parts += sentences.shares(results, study.trade_off, titles, paper)
+        parts += sentences.both_ends(results, study.trade_off, titles)
+    parts += sentences.preferences(results, titles, paper)
+    parts += [scorer.about for scorer in scorers if scorer.about]
     for name in dict.fromkeys(row["cases"] for row in results["conditions"]):
         parts += _section(name, results, study)
-    columns = (*metrics_of(scorers), *distances_of(scorers))
+    distances = [distance for found in study.distances.values() for _, distance in found]
+    columns = {column.name: column for column in (*metrics_of(scorers), *distances)}.values()
     meanings = [f"- **{column.name}**: {column.meaning}" for column in columns]
-    parts += ["## What the columns are", "\n".join(meanings), "![grid](grid.png)"]
+    parts += ["## What the columns are", "\n".join(meanings)]
+    for name, title in (("grid.png", "Layouts chosen by hash"), ("extremes.png", _extremes(study))):
+        if name in shown:
+            parts += [f"## {title}", shown[name]]
     return "\n\n".join(parts) + "\n"
+
+
+def _extremes(study: Study) -> str:
+    noun = study.trade_off.y.noun if study.trade_off else ""
+    return f"Where the parallel wiring gains most and loses most {noun}"
 
 
 def _section(name: str, results: Mapping[str, Any], study: Study) -> list[str]:
@@ -60,117 +115,82 @@ def _section(name: str, results: Mapping[str, Any], study: Study) -> list[str]:
     def of(kind: str) -> list[Row]:
         return [row for row in results[kind] if row["cases"] == name]
 
-    metrics = metrics_of(study.scorers)
+    metrics, forms = metrics_of(study.scorers), forms_of(study.scorers)
     main = [metric.name for metric in metrics if metric.main]
     details = [metric.name for metric in metrics if not metric.main]
-    distances = [distance.name for distance in distances_of(study.scorers)]
-    rows, along = of("conditions") + of("references"), study.trade_off.x
+    distances = [distance.name for _, distance in study.distances[name]]
+    rows, cases = of("conditions") + of("references"), study.data.of(name)
     parts = [
-        f"## {study.titles.get(name, name)} ({rows[0]['images']})",
-        table(rows, [*main, *distances]),
-        table(rows, details),
+        f"## {cases.title} ({cases.count} layouts)",
+        table(rows, [*main, *distances], forms),
+        table(rows, details, forms),
+        *beside_paper(rows, study),
     ]
-    others = [column for column in (*main, *details) if column != along.metric]
     for end in ENDS:
         same = [row for row in of("differences") if row["beside"] == end]
         if same:
             parts += [
                 f"Minus the {end} wiring at the same gamma, in points:",
-                table(same, [*main, *details]),
+                table(same, [*main, *details], forms),
             ]
-        # Only where the curve covers them; a row that has main metrics may still lack details.
-        equal = [row for row in of("equal_boxes") if row["beside"] == end]
-        equal = [row for row in equal if any(row[column] is not None for column in others)]
-        if equal:
-            parts += [
-                f"Minus the {end} wiring at the same share of {along.noun}, in points. It is "
-                "interpolated along gamma, in each resample by itself:",
-                table(equal, others),
-            ]
+        parts += _equal_boxes([row for row in of("equal_boxes") if row["beside"] == end], study)
     return parts
 
 
-def findings(
-    results: Mapping[str, Any], trade_off: TradeOff, titles: Mapping[str, str]
-) -> list[str]:
-    """What the parallel wiring changed at the largest gamma, one sentence per set of cases."""
-    rows, equal = (
-        [row for row in results[kind] if row["method"] == "parallel"]
-        for kind in ("differences", "equal_boxes")
-    )
-    gamma = max(row["gamma"] for row in rows)
-    twins = {(row["cases"], row["model"], row["gamma"]): row for row in equal}
+def _equal_boxes(equal: Sequence[Row], study: Study) -> list[str]:
+    """Only where the curve covers them; a row that has main metrics may still lack details."""
+    if study.trade_off is None:
+        return []
+    along = study.trade_off.x
+    metrics = sorted(metrics_of(study.scorers), key=lambda metric: not metric.main)
+    others = [metric.name for metric in metrics if metric.name != along.metric]
+    rows = [row for row in equal if any(row[column] is not None for column in others)]
+    if not rows:
+        return []
     return [
-        f"**{titles.get(row['cases'], row['cases'])}.** "
-        + finding(row, twins[row["cases"], row["model"], gamma], trade_off)
-        for row in rows
-        if row["gamma"] == gamma and has_both(row, trade_off)
+        f"Minus the {rows[0]['beside']} wiring at the same {along.level}, in points. It is "
+        "interpolated along gamma, in each resample by itself:",
+        table(rows, others, forms_of(study.scorers)),
     ]
 
 
-def both_ends(
-    results: Mapping[str, Any], trade_off: TradeOff, titles: Mapping[str, str]
-) -> list[str]:
-    """Which further methods beat both main wirings at the same share of boxes."""
-    y = trade_off.y
-    beside: dict[tuple[str, str, str, float], dict[str, Interval]] = {}
-    for row in results["equal_boxes"]:
-        if row["method"] not in ENDS and row[y.metric] is not None:
-            place = row["cases"], row["model"], row["method"], row["gamma"]
-            beside.setdefault(place, {})[row["beside"]] = row[y.metric]
-    sentences = []
-    for name in dict.fromkeys(cases for cases, *_ in beside):
-        known = {
-            place: found for place, found in beside.items()
-            if place[0] == name and len(found) == len(ENDS)
-        }  # fmt: skip
-        better = [
-            f"{method} at gamma {gamma:g}"
-            for (_, _, method, gamma), found in known.items()
-            if min(low for _, low, _ in found.values()) > 0
-        ]
-        sentences.append(
-            f"**{titles.get(name, name)}.** At the same share of {trade_off.x.noun}, "
-            f"{len(better)} of {len(known)} further points have more of the {y.noun} than both "
-            "main wirings, with both intervals above 0"
-            + (f": {', '.join(better)}." if better else ".")
-        )
-    return sentences
+def beside_paper(rows: Sequence[Row], study: Study) -> list[str]:
+    """CLIP and YOLO score, as far as they are measured, with the paper's numbers beside them."""
+    known: Mapping[tuple[str, float], Known] = {}
+    if study.data.trade_offs and rows:
+        known = PAPER.get(study.data.of(rows[0]["cases"]).paper, {})
+    told = [row for row in rows if (row["method"], row.get("gamma")) in known]
+    told = [row for row in told if row["model"] == next(iter(study.models))]
+    if not told:
+        return []
+    trade_off = study.trade_off or study.data.trade_offs[0]
+    y, x = trade_off.y.metric, trade_off.x.metric
+    forms = forms_of(study.scorers)
+    lines = [["method", "gamma", y, "paper: CLIP", x, "paper: YOLO"], ["---"] * 6]
+    for row in told:
+        theirs = known[row["method"], row["gamma"]]
+        cells = [_cell(row.get(y), forms.get(y, PERCENT)), f"{theirs.clip:.2f}"]
+        cells += [_cell(row.get(x), forms.get(x, PERCENT)), f"{theirs.yolo:.2f}"]
+        lines.append([row["method"], f"{row['gamma']:g}", *cells])
+    return [CAUTION, _markdown_table(lines)]
 
 
-def finding(row: Row, equal: Row, trade_off: TradeOff) -> str:
-    """One condition's differences at the same gamma, and at the same share of boxes."""
-
-    def told(row: Row, axis: Axis) -> str:
-        estimate, low, high = percent(row[axis.metric])
-        word = "more" if estimate >= 0 else axis.fewer
-        return f"{abs(estimate):.1f} points {word} of the {axis.noun} ({low:+.1f} to {high:+.1f})"
-
-    x, y = trade_off.x, trade_off.y
-    text = (
-        f"{row['model']}, parallel at gamma {row['gamma']:g}, beside the sequential wiring: "
-        f"{told(row, y)} and {told(row, x)}."
-    )
-    if equal[y.metric] is not None:
-        text += f" At the same share of {x.noun}: {told(equal, y)}."
-    return text
-
-
-def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def table(rows: Sequence[Row], columns: Sequence[str], forms: Forms) -> str:
     """A Markdown table with one row per condition; columns without any value are left out."""
     columns = [name for name in columns if any(row.get(name) is not None for row in rows)]
     lines = [["model", "method", "gamma", *columns], ["---"] * (3 + len(columns))]
     for row in rows:
         gamma = f"{row['gamma']:g}" if "gamma" in row else ""
-        cells = [_cell(row.get(name)) for name in columns]
+        cells = [_cell(row.get(name), forms.get(name, PERCENT)) for name in columns]
         lines.append([row.get("model", ""), row["method"], gamma, *cells])
+    return _markdown_table(lines)
+
+
+def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _cell(value: Interval | float | None) -> str:
+def _cell(value: Interval | float | None, form: Form) -> str:
     if value is None:
         return ""
-    if isinstance(value, (int, float)):
-        return f"{value:.2f}"
-    estimate, low, high = percent(value)
-    return f"{estimate:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{value:.2f}" if isinstance(value, (int, float)) else form.text(value)

@@ -7,13 +7,35 @@ that already exist.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.statistics import Record, Statistic
+from reground_jax.evaluation.statistics import Interval, Record, Statistic
+
+
+class Form(NamedTuple):
+    """How a report writes numbers: multiplied by `scale`, with so many digits after the point."""
+
+    scale: float = 100
+    digits: int = 1
+
+    def scaled(self, numbers: Interval) -> Interval:
+        estimate, low, high = (self.scale * number for number in numbers)
+        return estimate, low, high
+
+    def text(self, numbers: Interval) -> str:
+        estimate, low, high = (f"{number:.{self.digits}f}" for number in self.scaled(numbers))
+        return f"{estimate} [{low}, {high}]"
+
+    def change(self, number: float) -> str:
+        return f"{self.scale * number:+.{self.digits}f}"
+
+
+PERCENT = Form()
+Forms = Mapping[str, Form]  # by metric
 
 
 @dataclass(frozen=True)
@@ -24,12 +46,14 @@ class Metric:
     meaning    one line for the report
     statistic  (records, weights of the resamples) -> its value in each resample; see statistics.py
     main       whether it belongs in the report's first table; the second table has the details
+    form       how the report writes its numbers: in percent, by default
     """
 
     name: str
     meaning: str
     statistic: Statistic
     main: bool = False
+    form: Form = PERCENT
 
 
 @dataclass(frozen=True)
@@ -54,13 +78,17 @@ class Scorer:
     version     must change with anything its records depend on, such as a checksum of its weights;
                 records of other versions are ignored
     score       (images [B, S, S, 3], their B cases) -> one record per image: plain JSON with the
-                fields that the metrics and distances read
+                fields that the metrics and distances read, and "features", which may be an array
+                and is stored as float16. B differs from call to call, up to `scores.GROUP`
     judge       (record, its case) -> what the metrics and distances read. Records are stored as
                 `score` made them and judged at each report, so it may depend on rules that images
                 and records do not: which boxes count as ground truth, a threshold
     metrics     in the order of the report's columns
     references  by set of cases, then by name: judged records of real images of these cases, in
                 order. The report shows them as the attainable values
+    to_photographs  (judged records of the photographs of a set of cases) -> distances to them
+    preference  the field of a judged record that says how much an image is liked, if there is one;
+                the report compares the wirings by the sigmoid of its difference
     facts       anything else known about the scorer, as plain JSON; goes into the results
     about       a Markdown section of the report: how reliable the scorer is
     """
@@ -72,6 +100,8 @@ class Scorer:
     judge: Callable[[Record, Case], Record] = as_stored
     distances: tuple[Distance, ...] = ()
     references: Mapping[str, Mapping[str, Sequence[Record]]] = field(default_factory=dict)
+    to_photographs: Callable[[Sequence[Record]], tuple[Distance, ...]] | None = None
+    preference: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
 
@@ -80,14 +110,16 @@ class Scorer:
 class Axis:
     """A metric as an axis of the trade-off figure and in the report's sentences.
 
-    noun   what the metric is a share of: "boxes" gives "3.1 points more of the boxes"
+    noun   what there is more or less of: "of the boxes" gives "3.1 points more of the boxes"
     fewer  the opposite of "more" for that noun
+    level  what may be the same: "share of boxes" gives "at the same share of boxes"
     """
 
     metric: str
     title: str
     noun: str
     fewer: str = "less"
+    level: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,18 +134,18 @@ def metrics_of(scorers: Sequence[Scorer]) -> tuple[Metric, ...]:
     return tuple(metric for scorer in scorers for metric in scorer.metrics)
 
 
-def distances_of(scorers: Sequence[Scorer]) -> tuple[Distance, ...]:
-    return tuple(distance for scorer in scorers for distance in scorer.distances)
+def forms_of(scorers: Sequence[Scorer]) -> dict[str, Form]:
+    return {metric.name: metric.form for metric in metrics_of(scorers)}
 
 
-def check_scorers(scorers: Sequence[Scorer], trade_off: TradeOff) -> None:
+def check_scorers(scorers: Sequence[Scorer], trade_off: TradeOff | None) -> None:
     """Raises ValueError if a name is used twice, or an axis is not a metric of any scorer."""
     metrics = [metric.name for metric in metrics_of(scorers)]
-    columns = metrics + [distance.name for distance in distances_of(scorers)]
+    columns = metrics + [distance.name for scorer in scorers for distance in scorer.distances]
     for kind, names in (("scorers", [s.name for s in scorers]), ("metrics", columns)):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two {kind} are called {twice[0]!r}: rename one of them")
-    for axis in (trade_off.x, trade_off.y):
+    for axis in (trade_off.x, trade_off.y) if trade_off is not None else ():
         if axis.metric not in metrics:
             raise ValueError(
                 f"the trade-off is over {axis.metric!r}, which no scorer measures: choose one of "

@@ -5,7 +5,7 @@ of R resamples. Conditions measured on the same layouts share their weights, whi
 bootstrap paired: the interval of a difference is computed from the differences in each resample.
 """
 
-from collections import defaultdict
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +19,7 @@ Statistic = Callable[[Sequence[Record], Weights], Float[np.ndarray, "R"]]
 
 RESAMPLES = 2000
 LEVEL = 0.95  # of the intervals
+ROWS = 1024  # of a matrix of kernels at a time
 
 
 def bootstrap_weights(count: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Weights:
@@ -73,43 +74,15 @@ def share(*names: str) -> Statistic:
     return statistic
 
 
-def average_precision(records: Sequence[Record], weights: Weights) -> Float[np.ndarray, "R"]:
-    """AP50: the area under the precision envelope (PASCAL VOC 2010), averaged over categories.
+def mean(name: str) -> Statistic:
+    """The mean over images of this field of a record, a number or a flag."""
 
-    Records come from `detections.detection_record`. Categories without objects in a resample do not
-    count in that resample.
-    """
-    images: dict[str, list[tuple[float, int, int]]] = defaultdict(list)  # score, hit, image
-    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(records)))
-    for index, record in enumerate(records):
-        for category, score, hit in record["detections"]:
-            images[category].append((score, hit, index))
-        for category, count in record["objects"].items():
-            counts[category][index] = count
-    total, measured = np.zeros(len(weights)), np.zeros(len(weights))
-    for category, count in counts.items():
-        objects = weights @ count
-        precision = _average_precision(images[category], objects, weights)
-        total += np.where(objects > 0, precision, 0)
-        measured += objects > 0
-    return np.divide(total, measured, out=np.full_like(total, np.nan), where=measured > 0)
+    def statistic(records: Sequence[Record], weights: Weights) -> Float[np.ndarray, "R"]:
+        total = weights @ np.array([record[name] for record in records], np.float64)
+        count = weights.sum(1)
+        return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
-
-def _average_precision(
-    found: Sequence[tuple[float, int, int]], objects: Float[np.ndarray, "R"], weights: Weights
-) -> Float[np.ndarray, "R"]:
-    """AP50 of one category. found: (score, hit, image) of each detection."""
-    if not found:
-        return np.zeros(len(weights))
-    ranked = sorted(found, key=lambda detection: -detection[0])
-    _, hit, image = (np.array(column) for column in zip(*ranked, strict=True))
-    counted = weights[:, image]
-    right = np.cumsum(counted * hit, axis=1)
-    every = np.cumsum(counted, axis=1)
-    precision = np.divide(right, every, out=np.zeros_like(right), where=every > 0)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    area = (envelope * counted * hit).sum(1)
-    return np.divide(area, objects, out=np.zeros_like(area), where=objects > 0)
+    return statistic
 
 
 class Gaussian:
@@ -123,20 +96,45 @@ class Gaussian:
         features = np.asarray(features, np.float64)
         return cls(features.mean(0), np.cov(features, rowvar=False))
 
+    @functools.cached_property
+    def root(self) -> Float[np.ndarray, "D D"]:
+        """The square root of the covariance."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), as in FID (arXiv 1706.08500).
 
-    It is biased by the number of images: compare only distances over equal numbers of them.
+    It is biased by the number of images: compare only distances over equal numbers of them. The
+    square root is that of b's covariance, kept for further distances to it.
     """
-    root = _root(a.covariance)
-    eigenvalues = np.linalg.eigvalsh(root @ b.covariance @ root)
+    eigenvalues = np.linalg.eigvalsh(b.root @ a.covariance @ b.root)
     trace = np.trace(a.covariance) + np.trace(b.covariance)
     trace -= 2 * np.sqrt(np.clip(eigenvalues, 0, None)).sum()
     return float(np.square(a.mean - b.mean).sum() + trace)
 
 
-def _root(matrix: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
-    """The square root of a symmetric matrix without negative eigenvalues."""
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+def kernel_distance(a: Shaped[np.ndarray, "N D"], b: Shaped[np.ndarray, "M D"]) -> float:
+    """The squared maximum mean discrepancy of features, as in KID (arXiv 1801.01401).
+
+    Its kernel is (x y / D + 1)^3. The estimate is unbiased, so it may be negative; N and M are at
+    least 2.
+    """
+    n, m = len(a), len(b)
+    within_a = (_kernel_sum(a, a) - _kernel(a, a, "nd,nd->n").sum()) / (n * (n - 1))
+    within_b = (_kernel_sum(b, b) - _kernel(b, b, "nd,nd->n").sum()) / (m * (m - 1))
+    return float(within_a + within_b - 2 * _kernel_sum(a, b) / (n * m))
+
+
+def _kernel_sum(a: Shaped[np.ndarray, "N D"], b: Shaped[np.ndarray, "M D"]) -> float:
+    """Over all pairs, some rows at a time."""
+    parts = (a[start : start + ROWS] for start in range(0, len(a), ROWS))
+    return sum(float(_kernel(part, b, "nd,md->nm").sum()) for part in parts)
+
+
+def _kernel(
+    a: Shaped[np.ndarray, "N D"], b: Shaped[np.ndarray, "M D"], pairs: str
+) -> Float[np.ndarray, "..."]:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return (np.einsum(pairs, a, b, optimize=True) / a.shape[1] + 1) ** 3

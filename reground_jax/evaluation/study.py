@@ -1,190 +1,346 @@
 """ReGround's main experiment, resumable: how gamma and the wiring affect boxes and text.
 
-A run's folder holds study.json (what the images depend on), the images themselves, stacked
-vertically in parts/CONDITION/FIRST-LAST.png, and the records of each scorer in
-scores/SCORER-VERSION/CONDITION/FIRST-LAST.json. Nothing that exists is made again: an interrupted
-run resumes, a larger run reuses what a smaller one made, and a new scorer, or a new version of one,
-scores the existing images. `report.py` turns the records into tables.
+A study's folder, or URL, holds
+
+    study.json                              what the images depend on
+    cases/SET.jsonl                         the layouts of each set of cases, all that there are
+    images/SERIES/seed-0/GAMMAS/            an output of `batch`: runs of one model, set and method
+    scores/SCORER-HASH/SERIES/seed-0/GAMMAS/UNIT.jsonl    records (scores.py)
+
+Nothing that exists is made again: an interrupted study resumes, a larger one goes on with what a
+smaller one made, and a new scorer, or a new version of one, scores the existing images. Several
+hosts share each step as those of `batch` do. `report.py` turns the records into tables.
 """
 
+import contextlib
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
-from reground_jax.basics.atomic import write_json
-from reground_jax.basics.identity import differences, listed
-from reground_jax.basics.json_text import parse_json
-from reground_jax.evaluation.cases import Case
+from reground_jax.batch.hosts import Share
+from reground_jax.batch.index import Source
+from reground_jax.batch.run import Run, check
+from reground_jax.batch.store import open_store, write
+from reground_jax.batch.unit import Sampler
+from reground_jax.evaluation.claim import cases_path, claim
 from reground_jax.evaluation.conditions import Condition, Series
-from reground_jax.evaluation.pictures import Generator, generate, read_sheet, save_sheet
-from reground_jax.evaluation.scorer import Scorer, TradeOff, check_scorers
+from reground_jax.evaluation.data import Data
+from reground_jax.evaluation.galleries import Gallery, Group, Photographs
+from reground_jax.evaluation.making import holder, job_of, make_units
+from reground_jax.evaluation.parts import Part, gammas_of, parts_of
+from reground_jax.evaluation.scorer import Distance, Scorer, TradeOff, check_scorers
+from reground_jax.evaluation.scores import GROUP, is_scored, read_records, score_unit
 from reground_jax.evaluation.statistics import Record
 from reground_jax.settings import Settings
 
-CHUNK = 50  # images per file
+ALONE = Share(0, 1, "alone")
 
 Progress = Callable[[int, int], None]  # (images done, total)
-Records = Mapping[Condition, Mapping[str, Sequence[Record]]]  # by condition, by scorer's name
+
+
+class Made(NamedTuple):
+    """How many images of a run were made in how many seconds."""
+
+    part: Part
+    images: int
+    seconds: float
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Cases whose images share a file, in each condition."""
+class Model:
+    """A model to measure.
 
-    start: int  # index of the first one among all cases
-    cases: Sequence[Case]
+    name, checksum  of the checkpoint
+    sampler         makes a run's images; called only if some are missing
+    side            of its images, pixels
+    kind            what `batch.run.Run` records of its kind
+    """
 
-    @property
-    def name(self) -> str:
-        return f"{self.start:05}-{self.start + len(self.cases) - 1:05}"
+    name: str
+    checksum: str
+    sampler: Callable[[Run], Sampler]
+    side: int
+    kind: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Study:
-    """What to measure, and the folder `out` of the run.
+    """What to measure, and the folder or URL `out` of the study.
 
-    models     name -> function that loads its generator; called only if images are missing
-    cases      name -> cases, the main set first; "dropped" shares its ids, and so its seeds
-    titles     name of a set of cases -> its heading in the report
-    settings   steps, solver and guidance of every image; not its wiring, coupling and gamma
-    identity   what else the images depend on, such as model checksums
-    scorers    what measures the images; not part of the identity
-    trade_off  the two metrics to weigh against each other
+    settings    steps, solver and guidance of every image; not its wiring, coupling and gamma
+    identity    what else the images depend on, such as scaled gates
+    scorers     what measures the images; not part of the identity
+    trade_off   the two metrics to weigh against each other, if there are two
+    batch_size  images of one gamma at a time on each device; unit_lines: layouts per shard
+    seeds       run seeds: so many images of each layout in each condition
 
     Raises ValueError if two scorers or metrics have the same name, or if the trade-off uses a
     metric that no scorer has.
     """
 
-    out: Path
-    models: Mapping[str, Callable[[], Generator]]
-    cases: Mapping[str, Sequence[Case]]
+    out: str
+    models: Mapping[str, Model]
+    data: Data
     series: Sequence[Series]
     settings: Settings
     identity: Mapping[str, Any]
     scorers: Sequence[Scorer]
-    trade_off: TradeOff
-    titles: Mapping[str, str] = field(default_factory=dict)
-    batch_size: int | None = None
+    trade_off: TradeOff | None
+    batch_size: int
+    unit_lines: int
+    seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         check_scorers(self.scorers, self.trade_off)
-
-    def run(self, progress: Progress = lambda done, total: None) -> Records:
-        """The records of every condition by every scorer, in the order of its cases.
-
-        Raises ValueError if `out` holds the run of another study.
-        """
-        self.claim()
-        total = sum(len(s.gammas) * len(self.cases[s.cases]) for s in self.series)
-        done = 0
-        progress(done, total)
-        records: dict[Condition, dict[str, list[Record]]] = {
-            condition: {scorer.name: [] for scorer in self.scorers}
-            for series in self.series
-            for condition in series.conditions()
-        }
-        generators = {name: functools.cache(load) for name, load in self.models.items()}
-        for series in self.series:
-            for chunk in self._chunks(series.cases):
-                report = functools.partial(_report, progress, done, total)
-                self._make_missing(series, chunk, generators[series.model], report)
-                for condition in series.conditions():
-                    for name, found in self._scored(condition, chunk).items():
-                        records[condition][name] += found
-                    done += len(chunk.cases)
-                progress(done, total)
-        return records
-
-    def claim(self) -> None:
-        """Writes study.json, or raises ValueError if the folder belongs to another study."""
-        path = self.out / "study.json"
-        mine = {"settings": self.settings.to_json(), **self.identity}
-        if not path.exists():
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_json(path, mine)
-            return
-        try:
-            theirs = parse_json(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}; choose another --out") from error
-        if not isinstance(theirs, dict):
-            raise ValueError(f"{path} is not the record of a study: choose another --out")
-        if isinstance(theirs.get("settings"), dict):  # settings that are newer have their defaults
-            theirs["settings"] = Settings().to_json() | theirs["settings"]
-        # Older folders list their only scorer's version here and keep its records next to the
-        # images. The images are scored again, which takes far less time than making them did.
-        for scorer in self.scorers:
-            theirs.pop(scorer.name, None)
-        if found := differences(theirs, mine):
+        if self.data.own_seeds and len(self.seeds) > 1:
             raise ValueError(
-                f"{self.out} holds another study: {listed(found)}. Repeat the old values to resume "
-                "it, or choose another --out"
+                f"seeds are {list(self.seeds)}, but the layouts of this data set have their own: "
+                "leave out --seeds"
             )
 
-    def images(self, condition: Condition, count: int) -> UInt8[np.ndarray, "B S S 3"]:
-        """The first `count` images of a condition that has been run."""
-        parts: list[np.ndarray] = []
-        for chunk in self._chunks(condition.cases):
-            parts.extend(read_sheet(self._sheet(condition, chunk), len(chunk.cases)))
-            if len(parts) >= count:
-                break
-        return np.stack(parts[:count])
+    # ---- what there is to make
 
-    def _chunks(self, name: str) -> Iterator[Chunk]:
-        cases = self.cases[name]
-        for start in range(0, len(cases), CHUNK):
-            yield Chunk(start, cases[start : start + CHUNK])
+    @functools.cached_property
+    def parts(self) -> list[Part]:
+        """The batch runs of the study, in order."""
+        store = open_store(self.out)
+        found = []
+        for series in self.series:
+            cases = self.data.of(series.cases)
+            for seed in self.seeds:
+                folder = f"images/{series.folder}/seed-{seed}"
+                for gammas in parts_of(series.gammas, gammas_of(store, folder)):
+                    run = self._run(series, gammas, seed)
+                    asked = tuple(gamma for gamma in gammas if gamma in series.gammas)
+                    part = Part(series, seed, asked, folder, run, cases, self.out)
+                    check(part.store(), run)
+                    found.append(part)
+        return found
 
-    def _sheet(self, condition: Condition, chunk: Chunk) -> Path:
-        return self.out / "parts" / condition.folder / f"{chunk.name}.png"
+    def _run(self, series: Series, gammas: tuple[float, ...], seed: int) -> Run:
+        model = self.models[series.model]
+        return Run(
+            settings=self.settings, wirings=(series.method,), gammas=gammas, seeds=(seed,),
+            unit_lines=self.unit_lines, batch_size=self.batch_size, shards="webdataset",
+            image="png", quality=95, input_sha256=self._sources[series.cases].sha256,
+            checkpoint=model.name, checkpoint_sha256=model.checksum, **model.kind,
+        )  # fmt: skip
 
-    def _make_missing(
+    @functools.cached_property
+    def _sources(self) -> dict[str, Source]:
+        url = open_store(self.out).url
+        return {
+            name: Source(f"{url}/{cases_path(name)}", hashlib.sha256(lines).hexdigest())
+            for name, lines in self.data.inputs.items()
+        }
+
+    def claim(self, share: Share = ALONE) -> None:
+        """Writes study.json and the cases, or raises ValueError if another study is there."""
+        facts = {"settings": self.settings.to_json(), **self.identity, **self.data.identity}
+        store = open_store(self.out, owner=f"host-{share.index:04d}")
+        claim(store, facts, self.data.inputs)
+
+    # ---- the three steps
+
+    def generate(
         self,
-        series: Series,
-        chunk: Chunk,
-        generator: Callable[[], Generator],
-        report: Callable[[float], None],
-    ) -> None:
-        """Makes the sheets of one chunk for the gammas that lack them."""
-        sheets = {c: self._sheet(c, chunk) for c in series.conditions()}
-        missing = [condition for condition, sheet in sheets.items() if not sheet.exists()]
-        if missing:
-            made = generate(
-                generator(), chunk.cases, self.settings, method=series.method,
-                gammas=[c.gamma for c in missing], batch_size=self.batch_size, report=report,
-            )  # fmt: skip
-            for condition, images in zip(missing, made, strict=True):
-                save_sheet(sheets[condition], images)
+        share: Share = ALONE,
+        progress: Progress = lambda done, total: None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> list[Made]:
+        """Makes the missing images of this process's share; returns what it made of each run.
 
-    def _scored(self, condition: Condition, chunk: Chunk) -> dict[str, list[Record]]:
-        """The judged records of one sheet by scorer; scores the sheet if they do not exist yet."""
-        sheet, count = self._sheet(condition, chunk), len(chunk.cases)
-        images = functools.cache(lambda: read_sheet(sheet, count))
-        records = {}
-        for scorer in self.scorers:
-            path = self.out / "scores" / folder_of(scorer) / condition.folder / f"{chunk.name}.json"
-            if not path.exists():
-                found = scorer.score(images(), chunk.cases)
-                assert len(found) == count, f"{scorer.name} does not score every image"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, found)
-            found = json.loads(path.read_text())
-            pairs = zip(found, chunk.cases, strict=True)
-            records[scorer.name] = [scorer.judge(record, case) for record, case in pairs]
-        return records
+        Raises ValueError if `out` holds another study or images cannot be made, and Interrupted.
+        """
+        done, made = 0, []
+        total = sum(part.images(part.units(share)) for part in self.parts)
+        with self.stage("host", share):
+            self.claim(share)
+            for part in self.parts:
+                progress(done, total)
+                with job_of(part, self._sources[part.series.cases], share) as job:
+                    units, _ = job.remaining()
+                    done += part.images(part.units(share)) - job.images(units)
+                    if units:
+                        sampler = self.models[part.series.model].sampler(part.run)
+                        report = functools.partial(_report, progress, done, total)
+                        meter = make_units(job, units, sampler, report, say)
+                        made.append(Made(part, meter.images, meter.seconds))
+                        done += job.images(units)
+        progress(done, total)
+        return made
+
+    def score(
+        self, share: Share = ALONE, progress: Progress = lambda done, total: None
+    ) -> tuple[int, int]:
+        """Scores what has images and no scores, of this process's share.
+
+        Returns how many images of the share have scores now, and how many it should have.
+        """
+        store = open_store(self.out, owner=f"score-{share.index:04d}")
+        galleries = self._galleries(share)
+        total = sum(images for _, units in galleries for images in units.values())
+        done = 0
+        with self.stage("score", share):
+            for gallery, units in galleries:
+                digests = gallery.digests()
+                for unit, images in units.items():
+                    progress(done, total)
+                    if unit not in digests:
+                        continue
+                    missing = [
+                        scorer
+                        for scorer in self.scorers
+                        if not is_scored(store, scorer, gallery.folder, unit, digests[unit])
+                    ]
+                    if missing:
+                        score_unit(store, gallery, unit, digests[unit], missing)
+                    done += images
+        progress(done, total)
+        return done, total
+
+    @contextlib.contextmanager
+    def stage(self, name: str, share: Share) -> Iterator[None]:
+        """Holds the lock of one step of a share, which also protects its partial files.
+
+        name: "host" to generate, as `batch` calls the owner of a run's files; "score", "report".
+        """
+        store = open_store(self.out, owner=f"{name}-{share.index:04d}")
+        with store.lock(holder()):
+            store.remove_parts()
+            yield
+
+    def _galleries(self, share: Share) -> list[tuple[Gallery, dict[int, int]]]:
+        """Each gallery, and how many images each of the share's units has."""
+        found: list[tuple[Gallery, dict[int, int]]] = []
+        for part in self.parts:
+            units = {unit: part.images([unit]) for unit in part.units(share)}
+            found.append((part.gallery(), units))
+        for gallery in self.photographs.values():
+            units = gallery.units()
+            found.append((gallery, {unit: units[unit] for unit in share.of(units)}))
+        return found
+
+    @functools.cached_property
+    def photographs(self) -> dict[str, Photographs]:
+        """By set of cases, for those that have photographs."""
+        side = next(iter(self.models.values())).side
+        return {
+            name: Photographs(
+                f"photographs-{name}", self.data.of(name).used, paths, side, self.unit_lines
+            )
+            for name, paths in self.data.photographs.items()
+        }
+
+    # ---- what was found
+
+    def conditions(self) -> list[Condition]:
+        return [condition for series in self.series for condition in series.conditions()]
+
+    def records(
+        self, condition: Condition, scorers: Sequence[Scorer] | None = None
+    ) -> dict[str, list[Record]]:
+        """The judged records of a condition by scorer: by seed, then in the order of its cases.
+
+        scorers: all by default. Raises ValueError if some are missing.
+        """
+        cases = [*self.data.of(condition.cases).used] * len(self.seeds)
+        stored = self.stored(condition, scorers)
+        return {
+            scorer.name: [
+                scorer.judge(*pair) for pair in zip(stored[scorer.name], cases, strict=True)
+            ]
+            for scorer in self.scorers
+            if scorer.name in stored
+        }
+
+    def stored(
+        self, condition: Condition, scorers: Sequence[Scorer] | None = None
+    ) -> dict[str, list[Record]]:
+        """The same as the scorers made them."""
+        chosen = self.scorers if scorers is None else scorers
+        found: dict[str, list[Record]] = {scorer.name: [] for scorer in chosen}
+        for part in self.parts:
+            if part.has(condition):
+                gallery = part.gallery()
+                spans = {unit: part.rows(unit, condition.gamma, gallery) for unit in part.units()}
+                for scorer in chosen:
+                    found[scorer.name] += self._read(scorer, gallery, spans)
+        return found
+
+    def photograph_records(self, name: str) -> dict[str, list[Record]]:
+        """The judged records of the photographs of a set of cases."""
+        gallery = self.photographs[name]
+        spans = {unit: range(images) for unit, images in gallery.units().items()}
+        return {
+            scorer.name: [
+                scorer.judge(*pair)
+                for pair in zip(self._read(scorer, gallery, spans), gallery.cases, strict=True)
+            ]
+            for scorer in self.scorers
+        }
+
+    def _read(
+        self, scorer: Scorer, gallery: Gallery, spans: Mapping[int, range]
+    ) -> Iterator[Record]:
+        """The stored records of some images of each unit."""
+        store, digests, folder = open_store(self.out), gallery.digests(), gallery.folder
+        for unit, rows in spans.items():
+            if unit not in digests:
+                raise ValueError(
+                    f"{self.out}/{folder} lacks images: run the same command with --only generate, "
+                    "on each host if there are several"
+                )
+            if not is_scored(store, scorer, folder, unit, digests[unit]):
+                raise ValueError(
+                    f"{scorer.name} has not scored all images of {folder}: run the same command "
+                    "with --only score"
+                )
+            yield from read_records(store, scorer, folder, unit, rows)
+
+    @functools.cached_property
+    def distances(self) -> dict[str, list[tuple[Scorer, Distance]]]:
+        """By set of cases, each with the scorer whose records it measures."""
+        found = {}
+        for cases in self.data.sets:
+            real = self.photograph_records(cases.name) if cases.name in self.photographs else None
+            found[cases.name] = [
+                (scorer, distance)
+                for scorer in self.scorers
+                for distance in (
+                    *scorer.distances,
+                    *(
+                        scorer.to_photographs(real[scorer.name])
+                        if scorer.to_photographs is not None and real is not None
+                        else ()
+                    ),
+                )
+            ]
+        return found
+
+    def pictures(self, condition: Condition, lines: Sequence[int]) -> list[np.ndarray]:
+        """Images [S, S, 3] uint8 of some cases (from 0), of the first seed."""
+        part = next(part for part in self.parts if part.has(condition))
+        return part.pictures(condition.gamma, lines)
+
+    def everything(self) -> Iterator[Group]:
+        """All images that were asked for, and others of their runs. Raises ValueError if some are
+        missing."""
+        for part in self.parts:
+            gallery = part.gallery()
+            for unit in part.units():
+                if unit not in gallery.entries:
+                    raise ValueError(f"{self.out}/{part.folder} lacks images: make them first")
+                yield from gallery.groups(unit, GROUP)
+
+    def save(self, name: str, content: bytes) -> None:
+        """Writes a file of the report."""
+        write(open_store(self.out, owner="report-0000"), name, content)
 
 
-def _report(progress: Progress, done: int, total: int, more: float) -> None:
-    progress(done + int(more), total)
-
-
-def folder_of(scorer: Scorer) -> str:
-    """The name of the folder for this scorer version's records."""
-    return f"{scorer.name}-{hashlib.sha256(scorer.version.encode()).hexdigest()[:12]}"
+def _report(progress: Progress, done: int, total: int, more: int) -> None:
+    progress(done + more, total)

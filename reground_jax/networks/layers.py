@@ -39,7 +39,8 @@ class Linear(nnx.Module):
 class Conv(nnx.Module):
     """2-D convolution, NHWC by HWIO. `padding` is ((top, bottom), (left, right)).
 
-    groups: the channels are convolved in that many separate groups.
+    kernel: its side, or (height, width). groups: the channels are convolved in that many separate
+    groups.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Conv(nnx.Module):
         fan_in: int,
         fan_out: int,
         *,
-        kernel: int = 3,
+        kernel: int | tuple[int, int] = 3,
         stride: int = 1,
         padding: Sequence[tuple[int, int]] = ((1, 1), (1, 1)),
         groups: int = 1,
@@ -55,8 +56,9 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         fan_in //= groups
-        area = kernel * kernel
-        self.kernel = _uniform(rngs, (kernel, kernel, fan_in, fan_out), fan_in * area)
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        area = height * width
+        self.kernel = _uniform(rngs, (height, width, fan_in, fan_out), fan_in * area)
         self.bias = _uniform(rngs, (fan_out,), fan_in * area) if bias else None
         self.stride, self.padding, self.groups = stride, tuple(padding), groups
 

@@ -52,11 +52,10 @@ def map_pixels(
 
 
 def reference_pixels(picture: Picture, side: int = 224) -> Float32[np.ndarray, "S S 3"]:
-    """A reference image as CLIP's image processor prepares it, with Pillow.
+    """A reference image as `clip_pixels` prepares it.
 
-    The shorter side becomes `side`, the center square is kept, and colors are normalized. CLIP's
-    processor ignores transparency; here, white is behind transparent pixels. Raises ValueError that
-    names the picture.
+    CLIP's processor ignores transparency; here, white is behind transparent pixels. Raises
+    ValueError that names the picture.
     """
     image = upright_rgb(picture)
     short, long = sorted(image.size)
@@ -65,6 +64,15 @@ def reference_pixels(picture: Picture, side: int = 224) -> Float32[np.ndarray, "
             f"{picture.name} is {image.width} x {image.height} pixels, and only its center square "
             "would be read: crop it to the thing that it shows"
         )
+    return clip_pixels(image, side)
+
+
+def clip_pixels(image: Image.Image, side: int = 224) -> Float32[np.ndarray, "S S 3"]:
+    """An RGB image as CLIP's image processor prepares it, with Pillow, to the byte.
+
+    The shorter side becomes `side`, the center square is kept, and colors are normalized.
+    """
+    short, long = sorted(image.size)
     long = int(side * long / short)
     width, height = (side, long) if image.width <= image.height else (long, side)
     left, top = (width - side) // 2, (height - side) // 2

@@ -14,13 +14,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from reground_jax.basics.boxes import area
 from reground_jax.basics.wording import plural, shown
 from reground_jax.layout import Layout
+from reground_jax.layout_fields import Box
 from reground_jax.readers import Rejected, attempt, id_text, read_json
 from reground_jax.readers.annotated import MAX_BOXES, Annotated, crop_box, largest
-from reground_jax.readers.nsr1k import phrase
+from reground_jax.readers.nsr1k import category_of, phrase
 from reground_jax.readers.pixels import fractions, image_size
 
 Record = dict[str, Any]
@@ -131,6 +133,12 @@ class Split:
             except ValueError as error:
                 raise ValueError(f"{called(thing)}: {error}") from None
         return Layout("", phrases, boxes, id=name)
+
+    def named(self, name: str) -> frozenset[str]:
+        """The categories of all annotations of an image, crowds included."""
+        ids = (id_text(thing.get("category_id")) for thing in self.objects.get(name, ()))
+        names = (called for number in ids for called in self.categories.get(number, ()))
+        return frozenset(category_of(phrase(called)) for called in names if isinstance(called, str))
 
     def _category(self, thing: Record) -> str:
         given = thing.get("category_id")
@@ -245,6 +253,24 @@ def _annotated(split: Split, image: Any, folder: Path) -> Annotated:
 
 
 def _layout(split: Split, image: Any) -> Layout:
+    return square_of(split, image).layout
+
+
+class Square(NamedTuple):
+    """What the center square of an image holds.
+
+    layout  the first caption, and boxes under GLIGEN's rules
+    others  (category, box) of the objects in the square that are no boxes of the layout
+    named   every category that is annotated anywhere in the image, crowds included
+    """
+
+    layout: Layout
+    others: tuple[tuple[str, Box], ...]
+    named: frozenset[str]
+
+
+def square_of(split: Split, image: Any) -> Square:
+    """Raises ValueError if anything is wrong with the image or its annotations."""
     name = split.id_of(image)
     captions = split.captions_of(name)
     if not captions:
@@ -252,9 +278,15 @@ def _layout(split: Split, image: Any) -> Layout:
     whole = split.grounding_of(image, name)
     boxes = [crop_box(box, (image["width"], image["height"])) for box in whole.boxes]
     kept = largest(boxes, MAX_BOXES)
-    return Layout(
+    layout = Layout(
         prompt=captions[0],
         phrases=[whole.phrases[i] for i in kept],
         boxes=[boxes[i] for i in kept],
         id=name,
     )
+    others = [
+        (category_of(str(text)), box)
+        for i, (text, box) in enumerate(zip(whole.phrases, boxes, strict=True))
+        if i not in kept and area(box) > 0
+    ]
+    return Square(layout, tuple(others), split.named(name))

@@ -9,12 +9,15 @@ All are fractions of the image.
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reground_jax.basics.wording import shown
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, attempt, id_text, read_json
+
+RELATIONS = ("left", "right", "top", "bottom", "next to")
 
 
 def read_nsr1k(path: str | Path) -> Iterator[Layout | Rejected]:
@@ -49,6 +52,87 @@ def phrase(category: str) -> str:
     run of "-", "_" and whitespace becomes one space, and those at the ends are removed.
     """
     return "a " + re.sub(r"[-_\s]+", " ", category).strip()
+
+
+def category_of(text: str) -> str:
+    """The category of a phrase: the inverse of `phrase`."""
+    return text.removeprefix("a ")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an NSR-1K prompt asks for. Categories are named as `phrase` has them.
+
+    image     id of the COCO image that it was written for
+    counts    (category, count) each, of a counting prompt
+    comparison  whether the prompt tells the second count only by comparison with the first
+    relation  (first category, relation, second category) of a spatial prompt; the relation is one
+              of RELATIONS, of the first object as seen from the second
+    """
+
+    prompt: str
+    image: str | None
+    counts: tuple[tuple[str, int], ...] = ()
+    comparison: bool = False
+    relation: tuple[str, str, str] | None = None
+
+
+def read_nsr1k_tasks(path: str | Path) -> dict[str, Task]:
+    """The tasks of counting.val.json or spatial.val.json, by id.
+
+    Raises ValueError if the file has another form, or an entry is invalid.
+    """
+    content = read_json(path, "NSR-1K")
+    if not isinstance(content, list):
+        raise ValueError(f"NSR-1K file {path} is not a list: give counting or spatial.val.json")
+    tasks = {}
+    for number, entry in enumerate(content, 1):
+        try:
+            name, task = _task(entry)
+        except ValueError as error:
+            raise ValueError(f"{path}, entry {number}: {error}") from None
+        if name in tasks:
+            raise ValueError(f"{path}, entry {number}: its id {name} appears twice")
+        tasks[name] = task
+    return tasks
+
+
+def _task(entry: Any) -> tuple[str, Task]:
+    image = id_text(entry.get("image_id")) if isinstance(entry, dict) else None
+    match entry:
+        case {"id": query, "prompt": str(prompt), "num_object": [*told], "sub-type": str(kind)}:
+            counts = tuple(_count(pair) for pair in told)
+            comparison = kind == "comparison"
+            if comparison and len(counts) != 2:
+                raise ValueError(f"it compares {shown(told)}: expected two counts")
+            task = Task(prompt, image, counts, comparison)
+        case {
+            "id": query, "prompt": str(prompt), "relation": str(relation),
+            "obj1": [str(first), *_], "obj2": [str(second), *_],
+        }:  # fmt: skip
+            how = relation.removeprefix("to the ").removesuffix(" of")
+            if how not in RELATIONS:
+                raise ValueError(
+                    f"its relation is {shown(relation)}: known are {', '.join(RELATIONS)}"
+                )
+            pair = (category_of(phrase(first)), how, category_of(phrase(second)))
+            task = Task(prompt, image, relation=pair)
+        case _:
+            raise ValueError(
+                f"it is {shown(entry)}: expected id, prompt, and num_object with sub-type "
+                "(counting.val.json) or obj1, relation and obj2 (spatial.val.json)"
+            )
+    name = id_text(query)
+    if name is None:
+        raise ValueError(f"its id is {shown(query)}: it must be a whole number or a text")
+    return name, task
+
+
+def _count(pair: Any) -> tuple[str, int]:
+    match pair:
+        case [str(category), int(count)] if count >= 0 and not isinstance(count, bool):
+            return category_of(phrase(category)), count
+    raise ValueError(f"its count {shown(pair)} is not [category, whole number]")
 
 
 def _layout(entry: Any) -> Layout:

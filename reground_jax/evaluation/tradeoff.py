@@ -1,16 +1,14 @@
 """The trade-off between boxes and text as an SVG: one line per wiring, one point per gamma."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
 
 from reground_jax.evaluation.statistics import Interval
+from reground_jax.evaluation.svg import MUTED, RULE, axis, document, dot, line, text
 
 WIDTH, HEIGHT = 520, 460  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 70, 18, 40, 64  # margins around a panel's frame
 LABEL_WIDTH, LABEL_HEIGHT = 40, 15  # of the longest gamma label
-INK, MUTED, RULE = "#1f2328", "#656d76", "#e5e3dc"
 
 Place = Callable[[float, float], tuple[float, float]]  # values of a point -> position on the page
 
@@ -54,25 +52,19 @@ def tradeoff_svg(panels: Sequence[Panel], *, x_title: str, y_title: str) -> str:
     if not any(curve.points for curve in curves):
         raise ValueError("there is nothing to plot: give a curve with points")
     lines = [curve for curve in curves if len(curve.points) > 1] or curves
-    x_axis = _axis([value for curve in curves for point in curve.points for value in point.x])
-    y_axis = _axis([value for curve in lines for point in curve.points for value in point.y])
+    x_axis = axis([value for curve in curves for point in curve.points for value in point.x])
+    y_axis = axis([value for curve in lines for point in curve.points for value in point.y])
     width = WIDTH * len(panels)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" '
-        f'font-family="system-ui, sans-serif" font-size="13" fill="{INK}">',
-        f'<rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>',
-    ]
+    parts = []
     for column, panel in enumerate(panels):
         parts += _panel(panel, column * WIDTH, x_axis, y_axis)
-        parts.append(_text((column + 0.5) * WIDTH, HEIGHT - 18, x_title, "middle"))
+        parts.append(text((column + 0.5) * WIDTH, HEIGHT - 18, x_title, "middle"))
     parts += [
         f'<g transform="translate(20 {HEIGHT / 2}) rotate(-90)">',
-        _text(0, 0, y_title, "middle") + "</g>",
+        text(0, 0, y_title, "middle") + "</g>",
         *_legend(panels[0].curves),
-        "</svg>",
-        "",
     ]
-    return "\n".join(parts)
+    return document(width, HEIGHT, parts)
 
 
 def _panel(
@@ -86,35 +78,22 @@ def _panel(
             HEIGHT - TOP - BOTTOM
         )
 
-    parts = [_text(left + LEFT, TOP - 16, panel.title, "start"), *_grid(x_axis, y_axis, place)]
+    parts = [text(left + LEFT, TOP - 16, panel.title, "start"), *_grid(x_axis, y_axis, place)]
     for curve in panel.curves:
         parts += _curve(curve, place)
     return parts + _labels(panel.curves, place, left + WIDTH, y_axis)
-
-
-def _axis(values: Sequence[float]) -> list[float]:
-    """Four to nine round ticks that span the values."""
-    low, high = min(values), max(values)
-    span = max(high - low, 1.0)  # percent: equal values still need an axis
-    step = 10 ** math.floor(math.log10(span))
-    while span / step > 7:
-        step *= 2
-    while span / step < 3:
-        step /= 2
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(step * tick, 6) for tick in range(first, max(last, first + 1) + 1)]
 
 
 def _grid(x_axis: Sequence[float], y_axis: Sequence[float], place: Place) -> list[str]:
     parts = []
     for x in x_axis:
         (left, top), (_, bottom) = place(x, y_axis[-1]), place(x, y_axis[0])
-        parts.append(_line(left, top, left, bottom, RULE))
-        parts.append(_text(left, bottom + 20, f"{x:g}", "middle", MUTED))
+        parts.append(line(left, top, left, bottom, RULE))
+        parts.append(text(left, bottom + 20, f"{x:g}", "middle", MUTED))
     for y in y_axis:
         (left, up), (right, _) = place(x_axis[0], y), place(x_axis[-1], y)
-        parts.append(_line(left, up, right, up, RULE))
-        parts.append(_text(left - 8, up + 4, f"{y:g}", "end", MUTED))
+        parts.append(line(left, up, right, up, RULE))
+        parts.append(text(left - 8, up + 4, f"{y:g}", "end", MUTED))
     return parts
 
 
@@ -124,7 +103,7 @@ def _curve(curve: Curve, place: Place) -> list[str]:
     for point in curve.points:  # intervals first, so that they lie under the line and points
         (x, left, right), (y, low, high) = point.x, point.y
         for start, stop in (((left, y), (right, y)), ((x, low), (x, high))):
-            parts.append(_line(*place(*start), *place(*stop), curve.color, 0.45))
+            parts.append(line(*place(*start), *place(*stop), curve.color, 0.45))
     if len(centers) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in centers)
         dashes = ' stroke-dasharray="6 4"' if curve.dashed else ""
@@ -133,7 +112,7 @@ def _curve(curve: Curve, place: Place) -> list[str]:
             f'stroke-width="2"{dashes}/>'
         )
     for x, y in centers:
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{curve.color}"/>')
+        parts.append(dot(x, y, curve.color))
     return parts
 
 
@@ -160,7 +139,7 @@ def _labels(
             taken.append((x, y))
             # No room to the right: the label ends at the point.
             across, anchor = (x + 6, "end") if x > right - RIGHT - 80 else (x - 6, "start")
-            parts.append(_text(across, y, label, anchor, curve.color))
+            parts.append(text(across, y, label, anchor, curve.color))
     return [*parts, "</g>"]
 
 
@@ -169,19 +148,6 @@ def _legend(curves: Sequence[Curve]) -> list[str]:
     parts = []
     for row, curve in enumerate(unnamed):
         x, y = LEFT + 16, HEIGHT - BOTTOM - 16 - 20 * (len(unnamed) - 1 - row)
-        parts.append(f'<circle cx="{x}" cy="{y - 4}" r="4.5" fill="{curve.color}"/>')
-        parts.append(_text(x + 12, y, curve.name, "start"))
+        parts.append(dot(x, y - 4, curve.color))
+        parts.append(text(x + 12, y, curve.name, "start"))
     return parts
-
-
-def _line(x0: float, y0: float, x1: float, y1: float, color: str, opacity: float = 1) -> str:
-    return (
-        f'<line x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}" stroke="{color}" '
-        f'stroke-opacity="{opacity:g}"/>'
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str, color: str = INK) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{escape(text)}</text>'
-    )

@@ -1,0 +1,1 @@
+"""Scorers for images of any data set, one file each."""
