@@ -134,7 +134,7 @@ def test_what_a_layout_has_changes_the_image_until_gamma(name):
         settings: Any = {"wiring": wiring, "output": "latents", "seeds": [5, 5]}
         both = model([full, changed], FAST, **settings)
         assert np.isfinite(both).all()
-        assert relative_error(both[0], both[1]) > 1e-4
+        assert relative_error(both[0], both[1]) > 3e-5  # rounding is below 1e-5
         same = model([full, full], FAST, **settings)
         np.testing.assert_array_equal(same[0], same[1])
         assert relative_error(same[0], both[0]) < 1e-5
