@@ -42,7 +42,7 @@ class Session:
         images = pipe.decode(session.finish())
 
     B, the number of images, is a multiple of the number of devices. Without `progress`, nothing
-    here waits for the device.
+    here waits for the device, except on CPU.
     """
 
     def __init__(

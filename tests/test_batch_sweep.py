@@ -94,3 +94,11 @@ def test_a_shard_is_sorted_by_variant_however_its_images_come(ten, tmp_path):
         records = [record for record, _ in read_shard(open_store(str(out)), first)]
         assert [record["gamma"] for record in records] == [g for g in GAMMAS for _ in range(16)]
         assert [record["line"] for record in records] == [*range(1, 9)] * 6
+
+
+def test_on_cpu_a_sessions_steps_are_done_before_those_of_another_may_start(tiny_model_dir):
+    """In any program: two threads' sessions computed wrong latents, with a thread pool of 2."""
+    pipe = Pipeline.load(tiny_model_dir)
+    layout = Layout("a cat", ["a cat"], [(0, 0, 1, 1)])
+    sessions = [pipe.session(layout, Settings(num_steps=STEPS), seeds=[seed]) for seed in (0, 1)]
+    assert all(session.run().latents.is_ready() for session in sessions)

@@ -49,8 +49,8 @@ class PipelineSampler:
             dataclasses.replace(run.settings, attention_guidance=guidance),
         )
         self.rows = run.batch_size * len(pipe.devices)
-        # Two programs at a time on the CPU: with a thread pool of 2, jaxlib 0.10 then computed some
-        # images of a batch wrong. One at a time is no slower there.
+        # Two programs at a time on the CPU: with a thread pool of 2, jaxlib 0.10.2 computes some
+        # latents wrong (see `programs._ONE_ON_CPU`). One at a time is no slower there.
         self._one_at_a_time = pipe.devices[0].platform == "cpu"
         self._lock = threading.Lock()
 
