@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from reground_jax.cli import evaluate, main
 from reground_jax.cli.evaluate import command_of, default_arguments
@@ -33,6 +34,11 @@ def evaluated(model: Path, out: Path, *options: str) -> int:
     [
         ([], ""),
         (["--gammas", "0,1", "--rich-phrases"], " --rich-phrases --gammas 0,1"),
+        (["--data", "coco", "--drop"], " --data coco --drop floor"),
+        (
+            ["--data", "coco", "--drop", "each", "--phrases", "name"],
+            " --data coco --drop each --phrases name",
+        ),
         (["--only", "report", "--pairs", "3", "--host-index", "1", "--host-count", "2"], ""),
         (
             ["--data", "coco", "--nsr1k", "a=b", "--nsr1k", "c=d", "--scorers", "clip=x,pick"],
@@ -66,6 +72,9 @@ def test_the_command_of_a_report_leaves_out_what_is_default(given, command):
         ("--data coco2017", "data 'coco2017' is unknown: did you mean 'coco'?"),
         ("--data coco", "--data coco needs --annotations, COCO's instances_*.json"),
         ("--drop", "--drop is for --data coco, not emoji: leave it out"),
+        ("--data coco --annotations a --captions c --drop flor", "did you mean 'floor'?"),
+        ("--data coco --annotations a --captions c --phrases names", "did you mean 'name'?"),
+        ("--answers a.json", "out has no pairs/key.json: make the page with --pairs first"),
         ("--data coco --rich-phrases", "--rich-phrases is for --data emoji, not coco"),
         ("--scorers blip", "scorer 'blip' is unknown: did you mean 'clip'?"),
         ("--scorers probes=x", "scorer probes=x: the probes come with the package"),
@@ -139,6 +148,29 @@ def test_the_command_measures_what_a_model_draws(capsys, rendered, tmp_path, tin
     made = len(rendered)
     assert evaluated(tiny_model_dir, out, *options) == 0
     assert len(rendered) == made and (out / "results.json").read_bytes() == before
+
+
+def test_answers_of_people_are_counted(capsys, rendered, tmp_path, tiny_model_dir):
+    out = tmp_path / "out"
+    options = ["--layouts", "8", "--gammas", "1", "--wirings", "sequential,parallel"]
+    assert evaluated(tiny_model_dir, out, *options, "--pairs", "3") == 0
+    capsys.readouterr()
+    pairs = json.loads((out / "pairs/key.json").read_text())["pairs"]
+    parallel = {
+        str(p["pair"]): side for p in pairs for side in ("left", "right") if p[side] == "parallel"
+    }
+    files = [str(tmp_path / name) for name in ("all.json", "one.json", "wrong.json")]
+    contents = parallel, {"2": "left"}, {"4": "left"}
+    for file, content in zip(files, contents, strict=True):
+        Path(file).write_text(json.dumps(content))
+    assert evaluated(tiny_model_dir, out, "--answers", files[0]) == 0
+    said = "sequential: 0 of 3 answers (0.0 %)\nparallel: 3 of 3 answers (100.0 %)\n"
+    assert capsys.readouterr().out == said
+    assert evaluated(tiny_model_dir, out, "--answers", files[0], "--answers", files[1]) == 0
+    right = 3 + (pairs[1]["left"] == "parallel")
+    assert f"parallel: {right} of 4 answers ({25 * right}.0 %)\n" in capsys.readouterr().out
+    assert evaluated(tiny_model_dir, out, "--answers", files[2]) == 2
+    assert "is no answer to the pairs of" in capsys.readouterr().err
 
 
 def test_a_plan_says_what_is_to_be_made_and_makes_nothing(
@@ -288,6 +320,68 @@ def test_layouts_and_images_are_exported_for_other_detectors(rendered, tmp_path,
     (second / "found.json").write_text("[]")
     found = ["--scorers", f"probes,detections={second / 'found.json'}"]
     assert evaluated(tiny_model_dir, out, *options, *found) == 2  # "ap50" is the probes', too
+
+
+def test_the_way_of_dropping_and_the_phrases_are_chosen(
+    rendered, tmp_path, tiny_model_dir, exported
+):
+    out, *words = tmp_path / "out", *exported, "--gammas", "1", "--scorers", "detector=probe"
+    for how in ("floor", "ceil", "each"):  # in one folder
+        same = [*words[:-4], how, *words[-4:], "--wirings", "sequential"]
+        assert evaluated(tiny_model_dir, out, *same) == 0
+    lines = {path.stem: path.read_text().splitlines() for path in (out / "cases").iterdir()}
+    assert set(lines) == {"coco", "dropped", "dropped-ceil", "dropped-each"}
+    dropped = [lines[name] for name in sorted(lines)[1:]]
+    assert len({len(found) for found in dropped}) == 1 and len(set(map(str, dropped))) == 3
+    assert '"a ' in lines["coco"][0]
+    named = tmp_path / "named"
+    assert evaluated(tiny_model_dir, named, *words, "--phrases", "name") == 0
+    facts = json.loads((named / "results.json").read_text())
+    assert facts["cases"]["coco"]["phrases"] == "name" and " --phrases name" in facts["command"]
+    phrases = json.loads((named / "cases/coco.jsonl").read_text().splitlines()[0])["phrases"]
+    assert phrases and not any(phrase.startswith("a ") for phrase in phrases)
+
+
+def test_the_threshold_for_counting_is_chosen_on_photographs(
+    capsys, rendered, tmp_path, tiny_model_dir, exported, monkeypatch
+):
+    from reground_jax.cli import data_sets
+    from reground_jax.evaluation import coco
+
+    def find(images, cases):  # finds all with .62, and a dog that is not there with .3
+        objects = [[t for t in case.facts["objects"] if t["boxed"]] for case in cases]
+        found = [[Detection(t["category"], 0.62, t["box"]) for t in things] for things in objects]
+        return [[*one, Detection("dog", 0.3, (0.0, 0.0, 0.2, 0.2))] for one in found]
+
+    monkeypatch.setattr(coco, "LEAST_TOLD", 2)
+    monkeypatch.setitem(data_sets.SCORERS, "pick", lambda *_: oracle("oracle", find))
+    files = write_nsr1k(tmp_path)
+    nsr1k = ["--nsr1k", f"{files['gpt4.counting']}={files['counting.val']}"]
+    options = [*exported[:-1], *nsr1k, "--gammas", "1", "--wirings", "sequential"]
+    options += ["--scorers", "pick,detector=probe"]
+
+    def rules() -> list[dict]:
+        scorers = json.loads((tmp_path / "out/results.json").read_text())["scorers"]
+        return [scorers[name] for name in ("oracle", "detector")]
+
+    assert evaluated(tiny_model_dir, tmp_path / "out", *options) == 0
+    assert [found["rules"]["threshold"] for found in rules()] == [0.5, 0.5]
+    report = (tmp_path / "out/report.md").read_text("utf-8")
+    assert "an object that oracle finds is present from a score of 0.5, not chosen on" in report
+    folder = Path(options[options.index("--photographs") + 1])
+    images, _ = renders()
+    for number, image in zip((70, 80), images, strict=False):
+        Image.fromarray(image).save(folder / f"{number:012}.png")
+    assert evaluated(tiny_model_dir, tmp_path / "out", *options, "--only", "report") == 2
+    assert "photographs-told: run the same command with --only score" in capsys.readouterr().err
+    assert evaluated(tiny_model_dir, tmp_path / "out", *options) == 0
+    chosen = rules()[0]
+    assert chosen["rules"]["threshold"] == 0.35 and chosen["threshold_photographs"] == 2
+    report = (tmp_path / "out/report.md").read_text("utf-8")
+    assert "from a score of 0.35, which gives the most right counts on 2 photographs" in report
+    before = (tmp_path / "out/results.json").read_bytes()
+    assert evaluated(tiny_model_dir, tmp_path / "out", *options) == 0
+    assert (tmp_path / "out/results.json").read_bytes() == before
 
 
 # ---- killed at any moment
