@@ -82,7 +82,7 @@ def _coco(arguments: argparse.Namespace) -> "Data":
         arguments.captions,
         count=count,
         drop=arguments.drop,
-        phrases=phrases,
+        phrases=phrases,  # type: ignore[arg-type]
         nsr1k=pairs,  # type: ignore[arg-type]
         photographs=arguments.photographs,
     )
