@@ -220,3 +220,20 @@ def compiled():
 def pytest_make_parametrize_id(config, val) -> str | None:
     """Shortens long parameters in test names."""
     return f"{val[:20]!r}..." if isinstance(val, (str, bytes)) and len(val) > 200 else None
+
+
+@pytest.fixture
+def rendered(monkeypatch) -> list:
+    """The samplers that `evaluate` has made, which draw what was asked for."""
+    from reground_jax.cli import evaluate
+    from tests.evaluating import Renderer
+
+    made: list[Renderer] = []
+
+    def load(*_):
+        made.append(Renderer())
+        return made[-1]
+
+    monkeypatch.setattr(evaluate, "load_pipeline", load)
+    monkeypatch.setattr(evaluate, "sampler_on", lambda pipe, run: pipe)
+    return made

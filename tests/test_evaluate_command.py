@@ -1,4 +1,4 @@
-"""`reground-jax evaluate` with a stand-in for the model: its steps, its oracles, its refusals."""
+"""`reground-jax evaluate` with a stand-in for the model: its steps and refusals."""
 
 import argparse
 import json
@@ -8,24 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from reground_jax.cli import evaluate, main
 from reground_jax.cli.evaluate import command_of, default_arguments
-from reground_jax.evaluation.detections import RULES, Detection, detection_scorer
-from reground_jax.evaluation.export import export_coco
-from reground_jax.evaluation.scorer import Metric, Scorer
-from reground_jax.evaluation.statistics import mean
-from tests.data_sets import write_nsr1k
+from tests.evaluating import evaluated
 from tests.processes import finish, wait_for
-from tests.renders import renders
-from tests.studies import Painter
-
-
-def evaluated(model: Path, out: Path, *options: str) -> int:
-    common = ["--batch-size", "16", "--no-cache", "--out", str(out)]
-    return main(["evaluate", "--model", str(model), *common, *options])
 
 
 @pytest.mark.parametrize(
@@ -33,6 +21,11 @@ def evaluated(model: Path, out: Path, *options: str) -> int:
     [
         ([], ""),
         (["--gammas", "0,1", "--rich-phrases"], " --rich-phrases --gammas 0,1"),
+        (["--data", "coco", "--drop"], " --data coco --drop floor"),
+        (
+            ["--data", "coco", "--drop", "each", "--phrases", "name"],
+            " --data coco --drop each --phrases name",
+        ),
         (["--only", "report", "--pairs", "3", "--host-index", "1", "--host-count", "2"], ""),
         (
             ["--data", "coco", "--nsr1k", "a=b", "--nsr1k", "c=d", "--scorers", "clip=x,pick"],
@@ -66,6 +59,9 @@ def test_the_command_of_a_report_leaves_out_what_is_default(given, command):
         ("--data coco2017", "data 'coco2017' is unknown: did you mean 'coco'?"),
         ("--data coco", "--data coco needs --annotations, COCO's instances_*.json"),
         ("--drop", "--drop is for --data coco, not emoji: leave it out"),
+        ("--data coco --annotations a --captions c --drop flor", "did you mean 'floor'?"),
+        ("--data coco --annotations a --captions c --phrases names", "did you mean 'name'?"),
+        ("--answers a.json", "out has no pairs/key.json: make the page with --pairs first"),
         ("--data coco --rich-phrases", "--rich-phrases is for --data emoji, not coco"),
         ("--scorers blip", "scorer 'blip' is unknown: did you mean 'clip'?"),
         ("--scorers probes=x", "scorer probes=x: the probes come with the package"),
@@ -86,34 +82,7 @@ def test_bad_requests_are_one_sentence_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-# ---- a stand-in that draws what was asked for
-
-
-class Renderer(Painter):
-    """Draws the renders of the first layouts whatever the wiring; without boxes, upside down."""
-
-    rows = 16
-
-    def draw(self, layouts, settings, seeds):
-        images, cases = renders()
-        rows = {case.layout.prompt: row for row, case in enumerate(cases)}
-        drawn = images[[rows.get(layout.prompt, 0) for layout in layouts]] / np.float32(255)
-        right = drawn if settings.gamma >= 0.5 else drawn[:, ::-1]
-        return right.astype(np.float32)
-
-
-@pytest.fixture
-def rendered(monkeypatch) -> list[Renderer]:
-    """The samplers that the command has made."""
-    made: list[Renderer] = []
-
-    def load(*_):
-        made.append(Renderer())
-        return made[-1]
-
-    monkeypatch.setattr(evaluate, "load_pipeline", load)
-    monkeypatch.setattr(evaluate, "sampler_on", lambda pipe, run: pipe)
-    return made
+# ---- with a stand-in that draws what was asked for
 
 
 def rows_of(out: Path) -> list[dict]:
@@ -139,6 +108,29 @@ def test_the_command_measures_what_a_model_draws(capsys, rendered, tmp_path, tin
     made = len(rendered)
     assert evaluated(tiny_model_dir, out, *options) == 0
     assert len(rendered) == made and (out / "results.json").read_bytes() == before
+
+
+def test_answers_of_people_are_counted(capsys, rendered, tmp_path, tiny_model_dir):
+    out = tmp_path / "out"
+    options = ["--layouts", "8", "--gammas", "1", "--wirings", "sequential,parallel"]
+    assert evaluated(tiny_model_dir, out, *options, "--pairs", "3") == 0
+    capsys.readouterr()
+    pairs = json.loads((out / "pairs/key.json").read_text())["pairs"]
+    parallel = {
+        str(p["pair"]): side for p in pairs for side in ("left", "right") if p[side] == "parallel"
+    }
+    files = [str(tmp_path / name) for name in ("all.json", "one.json", "wrong.json")]
+    contents = parallel, {"2": "left"}, {"4": "left"}
+    for file, content in zip(files, contents, strict=True):
+        Path(file).write_text(json.dumps(content))
+    assert evaluated(tiny_model_dir, out, "--answers", files[0]) == 0
+    said = "sequential: 0 of 3 answers (0.0 %)\nparallel: 3 of 3 answers (100.0 %)\n"
+    assert capsys.readouterr().out == said
+    assert evaluated(tiny_model_dir, out, "--answers", files[0], "--answers", files[1]) == 0
+    right = 3 + (pairs[1]["left"] == "parallel")
+    assert f"parallel: {right} of 4 answers ({25 * right}.0 %)\n" in capsys.readouterr().out
+    assert evaluated(tiny_model_dir, out, "--answers", files[2]) == 2
+    assert "is no answer to the pairs of" in capsys.readouterr().err
 
 
 def test_a_plan_says_what_is_to_be_made_and_makes_nothing(
@@ -178,116 +170,6 @@ def test_steps_alone_are_those_together(capsys, rendered, tmp_path, tiny_model_d
     assert evaluated(tiny_model_dir, out, *options, "--only", "report") == 0
     results = [json.loads((f / "results.json").read_text()) for f in (tmp_path / "whole", out)]
     assert results[0] | {"command": ""} == results[1] | {"command": ""}
-
-
-# ---- oracles: a detector that knows the answers, in COCO's form
-
-
-def answers(shift: int):
-    """A detector that finds what the layout of the case `shift` places on asks for."""
-
-    def find(images, cases):
-        found = []
-        for case in [*cases[shift:], *cases[:shift]]:
-            objects = [thing for thing in case.facts["objects"] if thing["boxed"]]
-            found.append([Detection(t["category"], 0.9, t["box"]) for t in objects])
-        return found
-
-    return find
-
-
-def oracle(name: str, find) -> object:
-    return detection_scorer(find, name=name, version="1", rules=RULES, facts={})
-
-
-@pytest.fixture
-def exported(tmp_path) -> list[str]:
-    """Options for the first held-out layouts in COCO's form, with renders as photographs."""
-    images, cases = renders()
-    export_coco(tmp_path / "coco", cases, images)
-    names = {"--annotations": "instances.json", "--captions": "captions.json"}
-    files = [word for o, f in names.items() for word in (o, str(tmp_path / "coco" / f))]
-    return ["--data", "coco", *files, "--photographs", str(tmp_path / "coco/images"), "--drop"]
-
-
-def test_oracles_through_the_whole_command(
-    rendered, tmp_path, tiny_model_dir, exported, monkeypatch
-):
-    from reground_jax.cli import data_sets
-
-    monkeypatch.setitem(data_sets.SCORERS, "clip", lambda *_: oracle("right", answers(0)))
-    monkeypatch.setitem(data_sets.SCORERS, "pick", lambda *_: oracle("wrong", answers(1)))
-    files = write_nsr1k(tmp_path)
-    options = ["--gammas", "0,1", "--wirings", "sequential,parallel"]
-    for kind in ("counting", "spatial"):
-        options += ["--nsr1k", f"{files[f'gpt4.{kind}']}={files[f'{kind}.val']}"]
-    scorers = ["--scorers", "clip,pick,detector=probe"]
-    assert evaluated(tiny_model_dir, tmp_path / "out", *exported, *options, *scorers) == 0
-    results = json.loads((tmp_path / "out/results.json").read_text())
-    prompts = [row for row in results["conditions"] if row["cases"].startswith("nsr1k")]
-    assert len(prompts) == 4
-    for row in prompts:
-        assert row["right.ap50"] == [1, 1, 1]  # of what detectors know: not of the nightstand
-        if row["cases"] == "nsr1k-spatial":
-            assert row["right.spatial"] == [1, 1, 1] and row["right.counting"] is None
-        else:  # one layout of three has a dog too few; a comparison is worth 1 of 2, or of 1
-            assert row["right.counting"][0] == pytest.approx(4 / 6, abs=1e-5)
-            assert row["right.counting_clean"][0] == pytest.approx(4 / 5, abs=1e-5)
-    for row in results["conditions"]:
-        if row in prompts:
-            continue
-        assert row["right.ap50"] == [1, 1, 1] and row["right.ap"] == [1, 1, 1]
-        assert row["wrong.ap50"][0] < 0.25
-        assert (row["ap50"][0] > 0.8) == (row["gamma"] == 1)
-        assert row["counting"] is None and row["spatial"] is None
-    references = {(r["cases"], r["method"]): r for r in results["references"]}
-    assert references["coco", "photographs"]["ap50"][0] > 0.9
-    assert references["coco", "other layouts"]["right.ap50"][0] < 0.25
-    assert {cases for cases, _ in references} == {"coco", "dropped", "nsr1k-counting"}  # not of one
-
-
-def test_the_choice_of_rules_is_made_on_the_sequential_wiring_and_kept(
-    capsys, rendered, tmp_path, tiny_model_dir, exported, monkeypatch
-):
-    from reground_jax.cli import data_sets
-
-    def flat(name: str) -> Scorer:
-        score = Metric(name, "", mean("score"))
-        return Scorer(name, "1", lambda images, cases: [{"score": 31.0} for _ in cases], (score,))
-
-    monkeypatch.setitem(data_sets.SCORERS, "clip", lambda *_: flat("clip"))
-    out = tmp_path / "out"
-    same = [*exported, "--gammas", "0.1,1", "--scorers", "clip,detector=probe"]
-    alone = [*same, "--wirings", "sequential", "--calibrate"]
-    assert evaluated(tiny_model_dir, out, *same, "--calibrate") == 2
-    assert "--calibrate is for --wirings sequential alone" in capsys.readouterr().err
-    assert evaluated(tiny_model_dir, out, *alone) == 0
-    chosen = json.loads((out / "calibration.json").read_text())
-    assert chosen["clip"]["chosen"]["clip"] == "clip"
-    assert evaluated(tiny_model_dir, out, *same) == 0
-    results = json.loads((out / "results.json").read_text())
-    rules = results["scorers"]["detector"]["rules"]
-    cell = chosen["ap"]["chosen"]
-    assert {name: rules[name] for name in ("truth", "unasked", "least_area")} == {
-        name: cell[name] for name in ("truth", "unasked", "least_area")
-    }
-    assert evaluated(tiny_model_dir, out, *alone) == 2
-    assert "has scores of the parallel wiring: calibrate before" in capsys.readouterr().err
-
-
-def test_layouts_and_images_are_exported_for_other_detectors(rendered, tmp_path, tiny_model_dir):
-    options = ["--layouts", "8", "--gammas", "0,1", "--wirings", "sequential"]
-    out, first, second = (tmp_path / name for name in ("out", "layouts", "images"))
-    assert evaluated(tiny_model_dir, out, *options, "--export", str(first)) == 0
-    assert sorted(path.name for path in first.iterdir()) == ["captions.json", "instances.json"]
-    assert not out.exists()
-    assert evaluated(tiny_model_dir, out, *options, "--only", "generate") == 0
-    assert evaluated(tiny_model_dir, out, *options, "--export", str(second)) == 0
-    images = json.loads((second / "instances.json").read_text())["images"]
-    assert len(images) == len(list((second / "images").iterdir())) == 8 * 2 + 1
-    (second / "found.json").write_text("[]")
-    found = ["--scorers", f"probes,detections={second / 'found.json'}"]
-    assert evaluated(tiny_model_dir, out, *options, *found) == 2  # "ap50" is the probes', too
 
 
 # ---- killed at any moment

@@ -64,6 +64,10 @@ def _coco(arguments: argparse.Namespace) -> "Data":
     for name in ("annotations", "captions"):
         if getattr(arguments, name) is None:
             raise ValueError(f"--data coco needs --{name}, COCO's {FILES[name]}")
+    phrases = arguments.phrases or PHRASES[0]
+    check_name("phrases", phrases, PHRASES)
+    if arguments.drop is not None:
+        check_name("drop", arguments.drop, DROPS)
     count = arguments.layouts
     if count is not None and (not isinstance(count, int) or count < 1):
         raise ValueError(f"--layouts is {count}: give a whole number, at least 1")
@@ -78,17 +82,21 @@ def _coco(arguments: argparse.Namespace) -> "Data":
         arguments.captions,
         count=count,
         drop=arguments.drop,
+        phrases=phrases,  # type: ignore[arg-type]
         nsr1k=pairs,  # type: ignore[arg-type]
         photographs=arguments.photographs,
     )
 
 
 EMOJI_LAYOUTS, LEAST = 250, 8
+DROPS, PHRASES = ("floor", "ceil", "each"), ("article", "name")  # the first ones by default
 FILES = {"annotations": "instances_*.json", "captions": "captions_*.json"}
 DATA_SETS = {
     "emoji": DataSet(_emoji, ("rich_phrases",), ("probes",)),
     "coco": DataSet(
-        _coco, ("annotations", "captions", "photographs", "drop"), ("clip", "detector")
+        _coco,
+        ("annotations", "captions", "photographs", "drop", "phrases"),
+        ("clip", "detector"),
     ),
 }
 

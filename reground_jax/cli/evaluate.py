@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     setup = made(Setup, arguments, batch_size=BATCH_SIZE)
     fields = request.checked_settings(arguments)
     check_arguments(arguments)
+    if arguments.answers:
+        return show_answers(arguments)
     share = find_share(arguments.host_index, arguments.host_count, os.environ)
     data = open_data(arguments)
     wanted = getattr(arguments, "scorers", DATA_SETS[arguments.data].scorers)
@@ -142,6 +144,17 @@ def run_stages(
         if arguments.pairs is not None:
             say(f"pairs to compare: {study.out}/{write_pairs(study, arguments.pairs)}")
     print(f"{study.out}/report.md")
+    return 0
+
+
+def show_answers(arguments: argparse.Namespace) -> int:
+    from reground_jax.evaluation.pairs import count_answers
+
+    chosen = count_answers(arguments.out, arguments.answers)
+    total = sum(chosen.values())
+    for method, count in chosen.items():
+        percent = f" ({100 * count / total:.1f} %)" if total else ""
+        print(f"{method}: {count} of {plural(total, 'answer')}{percent}")
     return 0
 
 

@@ -14,7 +14,7 @@ from reground_jax.basics.options import (
 )
 from reground_jax.cli import request
 from reground_jax.cli.batch import add_share_options
-from reground_jax.cli.data_sets import DATA_SETS, EMOJI_LAYOUTS
+from reground_jax.cli.data_sets import DATA_SETS, DROPS, EMOJI_LAYOUTS, PHRASES
 from reground_jax.cli.options import add_option, add_options
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.sampling import Setup
@@ -29,7 +29,7 @@ SETTINGS = ("num_steps", "guidance_scale", "guidance_interval", "solver", "eta",
 # Options that do not affect a study's numbers.
 UNTOLD = (
     "cache", "no_cache", "out", "only", "plan", "rate", "pairs", "host_index", "host_count",
-    "export", "calibrate",
+    "export", "calibrate", "answers",
 )  # fmt: skip
 COUPLINGS = Option(
     "also measure the wiring coupled with these couplings, as of generate --coupling: 0.5 between "
@@ -138,8 +138,14 @@ def _add_data_options(parser: Parser) -> None:
         "attainable, and fid compares with them", metavar="DIR",
     )  # fmt: skip
     option(
-        "--drop", "of COCO: also measure COCO-Drop, where half of the categories lose their boxes",
-        action="store_true",
+        "--drop", "of COCO: also measure COCO-Drop, where half of the categories lose their boxes: "
+        f"rounded down (floor, the default), up (ceil), or {DROPS[2]} category by itself with "
+        "probability 1/2",
+        nargs="?", const=DROPS[0], metavar="HOW",
+    )  # fmt: skip
+    option(
+        "--phrases", "of COCO and NSR-1K: what grounds a category, article (a dog, the default) or "
+        f"{PHRASES[1]} (dog)", metavar="KIND",
     )  # fmt: skip
     option(
         "--nsr1k", "also measure layouts of NSR-1K: LayoutGPT's gpt4.counting.*.json; with COCO, "
@@ -200,4 +206,9 @@ def _add_stage_options(parser: Parser) -> None:
     group.add_argument(
         "--pairs", type=read_number, metavar="N",
         help="also write a page of N pairs of images for people to compare blindly",
+    )  # fmt: skip
+    group.add_argument(
+        "--answers", action="append", default=[], metavar="FILE",
+        help="only count the answers that someone saved on that page, and say how often each "
+        "wiring was chosen. May be repeated, for several people",
     )  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 
 from reground_jax.layout import Layout
 
+Half = Literal["floor", "ceil", "each"]
 DROP_SEED = 0  # chooses the boxes that `with_half_the_boxes` removes
 
 
@@ -50,9 +51,7 @@ class Case:
         return Case(layout, self.facts | {"objects": objects})
 
 
-def with_half_the_boxes(
-    cases: Sequence[Case], how: Literal["floor", "ceil", "each"] = "floor"
-) -> list[Case]:
+def with_half_the_boxes(cases: Sequence[Case], how: Half = "floor") -> list[Case]:
     """ReGround's COCO-Drop: removes the boxes of half the categories, which the prompt still names.
 
     how: of an odd number of categories, drop the smaller half ("floor") or the larger ("ceil"); or

@@ -58,6 +58,8 @@ class Data:
     identity     what else the cases depend on, as plain JSON; goes into the study's record
     facts        what the report should say of the cases, as plain JSON
     photographs  set of cases -> a file of each case that is used, for the sets that have them
+    told         cases whose prompts tell how many objects there are, each with a photograph of just
+                 that; scorers may choose thresholds on them
     categories   all that a detector must know
     trade_offs   pairs of metrics to weigh against each other, the best first; a study takes the
                  first of which it measures both
@@ -68,6 +70,7 @@ class Data:
     identity: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     photographs: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    told: Sequence[tuple[Case, Path]] = ()
     trade_offs: tuple[TradeOff, ...] = ()
     categories: tuple[str, ...] = ()
 

@@ -6,7 +6,7 @@ again: what counts as ground truth, and from which score an object is present.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -115,9 +115,22 @@ def detection_scorer(
         metrics=tuple(
             Metric(prefix + m.name, m.meaning, m.statistic, m.main) for m in METRICS
         ),
+        tuned=with_best_threshold,
         facts={**facts, "floor": FLOOR, "rules": asdict(rules)},
         about=about,
     )  # fmt: skip
+
+
+def with_rules(scorer: Scorer, rules: Rules) -> Scorer:
+    """The scorer of a detector under other rules."""
+    return replace(scorer, judge=judge(rules), facts={**scorer.facts, "rules": asdict(rules)})
+
+
+def with_best_threshold(scorer: Scorer, records: Sequence[Record], cases: Sequence[Case]) -> Scorer:
+    """The scorer of a detector with the `best_threshold` of these records."""
+    rules = Rules(**scorer.facts["rules"])
+    made = with_rules(scorer, replace(rules, threshold=best_threshold(records, cases)))
+    return replace(made, facts={**made.facts, "threshold_photographs": len(cases)})
 
 
 def judge(rules: Rules) -> Callable[[Record, Case], Record]:
@@ -189,7 +202,7 @@ def best_threshold(records: Sequence[Record], cases: Sequence[Case]) -> float:
     pairs = list(zip(records, cases, strict=True))
 
     def right(threshold: float) -> int:
-        told = judge(Rules(threshold=threshold))
-        return sum(told(record, case)["counting"][0] for record, case in pairs)
+        rules = Rules(threshold=threshold)
+        return sum(_told(record, case, rules)["counting"][0] for record, case in pairs)
 
     return max((step / 20 for step in range(1, 20)), key=right)

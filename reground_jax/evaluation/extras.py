@@ -1,6 +1,5 @@
 """What a study may do beside its report: calibrate, and export its images for other programs."""
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from reground_jax.batch.store import open_store
 from reground_jax.evaluation.calibration import YOLO, calibrate, chosen_rules, freeze
 from reground_jax.evaluation.conditions import ENDS, Condition
 from reground_jax.evaluation.data import Data
-from reground_jax.evaluation.detections import judge
+from reground_jax.evaluation.detections import with_rules
 from reground_jax.evaluation.export import export_coco
 from reground_jax.evaluation.scorer import Scorer, TradeOff, metrics_of
 from reground_jax.evaluation.scores import FOLDER
@@ -89,14 +88,7 @@ def calibrated(
         return list(scorers), next(iter(fitting), None)
     name, metric, rules = chosen_rules(_local(out) / CALIBRATION)
     prefix = "" if name == "detector" else f"{name}."
-    chosen = [
-        dataclasses.replace(
-            s, judge=judge(rules), facts={**s.facts, "rules": dataclasses.asdict(rules)}
-        )
-        if s.name == name
-        else s
-        for s in scorers
-    ]
+    chosen = [with_rules(scorer, rules) if scorer.name == name else scorer for scorer in scorers]
     liked = [t for t in fitting if t.x.metric == f"{prefix}{metric}"]
     return chosen, next(iter([*liked, *fitting]), None)
 

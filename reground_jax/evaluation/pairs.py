@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from reground_jax.basics.json_text import parse_json
+from reground_jax.basics.wording import shown
+from reground_jax.batch.store import open_store
 from reground_jax.evaluation.conditions import ENDS, Condition
 from reground_jax.evaluation.study import Study
+from reground_jax.readers import read_json
 
-FOLDER = "pairs"
+FOLDER, KEY = "pairs", "key.json"
 PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -85,16 +89,35 @@ def write_pairs(study: Study, count: int) -> str:
         )  # fmt: skip
         key.append({"pair": number, "id": layout.id, "left": sides[0], "right": sides[1]})
     facts: dict[str, Any] = {"gamma": conditions[0].gamma, "cases": cases.name, "pairs": key}
-    study.save(f"{FOLDER}/key.json", json.dumps(facts, indent=1).encode() + b"\n")
+    study.save(f"{FOLDER}/{KEY}", json.dumps(facts, indent=1).encode() + b"\n")
     page = f"{FOLDER}/index.html"
     study.save(page, PAGE.format(figures="".join(figures)).encode())
     return page
 
 
-def count_answers(key: dict[str, Any], answers: Sequence[dict[str, str]]) -> dict[str, int]:
-    """How often each wiring was chosen. answers: what people saved."""
+def count_answers(out: str, files: Sequence[str]) -> dict[str, int]:
+    """How often each wiring was chosen. out: of the study. files: what people saved, one each.
+
+    Raises ValueError if the study has no pairs, or if a file is not of them.
+    """
+    store = open_store(out)
+    try:
+        key = parse_json(store.read(f"{FOLDER}/{KEY}"))
+    except FileNotFoundError:
+        raise ValueError(f"{out} has no {FOLDER}/{KEY}: make the page with --pairs first") from None
     sides = {str(pair["pair"]): pair for pair in key["pairs"]}
-    chosen = [sides[number][side] for given in answers for number, side in given.items()]
+    chosen: list[str] = []
+    for file in files:
+        given = read_json(file, "answers")
+        if not isinstance(given, dict):
+            raise ValueError(f"{file} is not what the page of pairs saves: {shown(given)}")
+        for number, side in given.items():
+            if number not in sides or side not in ("left", "right"):
+                raise ValueError(
+                    f"{file} has {shown({number: side})}, which is no answer to the pairs of "
+                    f"{out}: they are 1 to {len(sides)}, left or right"
+                )
+            chosen.append(sides[number][side])
     return {method: chosen.count(method) for method in ENDS}
 
 

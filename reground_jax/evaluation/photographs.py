@@ -1,6 +1,6 @@
 """The photographs that COCO's and NSR-1K's cases were written for: what scores can reach."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,20 @@ def find_photographs(cases: Sequence[Case], folder: str | Path) -> list[Path]:
     Files are found by COCO's name of them ("val2014/COCO_val2014_000000000139.jpg"). Raises
     ValueError that names the missing ones.
     """
-    files = (file for file in sorted(Path(folder).rglob("*")) if file.suffix.lower() in FORMATS)
-    known = {file.stem.rpartition("_")[2]: file for file in files}
-    paths = [known.get(_stem(case)) for case in cases]
+    paths = known_photographs(cases, folder)
     if missing := [case for case, path in zip(cases, paths, strict=True) if path is None]:
         raise ValueError(
             f"{folder} lacks {plural(len(missing), 'photograph')}, the first of them "
             f"{_stem(missing[0])}.jpg: give the folder of COCO's images"
         )
     return [path for path in paths if path is not None]
+
+
+def known_photographs(cases: Iterable[Case], folder: str | Path) -> list[Path | None]:
+    """The same, with None for each that is missing."""
+    files = (file for file in sorted(Path(folder).rglob("*")) if file.suffix.lower() in FORMATS)
+    known = {file.stem.rpartition("_")[2]: file for file in files}
+    return [known.get(_stem(case)) for case in cases]
 
 
 def read_photograph(path: Path, case: Case, size: int) -> UInt8[np.ndarray, "S S 3"]:

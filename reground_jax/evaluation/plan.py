@@ -134,7 +134,7 @@ def text(lines: Sequence[Line], study: Study, rate: float | None, missing: Seque
     parts.append(f"{left} of {made + left} images are to be made: {total:,.1f} TFLOP")
     parts += [f"{_time(total / per_second)} {where}" for where, per_second in _rates(rate)]
     scored = ", ".join(scorer.name for scorer in study.scorers) or "nothing"
-    photographs = sum(len(gallery.cases) for gallery in study.photographs.values())
+    photographs = sum(len(gallery.cases) for gallery in study.all_photographs())
     parts.append(
         f"scored by {scored}" + (f", and {photographs} photographs, too" if photographs else "")
     )

@@ -36,8 +36,10 @@ CAUTION = (
 def write_report(study: Study, command: str) -> dict[str, Any]:
     """Writes the files into the study's folder and returns the content of results.json.
 
-    Raises ValueError if images or scores are missing.
+    Scorers choose their rules first; see `Study.tuned`. Raises ValueError if images or scores are
+    missing.
     """
+    study = study.tuned()
     results = {
         "command": command,
         "settings": study.settings.to_json(),
@@ -92,6 +94,7 @@ def markdown(results: Mapping[str, Any], study: Study, figures: Sequence[str]) -
         parts += sentences.both_ends(results, study.trade_off, titles)
     parts += sentences.preferences(results, titles, paper)
     parts += [scorer.about for scorer in scorers if scorer.about]
+    parts += sentences.thresholds(results)
     for name in dict.fromkeys(row["cases"] for row in results["conditions"]):
         parts += _section(name, results, study)
     distances = [distance for found in study.distances.values() for _, distance in found]

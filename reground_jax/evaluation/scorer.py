@@ -87,6 +87,8 @@ class Scorer:
     references  by set of cases, then by name: judged records of real images of these cases, in
                 order. The report shows them as the attainable values
     to_photographs  (judged records of the photographs of a set of cases) -> distances to them
+    tuned       (this scorer, stored records of photographs, their cases) -> the scorer under rules
+                that are chosen on these, if it has rules to choose; see `Data.told`
     preference  the field of a judged record that says how much an image is liked, if there is one;
                 the report compares the wirings by the sigmoid of its difference
     facts       anything else known about the scorer, as plain JSON; goes into the results
@@ -101,6 +103,7 @@ class Scorer:
     distances: tuple[Distance, ...] = ()
     references: Mapping[str, Mapping[str, Sequence[Record]]] = field(default_factory=dict)
     to_photographs: Callable[[Sequence[Record]], tuple[Distance, ...]] | None = None
+    tuned: Callable[["Scorer", Sequence[Record], Sequence[Case]], "Scorer"] | None = None
     preference: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from reground_jax.basics.wording import plural
 from reground_jax.evaluation.conditions import ENDS
 from reground_jax.evaluation.figures import has_both
 from reground_jax.evaluation.paper import PREFERENCES, SHARES
@@ -11,6 +12,7 @@ from reground_jax.evaluation.statistics import Interval
 from reground_jax.evaluation.summary import Row
 
 Names = Mapping[str, str]
+TOLD = ("counting", "spatial")  # metrics that depend on a threshold
 
 
 def findings(
@@ -119,3 +121,26 @@ def preferences(results: Mapping[str, Any], titles: Names, paper: Names) -> list
 def _percent(numbers: Interval) -> str:
     estimate, low, high = PERCENT.scaled(numbers)
     return f"{estimate:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def thresholds(results: Mapping[str, Any]) -> list[str]:
+    """From which score an object counts as present, where a prompt asks for any."""
+    told = []
+    for name, facts in results["scorers"].items():
+        prefix = "" if name == "detector" else f"{name}."
+        asked = (row.get(f"{prefix}{m}") for row in results["conditions"] for m in TOLD)
+        if "rules" not in facts or all(value is None for value in asked):
+            continue
+        count = facts.get("threshold_photographs")
+        why = (
+            f"which gives the most right counts on {plural(count, 'photograph')} that NSR-1K's "
+            "prompts were written for"
+            if count
+            else "not chosen on photographs that NSR-1K's prompts were written for, of which there "
+            "are none or too few"
+        )
+        told.append(
+            f"For counts and relations, an object that {name} finds is present from a score of "
+            f"{facts['rules']['threshold']:g}, {why}."
+        )
+    return told

@@ -13,10 +13,12 @@ hosts share each step as those of `batch` do. `report.py` turns the records into
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ from reground_jax.batch.index import Source
 from reground_jax.batch.run import Run, check
 from reground_jax.batch.store import open_store, write
 from reground_jax.batch.unit import Sampler
+from reground_jax.evaluation.cases import Case
 from reground_jax.evaluation.claim import cases_path, claim
 from reground_jax.evaluation.conditions import Condition, Series
 from reground_jax.evaluation.data import Data
@@ -194,7 +197,7 @@ class Study:
                         continue
                     missing = [
                         scorer
-                        for scorer in self.scorers
+                        for scorer in self._scorers_of(gallery)
                         if not is_scored(store, scorer, gallery.folder, unit, digests[unit])
                     ]
                     if missing:
@@ -220,23 +223,53 @@ class Study:
         for part in self.parts:
             units = {unit: part.images([unit]) for unit in part.units(share)}
             found.append((part.gallery(), units))
-        for gallery in self.photographs.values():
+        for gallery in self.all_photographs():
             units = gallery.units()
             found.append((gallery, {unit: units[unit] for unit in share.of(units)}))
         return found
 
+    def _scorers_of(self, gallery: Gallery) -> list[Scorer]:
+        told = any(gallery is one for one in self._told)
+        return [scorer for scorer in self.scorers if not told or scorer.tuned is not None]
+
     @functools.cached_property
     def photographs(self) -> dict[str, Photographs]:
         """By set of cases, for those that have photographs."""
-        side = next(iter(self.models.values())).side
         return {
-            name: Photographs(
-                f"photographs-{name}", self.data.of(name).used, paths, side, self.unit_lines
-            )
+            name: self._photographs(name, self.data.of(name).used, paths)
             for name, paths in self.data.photographs.items()
         }
 
+    def all_photographs(self) -> list[Photographs]:
+        """Those, and those on which scorers choose their rules."""
+        return [*self.photographs.values(), *self._told]
+
+    def _photographs(self, name: str, cases: Sequence[Case], paths: Sequence[Path]) -> Photographs:
+        side = next(iter(self.models.values())).side
+        return Photographs(f"photographs-{name}", cases, paths, side, self.unit_lines)
+
+    @functools.cached_property
+    def _told(self) -> tuple[Photographs, ...]:
+        """The photographs of `Data.told`, if there are any and a scorer has rules to choose."""
+        if not self.data.told or all(scorer.tuned is None for scorer in self.scorers):
+            return ()
+        cases, paths = zip(*self.data.told, strict=True)
+        return (self._photographs("told", cases, paths),)
+
     # ---- what was found
+
+    def tuned(self) -> "Study":
+        """The study with the rules that its scorers choose on photographs, of which it has the
+        records. Raises ValueError if some are missing."""
+        scorers = list(self.scorers)
+        for gallery in self._told:
+            spans = _spans(gallery)
+            scorers = [
+                s if s.tuned is None
+                else s.tuned(s, list(self._read(s, gallery, spans)), gallery.cases)
+                for s in scorers
+            ]  # fmt: skip
+        return dataclasses.replace(self, scorers=scorers)
 
     def conditions(self) -> list[Condition]:
         return [condition for series in self.series for condition in series.conditions()]
@@ -275,7 +308,7 @@ class Study:
     def photograph_records(self, name: str) -> dict[str, list[Record]]:
         """The judged records of the photographs of a set of cases."""
         gallery = self.photographs[name]
-        spans = {unit: range(images) for unit, images in gallery.units().items()}
+        spans = _spans(gallery)
         return {
             scorer.name: [
                 scorer.judge(*pair)
@@ -340,6 +373,10 @@ class Study:
     def save(self, name: str, content: bytes) -> None:
         """Writes a file of the report."""
         write(open_store(self.out, owner="report-0000"), name, content)
+
+
+def _spans(gallery: Photographs) -> dict[int, range]:
+    return {unit: range(images) for unit, images in gallery.units().items()}
 
 
 def _report(progress: Progress, done: int, total: int, more: int) -> None:

@@ -5,6 +5,7 @@ the results. It has a checksum of each image's pixels, by which images are recog
 condition they are of.
 """
 
+import dataclasses
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ def results_scorer(
         return result
 
     digest = hashlib.sha256(path.read_bytes() + instances.read_bytes()).hexdigest()
-    return detection_scorer(
+    made = detection_scorer(
         find,
         name=name,
         version=digest,
@@ -70,6 +71,7 @@ def results_scorer(
         facts={"detections": str(path)},
         about=f"## The detector\n\nDetections made elsewhere: {path.name}.",
     )
+    return dataclasses.replace(made, tuned=None)  # photographs are not exported
 
 
 def _images(exported: Any, path: Path) -> dict[str, tuple[str, tuple[float, float]]]:
