@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from reground_jax.cli import main
-from reground_jax.evaluation.detections import RULES, detection_scorer
 from reground_jax.evaluation.scorer import Scorer
+from reground_jax.evaluation.scorers.detections import RULES, detection_scorer
 from tests.renders import renders
 from tests.studies import Painter
 

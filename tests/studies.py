@@ -11,10 +11,10 @@ import numpy as np
 from reground_jax.batch.run import Run
 from reground_jax.emoji import data as emoji
 from reground_jax.emoji.scorer import METRICS, TRADE_OFF
-from reground_jax.evaluation.conditions import wiring_series
 from reground_jax.evaluation.data import Data
 from reground_jax.evaluation.scorer import Metric, Scorer
-from reground_jax.evaluation.study import Model, Study
+from reground_jax.evaluation.studies.conditions import wiring_series
+from reground_jax.evaluation.studies.study import Model, Study
 from reground_jax.settings import WIRINGS, Settings
 
 SETTINGS = Settings(num_steps=20, guidance_scale=4.0, solver="dpmpp_2m")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reground_jax.evaluation.coco_ap import IOUS, average_precision, bits, match
+from reground_jax.evaluation.scorers.coco_ap import IOUS, average_precision, bits, match
 from reground_jax.evaluation.statistics import bootstrap_weights
 
 CATEGORIES = (1, 2, 3)
@@ -129,7 +129,7 @@ def test_resamples_are_the_same_in_groups_of_any_size(monkeypatch):
     found = records(*random_set(2))
     weights = bootstrap_weights(IMAGES, resamples=30)
     whole = ours(found, weights)
-    monkeypatch.setattr("reground_jax.evaluation.coco_ap.GROUP", 7)
+    monkeypatch.setattr("reground_jax.evaluation.scorers.coco_ap.GROUP", 7)
     np.testing.assert_array_equal(ours(found, weights), whole)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reground_jax.evaluation.coco_ap import average_precision, bits, match, precisions
-from reground_jax.evaluation.nsr1k import counting, relation_of, spatial
+from reground_jax.evaluation.scorers.coco_ap import average_precision, bits, match, precisions
+from reground_jax.evaluation.scorers.nsr1k import counting, relation_of, spatial
 from reground_jax.readers.annotated import MIN_AREA, crop_box, largest
 from reground_jax.readers.pixels import fractions
 from tests.fixtures import fixtures

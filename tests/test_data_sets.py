@@ -10,10 +10,10 @@ from PIL import Image
 
 from reground_jax.emoji.cases import heldout_cases
 from reground_jax.evaluation.cases import with_half_the_boxes
-from reground_jax.evaluation.coco_names import COCO_IDS, coco_name
-from reground_jax.evaluation.data_sets import coco_set, nsr1k_set
-from reground_jax.evaluation.export import export_coco
-from reground_jax.evaluation.photographs import find_photographs, read_photograph
+from reground_jax.evaluation.data_sets.coco_names import COCO_IDS, coco_name
+from reground_jax.evaluation.data_sets.export import export_coco
+from reground_jax.evaluation.data_sets.files import coco_set, nsr1k_set
+from reground_jax.evaluation.data_sets.photographs import find_photographs, read_photograph
 from reground_jax.evaluation.scorers.results import results_scorer
 from reground_jax.readers.nsr1k import category_of, phrase, read_nsr1k_tasks
 from tests.data_sets import CAT, DOG, NAMES, write_coco, write_nsr1k

@@ -11,10 +11,9 @@ import pytest
 from reground_jax.emoji.cases import heldout_cases
 from reground_jax.emoji.detector import probe_detector
 from reground_jax.emoji.probes import Probes, Scene
-from reground_jax.evaluation.calibration import CLIP, YOLO, calibrate, chosen_rules, freeze
 from reground_jax.evaluation.cases import Case, with_half_the_boxes
-from reground_jax.evaluation.data_sets import coco_set, nsr1k_set
-from reground_jax.evaluation.detections import (
+from reground_jax.evaluation.data_sets.files import coco_set, nsr1k_set
+from reground_jax.evaluation.scorers.detections import (
     METRICS,
     Detection,
     Rules,
@@ -24,6 +23,7 @@ from reground_jax.evaluation.detections import (
     stored,
 )
 from reground_jax.evaluation.statistics import bootstrap_weights
+from reground_jax.evaluation.studies.calibration import CLIP, YOLO, calibrate, chosen_rules, freeze
 from reground_jax.layout import Layout
 from tests.data_sets import write_coco, write_nsr1k
 

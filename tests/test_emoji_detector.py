@@ -8,8 +8,8 @@ import pytest
 from reground_jax.emoji.average_precision import average_precision, detection_record
 from reground_jax.emoji.detector import probe_detector
 from reground_jax.emoji.probes import Probes
-from reground_jax.evaluation.data_sets import coco_set
-from reground_jax.evaluation.export import export_coco
+from reground_jax.evaluation.data_sets.export import export_coco
+from reground_jax.evaluation.data_sets.files import coco_set
 from reground_jax.evaluation.scorer import Scorer
 from reground_jax.evaluation.scorers.results import results_scorer
 from tests.renders import renders

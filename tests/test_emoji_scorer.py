@@ -14,7 +14,7 @@ from reground_jax.emoji.probe_networks import NOTHING, Vocabulary
 from reground_jax.emoji.probes import Probes, Scene, strongest
 from reground_jax.emoji.scorer import TEXT, emoji_scorer, large_boxes, probe_score, record
 from reground_jax.evaluation.cases import Case, with_half_the_boxes
-from reground_jax.evaluation.detections import Detection
+from reground_jax.evaluation.scorers.detections import Detection
 from reground_jax.evaluation.statistics import bootstrap_weights
 from reground_jax.layout import Layout
 from reground_jax.readers.nsr1k import phrase

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reground_jax.evaluation.detections import Detection
-from reground_jax.evaluation.export import export_coco
+from reground_jax.evaluation.data_sets.export import export_coco
 from reground_jax.evaluation.scorer import Metric, Scorer
+from reground_jax.evaluation.scorers.detections import Detection
 from reground_jax.evaluation.statistics import mean
 from tests.data_sets import write_nsr1k
 from tests.evaluating import evaluated, oracle
@@ -143,7 +143,7 @@ def test_the_threshold_for_counting_is_chosen_on_photographs(
     capsys, rendered, tmp_path, tiny_model_dir, exported, monkeypatch
 ):
     from reground_jax.cli import data_sets
-    from reground_jax.evaluation import coco
+    from reground_jax.evaluation.data_sets import coco
 
     def find(images, cases):  # finds all with .62, and a dog that is not there with .3
         objects = [[t for t in case.facts["objects"] if t["boxed"]] for case in cases]

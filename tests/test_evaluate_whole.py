@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from reground_jax.cli import evaluate, main
-from reground_jax.evaluation import study
-from reground_jax.evaluation.export import export_coco
+from reground_jax.evaluation.data_sets.export import export_coco
+from reground_jax.evaluation.studies import study
 from tests import detectors
 from tests.clip_models import write_clip
 from tests.evaluating import evaluated

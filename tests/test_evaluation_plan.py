@@ -6,7 +6,7 @@ import pytest
 
 from reground_jax.bench.presets import preset_config
 from reground_jax.counter import run_macs, vae_decoder_macs
-from reground_jax.evaluation.plan import flop
+from reground_jax.evaluation.studies.plan import flop
 from reground_jax.settings import Settings
 
 SEVEN = (0, 0.1, 0.2, 0.3, 0.5, 0.8, 1)

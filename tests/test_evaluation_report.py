@@ -10,10 +10,10 @@ import pytest
 from reground_jax.emoji.data import TITLES
 from reground_jax.emoji.probes import Probes
 from reground_jax.emoji.scorer import TRADE_OFF, emoji_scorer
-from reground_jax.evaluation.figures import panels
-from reground_jax.evaluation.report import markdown, write_report
-from reground_jax.evaluation.sentences import findings
-from reground_jax.evaluation.tradeoff import Curve, Panel, Point, tradeoff_svg
+from reground_jax.evaluation.reports.figures import panels
+from reground_jax.evaluation.reports.report import markdown, write_report
+from reground_jax.evaluation.reports.sentences import findings
+from reground_jax.evaluation.reports.tradeoff import Curve, Panel, Point, tradeoff_svg
 from reground_jax.settings import WIRINGS
 from tests.studies import SETTINGS, Painter, brightness, emoji_data, ran, red_of, scorer, study
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reground_jax.emoji.average_precision import average_precision, hits
-from reground_jax.evaluation.detections import Detection
+from reground_jax.evaluation.scorers.detections import Detection
 from reground_jax.evaluation.statistics import (
     Gaussian,
     above_curve,

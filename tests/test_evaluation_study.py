@@ -12,9 +12,9 @@ from reground_jax.batch.store import open_store
 from reground_jax.batch.verify import verify
 from reground_jax.emoji.cases import heldout_cases
 from reground_jax.evaluation.cases import seed_of, with_half_the_boxes
-from reground_jax.evaluation.conditions import Condition, Series, wiring_series
-from reground_jax.evaluation.gates import with_scaled_gates
-from reground_jax.evaluation.report import write_report
+from reground_jax.evaluation.reports.report import write_report
+from reground_jax.evaluation.studies.conditions import Condition, Series, wiring_series
+from reground_jax.evaluation.studies.gates import with_scaled_gates
 from reground_jax.pipeline import Pipeline
 from tests.models import tiny_model
 from tests.studies import (

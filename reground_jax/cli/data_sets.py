@@ -59,7 +59,7 @@ def _emoji(arguments: argparse.Namespace) -> "Data":
 
 
 def _coco(arguments: argparse.Namespace) -> "Data":
-    from reground_jax.evaluation.coco import coco_data
+    from reground_jax.evaluation.data_sets.coco import coco_data
 
     for name in ("annotations", "captions"):
         if getattr(arguments, name) is None:

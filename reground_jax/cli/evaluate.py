@@ -17,13 +17,13 @@ from reground_jax.cli.options import made
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.progress import COUNTED, Bar, hint, say
 from reground_jax.cli.sampling import DEFAULT_MODEL, Found, Setup, find_model, load
-from reground_jax.evaluation.conditions import ENDS, SINGLE
+from reground_jax.evaluation.studies.conditions import ENDS, SINGLE
 from reground_jax.settings import Settings
 
 if TYPE_CHECKING:
     from reground_jax.batch.run import Run
     from reground_jax.batch.unit import Sampler
-    from reground_jax.evaluation.study import Model, Study
+    from reground_jax.evaluation.studies.study import Model, Study
     from reground_jax.pipeline import Pipeline
 
 EXAMPLES = """\
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         return show_plan(study, configs, arguments.rate, missing)
     if arguments.export is not None:
-        from reground_jax.evaluation.extras import export
+        from reground_jax.evaluation.studies.extras import export
 
         say(f"{plural(export(study, arguments.export), 'layout')} exported")
         print(arguments.export)
@@ -107,11 +107,15 @@ def run_stages(
     arguments: argparse.Namespace, study: "Study", share: Any, configs: dict[str, Any]
 ) -> int:
     """Generates, scores and reports, or one of these; returns the exit code."""
-    from reground_jax.evaluation.extras import CALIBRATION, check_calibration, write_calibration
-    from reground_jax.evaluation.making import Interrupted
-    from reground_jax.evaluation.pairs import write_pairs
-    from reground_jax.evaluation.plan import save_rate
-    from reground_jax.evaluation.report import write_report
+    from reground_jax.evaluation.reports.pairs import write_pairs
+    from reground_jax.evaluation.reports.report import write_report
+    from reground_jax.evaluation.studies.extras import (
+        CALIBRATION,
+        check_calibration,
+        write_calibration,
+    )
+    from reground_jax.evaluation.studies.making import Interrupted
+    from reground_jax.evaluation.studies.plan import save_rate
 
     if arguments.calibrate:
         check_calibration(study)
@@ -148,7 +152,7 @@ def run_stages(
 
 
 def show_answers(arguments: argparse.Namespace) -> int:
-    from reground_jax.evaluation.pairs import count_answers
+    from reground_jax.evaluation.reports.pairs import count_answers
 
     chosen = count_answers(arguments.out, arguments.answers)
     total = sum(chosen.values())
@@ -161,7 +165,7 @@ def show_answers(arguments: argparse.Namespace) -> int:
 def show_plan(
     study: "Study", configs: dict[str, Any], rate: float | None, missing: Sequence[str]
 ) -> int:
-    from reground_jax.evaluation.plan import measured_rate, plan, text
+    from reground_jax.evaluation.studies.plan import measured_rate, plan, text
 
     rate = measured_rate(study) if rate is None else rate
     print(text(plan(study, configs), study, rate, missing))
@@ -214,9 +218,9 @@ def build_study(
 ) -> "Study":
     """The study that the arguments describe. Loads no model."""
     from reground_jax.basics.home import expand_home
-    from reground_jax.evaluation.conditions import wiring_series
-    from reground_jax.evaluation.extras import calibrated
-    from reground_jax.evaluation.study import Study
+    from reground_jax.evaluation.studies.conditions import wiring_series
+    from reground_jax.evaluation.studies.extras import calibrated
+    from reground_jax.evaluation.studies.study import Study
 
     theirs = getattr(arguments, "gammas_of_more", None)
     batch_size = setup.batch_size or BATCH_SIZE
@@ -253,7 +257,7 @@ def build_study(
 def _model(
     found: Found, setup: Setup, arguments: argparse.Namespace, name: str, dtype: str | None
 ) -> "Model":
-    from reground_jax.evaluation.study import Model
+    from reground_jax.evaluation.studies.study import Model
 
     named = setup.model if name == "gligen" else arguments.parallel_model or "emoji-parallel"
     config = found.config
@@ -273,7 +277,7 @@ def _model(
 def load_pipeline(found: Found, setup: Setup, dtype: str | None, gate_scale: float) -> "Pipeline":
     """The model on this machine's devices."""
     from reground_jax.batch.sampler import local_devices
-    from reground_jax.evaluation.gates import with_scaled_gates
+    from reground_jax.evaluation.studies.gates import with_scaled_gates
 
     pipe = load(found.directory, dtype, setup, devices=local_devices())
     return pipe if gate_scale == 1 else with_scaled_gates(pipe, gate_scale)

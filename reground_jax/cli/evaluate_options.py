@@ -18,7 +18,7 @@ from reground_jax.cli.data_sets import DATA_SETS, DROPS, EMOJI_LAYOUTS, PHRASES
 from reground_jax.cli.options import add_option, add_options
 from reground_jax.cli.parser import Parser
 from reground_jax.cli.sampling import Setup
-from reground_jax.evaluation.conditions import ENDS, SINGLE
+from reground_jax.evaluation.studies.conditions import ENDS, SINGLE
 
 GAMMAS = (0, 0.3, 1)
 BATCH_SIZE = 25

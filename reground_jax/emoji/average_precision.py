@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from reground_jax.basics.boxes import iou
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.detections import Detection
+from reground_jax.evaluation.scorers.detections import Detection
 from reground_jax.evaluation.statistics import Record, Weights
 from reground_jax.layout_fields import Box
 

@@ -7,8 +7,8 @@ from jaxtyping import UInt8
 
 from reground_jax.emoji.probes import FAINT, Probes
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.detections import RULES, Detection, Rules, detection_scorer
 from reground_jax.evaluation.scorer import Scorer
+from reground_jax.evaluation.scorers.detections import RULES, Detection, Rules, detection_scorer
 
 VERSION = 1  # raised whenever the stored records change
 

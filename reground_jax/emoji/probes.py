@@ -23,7 +23,7 @@ from PIL import Image
 from reground_jax.basics.boxes import iou
 from reground_jax.devices import compiler_options
 from reground_jax.emoji.probe_networks import PROBES, Vocabulary
-from reground_jax.evaluation.detections import Detection
+from reground_jax.evaluation.scorers.detections import Detection
 from reground_jax.images import from_uint8
 from reground_jax.layout_fields import Box
 from reground_jax.model import Params

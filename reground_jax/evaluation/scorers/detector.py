@@ -18,9 +18,15 @@ from PIL import Image
 from reground_jax.basics.home import expand_home
 from reground_jax.basics.wording import shown
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.coco_names import coco_name
-from reground_jax.evaluation.detections import MOST, RULES, Detection, Rules, detection_scorer
+from reground_jax.evaluation.data_sets.coco_names import coco_name
 from reground_jax.evaluation.scorer import Scorer
+from reground_jax.evaluation.scorers.detections import (
+    MOST,
+    RULES,
+    Detection,
+    Rules,
+    detection_scorer,
+)
 from reground_jax.readers import read_json
 
 VERSION = 1  # raised whenever the stored records change

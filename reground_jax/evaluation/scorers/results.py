@@ -18,10 +18,10 @@ from jaxtyping import UInt8
 from reground_jax.basics.home import expand_home
 from reground_jax.basics.wording import shown
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.coco_names import coco_name
-from reground_jax.evaluation.detections import RULES, Detection, Rules, detection_scorer
-from reground_jax.evaluation.export import INSTANCES, checksum
+from reground_jax.evaluation.data_sets.coco_names import coco_name
+from reground_jax.evaluation.data_sets.export import INSTANCES, checksum
 from reground_jax.evaluation.scorer import Scorer
+from reground_jax.evaluation.scorers.detections import RULES, Detection, Rules, detection_scorer
 from reground_jax.readers import id_text, read_json
 from reground_jax.readers.pixels import image_size
 

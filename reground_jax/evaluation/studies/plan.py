@@ -11,8 +11,8 @@ from reground_jax.basics.json_text import parse_json
 from reground_jax.batch.store import open_store
 from reground_jax.config import ModelConfig
 from reground_jax.counter import run_macs, step_macs, text_encoder_macs, vae_decoder_macs
-from reground_jax.evaluation.parts import Part
-from reground_jax.evaluation.study import Made, Study
+from reground_jax.evaluation.studies.parts import Part
+from reground_jax.evaluation.studies.study import Made, Study
 from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.sampling.sweep import Schedule, numbered
 from reground_jax.settings import Settings, guided_steps

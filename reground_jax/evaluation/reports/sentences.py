@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from reground_jax.basics.wording import plural
-from reground_jax.evaluation.conditions import ENDS
-from reground_jax.evaluation.figures import has_both
-from reground_jax.evaluation.paper import PREFERENCES, SHARES
+from reground_jax.evaluation.reports.figures import has_both
+from reground_jax.evaluation.reports.paper import PREFERENCES, SHARES
+from reground_jax.evaluation.reports.summary import Row
 from reground_jax.evaluation.scorer import PERCENT, Axis, Forms, TradeOff
 from reground_jax.evaluation.statistics import Interval
-from reground_jax.evaluation.summary import Row
+from reground_jax.evaluation.studies.conditions import ENDS
 
 Names = Mapping[str, str]
 TOLD = ("counting", "spatial")  # metrics that depend on a threshold

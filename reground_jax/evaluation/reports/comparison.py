@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from reground_jax.evaluation.conditions import ENDS, Condition
 from reground_jax.evaluation.scorer import TradeOff
 from reground_jax.evaluation.statistics import Weights
+from reground_jax.evaluation.studies.conditions import ENDS, Condition
 
 Row = dict[str, Any]
 Values = Mapping[str, np.ndarray]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from reground_jax.basics.atomic import write_json, writing_folder
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.coco_names import COCO_IDS
+from reground_jax.evaluation.data_sets.coco_names import COCO_IDS
 
 INSTANCES, CAPTIONS, IMAGES = "instances.json", "captions.json", "images"
 

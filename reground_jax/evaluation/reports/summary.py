@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reground_jax.evaluation.comparison import preference, shares
-from reground_jax.evaluation.conditions import ENDS, SINGLE, Condition
+from reground_jax.evaluation.reports.comparison import preference, shares
 from reground_jax.evaluation.scorer import Scorer, as_stored
 from reground_jax.evaluation.statistics import (
     Interval,
@@ -22,7 +21,8 @@ from reground_jax.evaluation.statistics import (
     bootstrap_weights,
     interval,
 )
-from reground_jax.evaluation.study import Study
+from reground_jax.evaluation.studies.conditions import ENDS, SINGLE, Condition
+from reground_jax.evaluation.studies.study import Study
 
 Row = dict[str, Any]  # what was measured, and its numbers by metric name
 Values = Mapping[str, np.ndarray]  # by metric, one value per resample

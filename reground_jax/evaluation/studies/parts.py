@@ -13,9 +13,9 @@ from reground_jax.batch.hosts import Share
 from reground_jax.batch.manifest import Entry, finished, read_manifests
 from reground_jax.batch.run import NAME, Run, read_run
 from reground_jax.batch.store import Store, open_store
-from reground_jax.evaluation.conditions import Condition, Series
 from reground_jax.evaluation.data import CaseSet
-from reground_jax.evaluation.galleries import Shards
+from reground_jax.evaluation.studies.conditions import Condition, Series
+from reground_jax.evaluation.studies.galleries import Shards
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reground_jax.evaluation.reports.svg import MUTED, RULE, axis, document, dot, line, text
 from reground_jax.evaluation.statistics import Interval
-from reground_jax.evaluation.svg import MUTED, RULE, axis, document, dot, line, text
 
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 720, 26, 250, 24, 40, 56
 

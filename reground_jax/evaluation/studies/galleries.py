@@ -21,7 +21,7 @@ from reground_jax.batch.manifest import Entry
 from reground_jax.batch.shards import read_shard
 from reground_jax.batch.store import Store
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.photographs import read_photograph
+from reground_jax.evaluation.data_sets.photographs import read_photograph
 
 THREADS = 4  # that decode
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from PIL import Image
 from reground_jax.basics.json_text import parse_json
 from reground_jax.basics.wording import shown
 from reground_jax.batch.store import open_store
-from reground_jax.evaluation.conditions import ENDS, Condition
-from reground_jax.evaluation.study import Study
+from reground_jax.evaluation.studies.conditions import ENDS, Condition
+from reground_jax.evaluation.studies.study import Study
 from reground_jax.readers import read_json
 
 FOLDER, KEY = "pairs", "key.json"

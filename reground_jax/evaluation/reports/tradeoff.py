@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from reground_jax.evaluation.reports.svg import MUTED, RULE, axis, document, dot, line, text
 from reground_jax.evaluation.statistics import Interval
-from reground_jax.evaluation.svg import MUTED, RULE, axis, document, dot, line, text
 
 WIDTH, HEIGHT = 520, 460  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 70, 18, 40, 64  # margins around a panel's frame

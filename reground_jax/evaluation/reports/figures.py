@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from reground_jax.draw import comparison_grid
-from reground_jax.evaluation.conditions import ENDS, SINGLE, Condition
-from reground_jax.evaluation.forest import Difference, Group, forest_svg
+from reground_jax.evaluation.reports.forest import Difference, Group, forest_svg
+from reground_jax.evaluation.reports.summary import PHOTOGRAPHS, Row
+from reground_jax.evaluation.reports.tradeoff import Curve, Panel, Point, tradeoff_svg
 from reground_jax.evaluation.scorer import PERCENT, Forms, TradeOff, metrics_of
 from reground_jax.evaluation.statistics import Record, Statistic
-from reground_jax.evaluation.study import Study
-from reground_jax.evaluation.summary import PHOTOGRAPHS, Row
-from reground_jax.evaluation.tradeoff import Curve, Panel, Point, tradeoff_svg
+from reground_jax.evaluation.studies.conditions import ENDS, SINGLE, Condition
+from reground_jax.evaluation.studies.study import Study
 
 GRID_ROWS = 8
 GRID_METHODS = ("no_grounding", "sequential", "parallel")

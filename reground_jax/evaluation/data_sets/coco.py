@@ -6,8 +6,8 @@ from pathlib import Path
 
 from reground_jax.evaluation.cases import Case, Half, with_half_the_boxes
 from reground_jax.evaluation.data import CaseSet, Data
-from reground_jax.evaluation.data_sets import DataSet, Phrases, coco_set, nsr1k_set
-from reground_jax.evaluation.photographs import find_photographs, known_photographs
+from reground_jax.evaluation.data_sets.files import DataSet, Phrases, coco_set, nsr1k_set
+from reground_jax.evaluation.data_sets.photographs import find_photographs, known_photographs
 from reground_jax.evaluation.scorer import Axis, TradeOff
 
 CLIP = Axis("clip", "CLIP score", "in CLIP score", level="CLIP score")

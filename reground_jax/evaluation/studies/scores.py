@@ -16,9 +16,9 @@ import numpy as np
 
 from reground_jax.basics.json_text import parse_json
 from reground_jax.batch.store import Store, write
-from reground_jax.evaluation.galleries import Gallery
 from reground_jax.evaluation.scorer import Scorer
 from reground_jax.evaluation.statistics import Record
+from reground_jax.evaluation.studies.galleries import Gallery
 
 FOLDER = "scores"
 GROUP = 50  # images that a scorer sees at a time, at most

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from reground_jax.basics.wording import plural, shown
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.coco_names import COCO_IDS
+from reground_jax.evaluation.data_sets.coco_names import COCO_IDS
 from reground_jax.layout import Layout
 from reground_jax.readers import Rejected, attempt, id_text, read_json
 from reground_jax.readers.annotated import MIN_AREA

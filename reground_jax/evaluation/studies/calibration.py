@@ -16,8 +16,8 @@ import numpy as np
 
 from reground_jax.basics.atomic import create
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.coco_ap import precisions
-from reground_jax.evaluation.detections import Rules, Truth, Unasked, judge
+from reground_jax.evaluation.scorers.coco_ap import precisions
+from reground_jax.evaluation.scorers.detections import Rules, Truth, Unasked, judge
 from reground_jax.evaluation.statistics import Record
 from reground_jax.readers import read_json
 

@@ -7,19 +7,19 @@ from typing import Any
 
 from PIL import Image
 
-from reground_jax.evaluation import sentences
-from reground_jax.evaluation.conditions import ENDS
-from reground_jax.evaluation.figures import (
+from reground_jax.evaluation.reports import sentences
+from reground_jax.evaluation.reports.figures import (
     differences_figure,
     extremes,
     grid,
     trade_off_figure,
 )
-from reground_jax.evaluation.paper import PAPER, Known
+from reground_jax.evaluation.reports.paper import PAPER, Known
+from reground_jax.evaluation.reports.summary import Row, summarize
 from reground_jax.evaluation.scorer import PERCENT, Form, Forms, forms_of, metrics_of
 from reground_jax.evaluation.statistics import Interval
-from reground_jax.evaluation.study import Study
-from reground_jax.evaluation.summary import Row, summarize
+from reground_jax.evaluation.studies.conditions import ENDS
+from reground_jax.evaluation.studies.study import Study
 
 FIGURES = {
     "tradeoff.svg": "trade-off",

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from reground_jax.basics.boxes import area
-from reground_jax.evaluation import nsr1k
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.coco_ap import IOUS, average_precision, bits, match
-from reground_jax.evaluation.coco_ap import MOST as PER_CATEGORY
 from reground_jax.evaluation.scorer import Metric, Scorer
+from reground_jax.evaluation.scorers import nsr1k
+from reground_jax.evaluation.scorers.coco_ap import IOUS, average_precision, bits, match
+from reground_jax.evaluation.scorers.coco_ap import MOST as PER_CATEGORY
 from reground_jax.evaluation.statistics import Record, share
 from reground_jax.layout_fields import Box
 

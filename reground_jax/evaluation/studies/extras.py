@@ -8,14 +8,14 @@ import numpy as np
 
 from reground_jax.basics.home import expand_home
 from reground_jax.batch.store import open_store
-from reground_jax.evaluation.calibration import YOLO, calibrate, chosen_rules, freeze
-from reground_jax.evaluation.conditions import ENDS, Condition
 from reground_jax.evaluation.data import Data
-from reground_jax.evaluation.detections import with_rules
-from reground_jax.evaluation.export import export_coco
+from reground_jax.evaluation.data_sets.export import export_coco
 from reground_jax.evaluation.scorer import Scorer, TradeOff, metrics_of
-from reground_jax.evaluation.scores import FOLDER
-from reground_jax.evaluation.study import Study
+from reground_jax.evaluation.scorers.detections import with_rules
+from reground_jax.evaluation.studies.calibration import YOLO, calibrate, chosen_rules, freeze
+from reground_jax.evaluation.studies.conditions import ENDS, Condition
+from reground_jax.evaluation.studies.scores import FOLDER
+from reground_jax.evaluation.studies.study import Study
 
 CALIBRATION = "calibration.json"
 

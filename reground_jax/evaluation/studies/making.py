@@ -14,7 +14,7 @@ from reground_jax.batch.job import Job
 from reground_jax.batch.manifest import Manifest
 from reground_jax.batch.run import begin
 from reground_jax.batch.unit import Generator, Meter, Sampler
-from reground_jax.evaluation.parts import Part
+from reground_jax.evaluation.studies.parts import Part
 
 
 class Interrupted(Exception):

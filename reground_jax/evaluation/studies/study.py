@@ -29,15 +29,15 @@ from reground_jax.batch.run import Run, check
 from reground_jax.batch.store import open_store, write
 from reground_jax.batch.unit import Sampler
 from reground_jax.evaluation.cases import Case
-from reground_jax.evaluation.claim import cases_path, claim
-from reground_jax.evaluation.conditions import Condition, Series
 from reground_jax.evaluation.data import Data
-from reground_jax.evaluation.galleries import Gallery, Group, Photographs
-from reground_jax.evaluation.making import holder, job_of, make_units
-from reground_jax.evaluation.parts import Part, gammas_of, parts_of
 from reground_jax.evaluation.scorer import Distance, Scorer, TradeOff, check_scorers
-from reground_jax.evaluation.scores import GROUP, is_scored, read_records, score_unit
 from reground_jax.evaluation.statistics import Record
+from reground_jax.evaluation.studies.claim import cases_path, claim
+from reground_jax.evaluation.studies.conditions import Condition, Series
+from reground_jax.evaluation.studies.galleries import Gallery, Group, Photographs
+from reground_jax.evaluation.studies.making import holder, job_of, make_units
+from reground_jax.evaluation.studies.parts import Part, gammas_of, parts_of
+from reground_jax.evaluation.studies.scores import GROUP, is_scored, read_records, score_unit
 from reground_jax.settings import Settings
 
 ALONE = Share(0, 1, "alone")

@@ -1,0 +1,1 @@
+"""Data sets that people have files of, as sets of cases."""
