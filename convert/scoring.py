@@ -1,11 +1,12 @@
 """Networks that score images, straight from the files that people have: no directory between.
 
-Each tensor is matched to one parameter, as in a conversion, and read as float32.
+Each tensor is matched to one parameter, as in a conversion, and checked; they are held as float32
+only from their first use on, not by a command that makes images only.
 """
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 
@@ -36,13 +37,13 @@ CLASSES = (1008, 2048)  # the shape of the last layer, which features do not nee
 class Network(NamedTuple):
     """A network, and where it is from.
 
-    params    float32, on the host
+    read      reads the parameters: float32, on the host
     revision  the commit of a Hub id, else None
     files     SHA-256 of each file that was read, by name
     """
 
     graph: nnx.GraphDef
-    params: Params
+    read: Callable[[], Params]
     revision: str | None
     files: dict[str, str]
 
@@ -125,8 +126,16 @@ def _load(
     shapes = {at: leaf.shape for at, leaf in flatten({name: nnx.to_pure_dict(state)})}
     leaves = match(shapes, {name: file.shapes()})
     tensors = {name: {key: Located(file, key) for key in file.keys()}}
-    params = unflatten(read_arrays(leaves, tensors, "float32"))[name]
-    return Network(graph, params, revision_of(path), {one.name: sha256_of(one) for one in files})
+
+    def arrays() -> Iterable[tuple[str, Any]]:
+        return read_arrays(leaves, tensors, "float32")
+
+    def read() -> Params:
+        return unflatten(arrays())[name]
+
+    for _ in arrays():  # NaN is refused now, with one array in memory at a time
+        pass
+    return Network(graph, read, revision_of(path), {one.name: sha256_of(one) for one in files})
 
 
 def _fitting(built: BuiltTokenizer, config: CLIPConfig, source: Path) -> BuiltTokenizer:

@@ -150,11 +150,11 @@ def test_every_form_of_the_file_gives_the_same_network(file, weights, tmp_path):
         other = load_inception(path)
         assert other.files.keys() != first.files.keys()
         for block in ("Conv2d_1a_3x3", "Mixed_7c"):
-            np.testing.assert_equal(other.params[block], first.params[block])
+            np.testing.assert_equal(other.read()[block], first.read()[block])
 
 
 def test_the_network_has_as_many_parameters_as_published(file):
-    count = sum(leaf.size for leaf in jax.tree.leaves(load_inception(file).params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(load_inception(file).read()))
     statistics, last = 2 * 17216, 2048 * 1008 + 1008  # of all batch norms; the layer of classes
     assert count - statistics + last == 23_850_960
 

@@ -1,5 +1,6 @@
 """Runs a network over any number of images: in batches of one size, on all devices."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -31,18 +32,23 @@ def in_batches(
 
     run: (module, arrays [B, ...]) -> [B, ...], compiled once. inputs: the number of arrays, and
     of a row's entries. devices: by default, all of this process. batch_size: per device; the last
-    batch is filled up with copies. The rows of a batch are taken while the one before runs.
+    batch is filled up with copies. The rows of a batch are taken while the one before runs. The
+    parameters are read at the first call.
     """
-    devices, graph = choose_devices(devices), network.graph
-    size = batch_size * len(devices)
 
     def apply(params: Any, *arrays: Array) -> Array:
-        return run(nnx.merge(graph, params), *arrays)
+        return run(nnx.merge(network.graph, params), *arrays)
 
-    program = over_devices(apply, (WHOLE, *[SPLIT] * inputs), SPLIT, devices=devices)
-    params = jax.tree.map(lambda leaf: place_whole(leaf, devices), network.params)
+    @functools.cache
+    def ready() -> tuple[int, Callable[..., Array], Any]:
+        """Images per batch, the program, and the parameters on the devices."""
+        chosen = choose_devices(devices)
+        program = over_devices(apply, (WHOLE, *[SPLIT] * inputs), SPLIT, devices=chosen)
+        params = jax.tree.map(lambda leaf: place_whole(leaf, chosen), network.read())
+        return batch_size * len(chosen), program, params
 
     def over(rows: Iterable[Row]) -> Shaped[np.ndarray, "N ..."]:
+        size, program, params = ready()
         rows, outputs, count = iter(rows), [], 0
         while batch := list(itertools.islice(rows, size)):
             count += len(batch)
