@@ -188,7 +188,7 @@ def test_a_study_killed_at_random_has_the_same_results(tmp_path, tiny_model_dir,
     dice, killed = random.Random(kills), tmp_path / "killed"
     for _ in range(kills):
         before = len(list(killed.rglob("*.*")))
-        process = start(command(killed, 0.02))
+        process = start(command(killed, 0.3))  # slow enough that no run comes to its end
         wait_for(process, lambda before=before: len(list(killed.rglob("*.*"))) > before)
         time.sleep(dice.uniform(0, 0.5))
         process.kill()
