@@ -1,5 +1,6 @@
 """A sampler on a `Pipeline`: batches are dispatched to its devices without waiting for them."""
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -66,24 +67,9 @@ class PipelineSampler:
         variants: Sequence[Settings],
         seeds: UInt32[np.ndarray, "B"],
     ) -> list[Float32[Array, "B H W 3"]]:
-        if not self._one_at_a_time:
-            return self._started(encoded, rows, variants, seeds)
-        with self._lock:
-            return jax.block_until_ready(self._started(encoded, rows, variants, seeds))
-
-    def _started(
-        self,
-        encoded: Conditioning,
-        rows: slice,
-        variants: Sequence[Settings],
-        seeds: UInt32[np.ndarray, "B"],
-    ) -> list[Float32[Array, "B H W 3"]]:
-        conditioning = jax.tree.map(lambda array: array[rows], encoded)
-        session = Session(self.pipe.programs, self.pipe.params, conditioning, variants[0], seeds)
-        # Reporting makes every step wait for the one before, also on another branch of the sweep.
-        progress = _nothing if self._one_at_a_time else None
-        return [session.decode(x) for x in session.sweep(variants, progress=progress)]
-
-
-def _nothing(step: int) -> None:
-    pass
+        with self._lock if self._one_at_a_time else contextlib.nullcontext():
+            conditioning = jax.tree.map(lambda array: array[rows], encoded)
+            programs, params = self.pipe.programs, self.pipe.params
+            session = Session(programs, params, conditioning, variants[0], seeds)
+            images = [session.decode(x) for x in session.sweep(variants)]
+            return jax.block_until_ready(images) if self._one_at_a_time else images

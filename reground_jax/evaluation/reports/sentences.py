@@ -26,7 +26,7 @@ def findings(
     gamma = max((row["gamma"] for row in rows), default=0)
     twins = {(row["cases"], row["model"], row["gamma"]): row for row in equal}
     return [
-        f"**{titles.get(row['cases'], row['cases'])}.** "
+        _heading(titles, row["cases"])
         + finding(row, twins[row["cases"], row["model"], gamma], trade_off, forms or {})
         for row in rows
         if row["gamma"] == gamma and has_both(row, trade_off)
@@ -73,7 +73,7 @@ def both_ends(results: Mapping[str, Any], trade_off: TradeOff, titles: Names) ->
             if min(low for _, low, _ in found.values()) > 0
         ]
         sentences.append(
-            f"**{titles.get(name, name)}.** At the same {trade_off.x.level}, "
+            f"{_heading(titles, name)}At the same {trade_off.x.level}, "
             f"{len(better)} of {len(known)} further points have more {y.noun} than both "
             "main wirings, with both intervals above 0"
             + (f": {', '.join(better)}." if better else ".")
@@ -91,7 +91,7 @@ def shares(
             continue
         gain, loss = (_percent(row[name]) for name in ("gain", "loss"))
         text = (
-            f"**{titles.get(row['cases'], row['cases'])}.** {row['model']}: of what the sequential "
+            f"{_heading(titles, row['cases'])}{row['model']}: of what the sequential "
             f"wiring changes from gamma {row['gamma']:g} to {row['swing_to']:g}, the parallel "
             f"wiring at gamma {row['gamma']:g} gains {gain} in {trade_off.y.level} and loses "
             f"{loss} in {trade_off.x.level}."
@@ -107,7 +107,7 @@ def preferences(results: Mapping[str, Any], titles: Names, paper: Names) -> list
     sentences = []
     for row in results["preferences"]:
         text = (
-            f"**{titles.get(row['cases'], row['cases'])}.** {row['model']}, gamma "
+            f"{_heading(titles, row['cases'])}{row['model']}, gamma "
             f"{row['gamma']:g}: {row['scorer']} prefers the parallel wiring's image to the "
             f"sequential one's by {_percent(row['preference'])} (mean of the sigmoid of the "
             f"difference), and in {_percent(row['wins'])} of the pairs."
@@ -116,6 +116,11 @@ def preferences(results: Mapping[str, Any], titles: Names, paper: Names) -> list
             text += f" The paper says {100 * known:.2f} %, of which of the two it does not."
         sentences.append(text)
     return sentences
+
+
+def _heading(titles: Names, cases: str) -> str:
+    """Which set of cases a sentence is about."""
+    return f"**{titles.get(cases, cases)}.** "
 
 
 def _percent(numbers: Interval) -> str:
