@@ -55,6 +55,10 @@ class Hardware:
         return place_whole(array.astype(self.dtype), self.devices)
 
     @property
+    def on_cpu(self) -> bool:
+        return self.devices[0].platform == "cpu"
+
+    @property
     def attend(self) -> Callable[..., Array]:
         """The attention function of this platform."""
         device = self.devices[0]

@@ -200,7 +200,7 @@ class Programs:
                 run = self.advance_program(settings, grounded)
                 own = prepared.for_steps(grounded)
                 args = params["unet"], state, own, inputs, np.int32(begin), np.int32(end)
-                if self.hardware.devices[0].platform == "cpu":
+                if self.hardware.on_cpu:
                     with _ONE_ON_CPU:
                         state = jax.block_until_ready(run(*args))
                 else:
@@ -230,8 +230,7 @@ class Programs:
             calls[key, shapes] = (grounded, args)
         calls = {key: call for key, call in calls.items() if key not in self._ahead}
         if calls:
-            cpu = self.hardware.devices[0].platform == "cpu"
-            with ThreadPoolExecutor(1 if cpu else len(calls)) as pool:
+            with ThreadPoolExecutor(1 if self.hardware.on_cpu else len(calls)) as pool:
                 list(pool.map(
                     lambda call: self.advance_program(settings, call[0]).lower(*call[1]).compile(),
                     calls.values(),

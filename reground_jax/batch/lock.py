@@ -9,6 +9,7 @@ twice.
 import contextlib
 import json
 import os
+import socket
 import threading
 import time
 import uuid
@@ -21,6 +22,11 @@ from reground_jax.basics.json_text import parse_json
 TRIES, PAUSE = 4, 0.1  # for a file lock: others hold it briefly to clean up after a killed process
 HEARTBEAT = 30.0  # seconds between renewals of a lease
 LAPSE = 120.0  # seconds without renewal after which a lease expires
+
+
+def holder() -> str:
+    """This process, as a lock's holder is named in messages."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ class PipelineSampler:
         self.rows = run.batch_size * len(pipe.devices)
         # Two programs at a time on the CPU: with a thread pool of 2, jaxlib 0.10.2 computes some
         # latents wrong (see `programs._ONE_ON_CPU`). One at a time is no slower there.
-        self._one_at_a_time = pipe.devices[0].platform == "cpu"
+        self._one_at_a_time = pipe.programs.hardware.on_cpu
         self._lock = threading.Lock()
 
     def encode(self, layouts: Sequence[Layout]) -> Conditioning:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import errno
 import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from reground_jax.batch.engine import FAILURES, run_units, stopping_on_signals
 from reground_jax.batch.hosts import find_share, start_distributed
 from reground_jax.batch.index import Index, load_index, open_source
 from reground_jax.batch.job import Job
+from reground_jax.batch.lock import holder
 from reground_jax.batch.manifest import Entry, Manifest
 from reground_jax.batch.run import IMAGE_FORMATS, SHARD_FORMATS, Run, begin, check
 from reground_jax.batch.store import Store, open_store
@@ -164,8 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         store = open_store(arguments.out, owner=f"host-{share.index:04d}")
         check(store, wanted)
-        holder = f"process {os.getpid()} on {socket.gethostname()}"
-        with store.lock(holder):
+        with store.lock(holder()):
             store.remove_parts()
             index = load_index(store, source, rules=wanted.rules(), strict=arguments.strict)
             report_input(index, store)

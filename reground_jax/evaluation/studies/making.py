@@ -1,8 +1,6 @@
 """Makes the images of a study's runs, as `batch` does."""
 
 import contextlib
-import os
-import socket
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -11,6 +9,7 @@ from reground_jax.batch.engine import run_units, stopping_on_signals
 from reground_jax.batch.hosts import Share
 from reground_jax.batch.index import Source, load_index
 from reground_jax.batch.job import Job
+from reground_jax.batch.lock import holder
 from reground_jax.batch.manifest import Manifest
 from reground_jax.batch.run import begin
 from reground_jax.batch.unit import Generator, Meter, Sampler
@@ -23,11 +22,6 @@ class Interrupted(Exception):
     def __init__(self, signal: int):
         super().__init__(signal)
         self.signal = signal
-
-
-def holder() -> str:
-    """This process, as the holder of a lock."""
-    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @contextlib.contextmanager

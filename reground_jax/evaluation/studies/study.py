@@ -25,6 +25,7 @@ import numpy as np
 
 from reground_jax.batch.hosts import Share
 from reground_jax.batch.index import Source
+from reground_jax.batch.lock import holder
 from reground_jax.batch.run import Run, check
 from reground_jax.batch.store import open_store, write
 from reground_jax.batch.unit import Sampler
@@ -35,7 +36,7 @@ from reground_jax.evaluation.statistics import Record
 from reground_jax.evaluation.studies.claim import cases_path, claim
 from reground_jax.evaluation.studies.conditions import Condition, Series
 from reground_jax.evaluation.studies.galleries import Gallery, Group, Photographs
-from reground_jax.evaluation.studies.making import holder, job_of, make_units
+from reground_jax.evaluation.studies.making import job_of, make_units
 from reground_jax.evaluation.studies.parts import Part, gammas_of, parts_of
 from reground_jax.evaluation.studies.scores import GROUP, is_scored, read_records, score_unit
 from reground_jax.settings import Settings
