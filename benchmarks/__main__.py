@@ -150,6 +150,20 @@ def peer(arguments: argparse.Namespace) -> dict[str, Any]:
     return record | {"agrees": peer.agrees(record)}
 
 
+def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import throughput
+
+    settings, batch = settings_of(arguments), setup_of(arguments).batch_size or 1
+    assert isinstance(settings.gamma, float)
+    options = throughput.Options(
+        arguments.preset, settings.dtype or "float32", settings.num_steps, settings.gamma,
+        tuple(sorted({1, batch})), arguments.repeats, arguments.compile,
+    )  # fmt: skip
+    record = throughput.measure(options)
+    print(throughput.show(record))
+    return record
+
+
 def tpu_aot(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import tpu_aot
 
@@ -179,6 +193,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "operations": operations,
     "guidance": guidance,
     "peer": peer,
+    "throughput": throughput,
     "tpu-aot": tpu_aot,
     "gpu-aot": gpu_aot,
 }

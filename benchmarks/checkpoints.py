@@ -40,7 +40,7 @@ def write_checkpoint(folder: Path, preset: str, *, dtype: str = "float16", seed:
         _write_safetensors(file, shapes, dtype, random)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    _write_tokenizer(folder / "tokenizer", config)
+    write_tokenizer(folder / "tokenizer", config)
 
 
 def _stored_shape(leaf: Leaf) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ def _random(name: str, shape: tuple[int, ...], random: np.random.Generator) -> n
     return 0.1 * values if name.endswith("bias") else values
 
 
-def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
+def write_tokenizer(folder: Path, config: ModelConfig) -> None:
     folder.mkdir()
     vocabulary = Tokenizer.from_str(tokenizer_json()).get_vocab()
     (folder / "vocab.json").write_text(json.dumps(vocabulary))

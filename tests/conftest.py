@@ -27,6 +27,9 @@ from tests.processes import starting
 
 install_import_hook("reground_jax", "tests.typechecker.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")  # broadcasting must be explicit
+# What the package compiles asks for it itself (`devices.over_devices`); tests that call a network
+# without it would otherwise measure the TF32 of an NVIDIA GPU.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,10 @@
 """Builds the optimizer that a recipe describes, over flat parameters."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -14,12 +17,14 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """Clips, applies AdamW or Muon, then scales the gates' updates. Parameters by flat name."""
     rates = learning_rates(recipe)
     if recipe.optimizer == "muon":
-        step = muon(
-            rates,
-            weight_decay=recipe.weight_decay,
-            adam_b2=recipe.beta2,
-            muon_weight_dimension_numbers=_matrices,  # type: ignore[arg-type]
-            consistent_rms=0.2,
+        step = stacked(
+            muon(
+                rates,
+                weight_decay=recipe.weight_decay,
+                adam_b2=recipe.beta2,
+                muon_weight_dimension_numbers=_matrices,  # type: ignore[arg-type]
+                consistent_rms=0.2,
+            )
         )
     else:
         step = optax.adamw(rates, b2=recipe.beta2, weight_decay=recipe.weight_decay, mask=_kernels)
@@ -52,11 +57,52 @@ def _kernels(params: Leaves) -> dict[str, bool]:
     return {name: name.endswith("kernel") for name in params}
 
 
+STACK = "matrices "  # before the shape, in the names of stacked kernels
+
+
+def stacked(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on a tree in which all kernels of one shape, as matrices, are one array [n, in, out].
+
+    Muon's iterations are then a few batched products per shape instead of fifteen per kernel: the
+    same numbers, in a much smaller program.
+    """
+
+    def update(updates: Leaves, state: Any, params: Leaves | None = None) -> tuple[Leaves, Any]:
+        before = None if params is None else stack(params)
+        after, state = inner.update(stack(updates), state, before)
+        return unstack(after, updates), state  # type: ignore[arg-type]
+
+    return optax.GradientTransformation(lambda params: inner.init(stack(params)), update)
+
+
+def stack(leaves: Leaves) -> Leaves:
+    """Kernels by their shape as matrices, the last axis being the output; other leaves as is."""
+    kept = {name: leaf for name, leaf in leaves.items() if not name.endswith("kernel")}
+    return kept | {
+        key: jnp.stack([leaves[name].reshape(shape) for name in names])
+        for key, (shape, names) in _groups(leaves).items()
+    }
+
+
+def unstack(leaves: Leaves, like: Leaves) -> Leaves:
+    """The inverse of `stack`, for leaves of the names and shapes of `like`."""
+    found = dict(leaves)
+    for key, (_, names) in _groups(like).items():
+        found |= {n: part.reshape(like[n].shape) for n, part in zip(names, found.pop(key))}  # noqa: B905
+    return {name: found[name] for name in like}
+
+
+def _groups(leaves: Leaves) -> Mapping[str, tuple[tuple[int, int], list[str]]]:
+    groups: dict[str, tuple[tuple[int, int], list[str]]] = {}
+    for name, leaf in leaves.items():
+        if name.endswith("kernel"):
+            shape = (math.prod(leaf.shape[:-1]), leaf.shape[-1])
+            groups.setdefault(f"{STACK}{shape[0]} {shape[1]}", (shape, []))[1].append(name)
+    return groups
+
+
 def _matrices(params: Leaves) -> dict[str, MuonDimensionNumbers | None]:
-    """Treats kernels as matrices: the last axis is the output, all others are the input."""
+    """The stacked kernels are matrices: their last axis is the output, the one before the input."""
     return {
-        name: MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
-        if name.endswith("kernel")
-        else None
-        for name, leaf in params.items()
+        name: MuonDimensionNumbers(1, 2) if name.startswith(STACK) else None for name in params
     }
