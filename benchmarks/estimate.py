@@ -1,8 +1,8 @@
-"""Projected images per hour and cost per million images, on hardware this project never ran on.
+"""Projected images per hour and cost per million images, on fleets that this project never ran on.
 
-Nothing is measured; every assumption is below, and is printed. On TPU, a run takes the time that
+Nothing is measured here; every assumption is below, and is printed. On TPU, a run takes the time that
 the TPU's compiler estimates for its programs, as corrected in the last full record of `tpu-aot`. A
-GPU works at an assumed share of its datasheet's peak.
+GPU works at a share of its datasheet's peak: the one that was measured on an H100.
 """
 
 import json
@@ -42,8 +42,9 @@ class Fleet:
 FLEETS = (
     Fleet("TPU v5e-256", 256, 1.20, tpu="v5e"),
     Fleet("TPU v6e-256", 256, 2.70, tpu="v6e"),
-    Fleet("64 H200", 64, 4.00, gpu="NVIDIA H200", share=0.32,
-          reason="assumed: 40 % of the 790 TFLOP/s that matrix products reach there"),
+    Fleet("64 H100", 64, 3.00, gpu="NVIDIA H100", share=0.358,
+          reason="measured on one, batches of 8: records/2026-11-27-0204-throughput-sd14"),
+    Fleet("64 H200", 64, 4.00, gpu="NVIDIA H200", share=0.358, reason="assumed: that of the H100"),
 )  # fmt: skip
 
 

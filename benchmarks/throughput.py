@@ -43,18 +43,19 @@ class Worker:
     """The process of one side: `ask` sends a request and waits for its reply."""
 
     def __init__(self, name: str, options: Options, folder: Path):
-        self.name, self.log = name, folder / f"{name}.log"
+        self.name, self.log = name, (folder / f"{name}.log").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.throughput", name, json.dumps(asdict(options))],
-            cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.log.open("w"), env=shared_environment(),
+            cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+            env=shared_environment(),
         )  # fmt: skip
 
     def reply(self) -> dict[str, Any]:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} failed:\n{self.log.read_text()[-3000:]}")
+            self.log.seek(0)
+            raise RuntimeError(f"{self.name} failed:\n{self.log.read()[-3000:]}")
         return json.loads(line)
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -63,9 +64,8 @@ class Worker:
         return self.reply()
 
     def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()  # ends its input, and waits
+        self.log.close()
 
 
 def shared_environment() -> dict[str, str]:
@@ -120,6 +120,8 @@ def show(record: dict[str, Any]) -> str:
                 )
     lines = [f"peak of a large matrix product: {record['peak'] / 1e12:.0f} TFLOP/s", table(rows)]
     for batch, found in record["kernels"].items():
+        if not found["kernels"]:
+            continue  # a CPU's trace has none
         lines += [
             "",
             f"batch {batch}, ours, parallel: {found['total']:.2f} ms of kernels in a step",

@@ -266,6 +266,19 @@ def test_diffusers_and_we_agree_and_the_last_line_has_the_ratios(tmp_path, capfd
     assert record["command"] == f"python -m benchmarks {' '.join(argv)}"
 
 
+def test_throughput_of_both_sides_is_shown_by_batch_size(tmp_path, capfd):
+    out = tmp_path / "throughput.json"
+    argv = ["throughput", "--preset", "tiny", "--dtype", "float32", "--steps", "4"]
+    assert main([*argv, "--batch-size", "2", "--repeats", "1", "--out", str(out)]) == 0
+    record, shown = json.loads(out.read_text()), capfd.readouterr().out
+    for batch in ("1", "2"):
+        for side, steps in (("ours", 3), ("theirs", 2)):
+            (measured,) = record["times"][batch][side]
+            assert len(measured["seconds"]) == steps + 2
+            run = measured["seconds"]["run, gamma 0.3"]
+            assert f" {run:.4f} " in shown and f" {int(batch) / run:.3f} " in shown
+
+
 def test_a_disagreement_is_the_exit_code(tmp_path, monkeypatch):
     from benchmarks import peer
 

@@ -94,7 +94,7 @@ def unstack(leaves: Leaves, like: Leaves) -> Leaves:
 
 def _groups(leaves: Leaves) -> Mapping[str, tuple[tuple[int, int], list[str]]]:
     groups: dict[str, tuple[tuple[int, int], list[str]]] = {}
-    for name, leaf in leaves.items():
+    for name, leaf in sorted(leaves.items()):  # JAX sorts dicts, too
         if name.endswith("kernel"):
             shape = (math.prod(leaf.shape[:-1]), leaf.shape[-1])
             groups.setdefault(f"{STACK}{shape[0]} {shape[1]}", (shape, []))[1].append(name)
@@ -103,6 +103,4 @@ def _groups(leaves: Leaves) -> Mapping[str, tuple[tuple[int, int], list[str]]]:
 
 def _matrices(params: Leaves) -> dict[str, MuonDimensionNumbers | None]:
     """The stacked kernels are matrices: their last axis is the output, the one before the input."""
-    return {
-        name: MuonDimensionNumbers(1, 2) if name.startswith(STACK) else None for name in params
-    }
+    return {name: MuonDimensionNumbers(1, 2) if name.startswith(STACK) else None for name in params}
