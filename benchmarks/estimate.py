@@ -1,8 +1,8 @@
 """Projected images per hour and cost per million images, on fleets that this project never ran on.
 
-Nothing is measured here; every assumption is below, and is printed. On TPU, a run takes the time that
-the TPU's compiler estimates for its programs, as corrected in the last full record of `tpu-aot`. A
-GPU works at a share of its datasheet's peak: the one that was measured on an H100.
+Every assumption is below, and is printed. On TPU, a run takes the time that the TPU's compiler
+estimates for its programs, as corrected in the last full record of `tpu-aot`. A GPU works at a
+share of its datasheet's peak: the one that was measured on an H100.
 """
 
 import json
