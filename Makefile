@@ -24,7 +24,7 @@ aot: $(VENV)/.test
 
 # The documentation, into out/docs. A broken link or name is an error.
 docs: $(VENV)/.docs
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
