@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet
 
-.PHONY: demo test lint slow aot train clean
+.PHONY: demo test lint slow aot train docs clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m reground_jax.demo --out out/demo
@@ -22,6 +22,10 @@ slow: $(VENV)/.test
 aot: $(VENV)/.test
 	$(PIP) --editable ".[aot]"
 
+# The documentation, into out/docs. A broken link or name is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -37,6 +41,10 @@ $(VENV)/.run: $(VENV)/.venv pyproject.toml
 
 $(VENV)/.test: $(VENV)/.venv pyproject.toml
 	$(PIP) --editable ".[test,dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.venv pyproject.toml
+	$(PIP) --editable ".[docs]"
 	touch $@
 
 clean:

@@ -1,9 +1,7 @@
 """Proofs 3 and 4: the whole pipeline against diffusers' own, and the loop against plain Python."""
 
 import functools
-import re
 import warnings
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -386,12 +384,3 @@ def test_plain_and_inpainting_checkpoints_say_what_they_are():
     assert plain([CAT], wiring="no_grounding", num_steps=1, output="latents").shape == (1, 8, 8, 4)
     with pytest.raises(ValueError, match="has no source, but this is an inpainting model"):
         Pipeline.from_model(tiny_model(**ONE_LEVEL, in_channels=9, inpainting=True))([CAT])
-
-
-def test_the_readmes_own_loop_runs(pipe):
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (example,) = re.findall(r"<!-- own loop -->\n```python\n(.*?)```", readme, flags=re.S)
-    scope = {"pipe": pipe, "layout": CAT}
-    exec(compile(example, "README.md", "exec"), scope)
-    images = np.asarray(scope["images"])
-    assert images.shape == (1, 16, 16, 3) and np.isfinite(images).all()

@@ -8,7 +8,7 @@
     prepare, advance               everything computed once per run; the compiled loop over steps
     Inputs, Inpaint                what may change between calls without recompiling
 
-README.md shows a loop built from them.
+docs/sampling.md shows a loop built from them.
 """
 
 from typing import TYPE_CHECKING
