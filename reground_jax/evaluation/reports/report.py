@@ -99,7 +99,8 @@ def markdown(results: Mapping[str, Any], study: Study, figures: Sequence[str]) -
         parts += _section(name, results, study)
     distances = [distance for found in study.distances.values() for _, distance in found]
     columns = {column.name: column for column in (*metrics_of(scorers), *distances)}.values()
-    meanings = [f"- **{column.name}**: {column.meaning}" for column in columns]
+    measured = {k for r in results["conditions"] for k, v in r.items() if v is not None}
+    meanings = [f"- **{c.name}**: {c.meaning}" for c in columns if c.name in measured]
     parts += ["## What the columns are", "\n".join(meanings)]
     for name, title in (("grid.png", "Layouts chosen by hash"), ("extremes.png", _extremes(study))):
         if name in shown:

@@ -330,12 +330,13 @@ class Study:
                     f"{self.out}/{folder} lacks images: run the same command with --only generate, "
                     "on each host if there are several"
                 )
-            if not is_scored(store, scorer, folder, unit, digests[unit]):
+            records = read_records(store, scorer, folder, unit, digests[unit], rows)
+            if records is None:
                 raise ValueError(
                     f"{scorer.name} has not scored all images of {folder}: run the same command "
                     "with --only score"
                 )
-            yield from read_records(store, scorer, folder, unit, rows)
+            yield from records
 
     @functools.cached_property
     def distances(self) -> dict[str, list[tuple[Scorer, Distance]]]:
