@@ -110,7 +110,7 @@ def markdown(results: Mapping[str, Any], study: Study, figures: Sequence[str]) -
 
 def _extremes(study: Study) -> str:
     noun = study.trade_off.y.noun if study.trade_off else ""
-    return f"Where the parallel wiring gains most and loses most {noun}"
+    return f"Where the parallel wiring gains most and loses most {noun} (points at the left)"
 
 
 def _section(name: str, results: Mapping[str, Any], study: Study) -> list[str]:
