@@ -12,7 +12,7 @@ from reground_jax.evaluation.scorer import Metric, Scorer
 from reground_jax.evaluation.scorers.detections import Detection
 from reground_jax.evaluation.statistics import mean
 from tests.data_sets import write_nsr1k
-from tests.evaluating import evaluated, oracle
+from tests.evaluating import evaluated, oracle, write_results
 from tests.renders import renders
 
 
@@ -117,6 +117,73 @@ def test_layouts_and_images_are_exported_for_other_detectors(rendered, tmp_path,
     (second / "found.json").write_text("[]")
     found = ["--scorers", f"probes,detections={second / 'found.json'}"]
     assert evaluated(tiny_model_dir, out, *options, *found) == 2  # "ap50" is the probes', too
+
+
+def test_the_exported_world_has_the_average_precision_of_the_built_in_one(
+    rendered, tmp_path, tiny_model_dir
+):
+    """COCO's rules and file forms against the built-in scorer, on the same images."""
+    same = ["--layouts", "32", "--gammas", "0.3,1", "--wirings", "sequential"]
+    out, layouts, world = (tmp_path / name for name in ("out", "layouts", "world"))
+    assert evaluated(tiny_model_dir, out, *same, "--export", str(layouts)) == 0
+    assert evaluated(tiny_model_dir, out, *same) == 0
+    assert evaluated(tiny_model_dir, out, *same, "--export", str(world)) == 0
+    write_results(world)
+    files = ["--annotations", str(layouts / "instances.json")]
+    files += ["--captions", str(layouts / "captions.json")]
+    scorers = ["--scorers", f"detector=probe,detections={world / 'results.json'}"]
+    other = tmp_path / "other"
+    assert evaluated(tiny_model_dir, other, "--data", "coco", *files, *same, *scorers) == 0
+    own, theirs = (
+        {
+            row["gamma"]: row
+            for row in json.loads((folder / "results.json").read_text())["conditions"]
+            if row["cases"] in ("heldout", "coco")
+        }
+        for folder in (out, other)
+    )
+    assert own[1.0]["ap50"][0] > 0.9 > 0.5 > own[0.3]["ap50"][0]
+    for gamma, row in theirs.items():
+        assert row["ap50"][0] == pytest.approx(own[gamma]["ap50"][0], abs=0.005)
+        assert row["detector2.ap50"] == row["ap50"] and row["detector2.ap"] == row["ap"]
+
+
+def test_photographs_are_exported_too_and_found_again(
+    rendered, tmp_path, tiny_model_dir, exported, monkeypatch
+):
+    from reground_jax.evaluation.data_sets import coco
+
+    monkeypatch.setattr(coco, "LEAST_TOLD", 2)
+    files = write_nsr1k(tmp_path)
+    folder = Path(exported[exported.index("--photographs") + 1])
+    for number, image in zip((70, 80), renders()[0][:, :, ::-1], strict=False):
+        Image.fromarray(image).save(folder / f"{number:012}.png")
+    options = [*exported, "--nsr1k", f"{files['gpt4.counting']}={files['counting.val']}"]
+    options += ["--gammas", "1", "--wirings", "sequential"]
+    out, world = tmp_path / "out", tmp_path / "world"
+    assert evaluated(tiny_model_dir, out, *options, "--scorers", "detector=probe") == 0
+    assert evaluated(tiny_model_dir, out, *options, "--scorers", "", "--export", str(world)) == 0
+    write_results(world)
+    both = f"detector=probe,detections={world / 'results.json'}"
+    assert evaluated(tiny_model_dir, out, *options, "--scorers", both) == 0
+    results = json.loads((out / "results.json").read_text())
+    rows = [*results["conditions"], *results["references"]]
+    assert {("coco", "photographs"), ("dropped", "photographs")} <= {
+        (row["cases"], row["method"]) for row in rows
+    }
+    for row in rows:
+        assert row["detector2.ap50"] == row["ap50"] and row["detector2.ap"] == row["ap"]
+    own, theirs = (results["scorers"][name] for name in ("detector", "detector2"))
+    assert own["rules"] == theirs["rules"]
+    assert own["threshold_photographs"] == theirs["threshold_photographs"] == 2
+    # Without the photographs, nothing is chosen on them.
+    kept = len(list((world / "images").iterdir())) - 2
+    found = json.loads((world / "results.json").read_text())
+    found = [detection for detection in found if detection["image_id"] <= kept]
+    (world / "results.json").write_text(json.dumps(found))
+    assert evaluated(tiny_model_dir, out, *options, "--scorers", both) == 0
+    theirs = json.loads((out / "results.json").read_text())["scorers"]["detector2"]
+    assert theirs["rules"]["threshold"] == 0.5 and "threshold_photographs" not in theirs
 
 
 def test_the_way_of_dropping_and_the_phrases_are_chosen(

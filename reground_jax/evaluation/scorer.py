@@ -27,7 +27,7 @@ class Form(NamedTuple):
         return estimate, low, high
 
     def text(self, numbers: Interval) -> str:
-        estimate, low, high = (f"{number:.{self.digits}f}" for number in self.scaled(numbers))
+        estimate, low, high = (f"{number:z.{self.digits}f}" for number in self.scaled(numbers))
         return f"{estimate} [{low}, {high}]"
 
     def change(self, number: float) -> str:

@@ -117,7 +117,7 @@ def differences_figure(rows: Sequence[Row], study: Study, titles: Mapping[str, s
             if row[m.name] is not None
         ]
         if found:
-            groups.append(Group(titles.get(name, name), found))
+            groups.append(Group(titles.get(name, name).partition(":")[0], found))
     if not groups:
         return None
     title = "Parallel minus sequential wiring at equal γ, 95 % intervals"

@@ -30,7 +30,8 @@ PAGE = """\
 <meta name="viewport" content="width=device-width">
 <title>Which image fits its text better?</title>
 <style>
-body {{ font: 16px system-ui, sans-serif; max-width: 70em; margin: 2em auto; color: #1f2328 }}
+body {{ font: 16px system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em;
+  color: #1f2328 }}
 figure {{ margin: 3em 0 }}
 label {{ display: inline-block; width: 48%; text-align: center; cursor: pointer }}
 img {{ width: 100%; border-radius: 6px }}

@@ -99,7 +99,8 @@ def markdown(results: Mapping[str, Any], study: Study, figures: Sequence[str]) -
         parts += _section(name, results, study)
     distances = [distance for found in study.distances.values() for _, distance in found]
     columns = {column.name: column for column in (*metrics_of(scorers), *distances)}.values()
-    meanings = [f"- **{column.name}**: {column.meaning}" for column in columns]
+    measured = {k for r in results["conditions"] for k, v in r.items() if v is not None}
+    meanings = [f"- **{c.name}**: {c.meaning}" for c in columns if c.name in measured]
     parts += ["## What the columns are", "\n".join(meanings)]
     for name, title in (("grid.png", "Layouts chosen by hash"), ("extremes.png", _extremes(study))):
         if name in shown:
@@ -109,7 +110,7 @@ def markdown(results: Mapping[str, Any], study: Study, figures: Sequence[str]) -
 
 def _extremes(study: Study) -> str:
     noun = study.trade_off.y.noun if study.trade_off else ""
-    return f"Where the parallel wiring gains most and loses most {noun}"
+    return f"Where the parallel wiring gains most and loses most {noun} (points at the left)"
 
 
 def _section(name: str, results: Mapping[str, Any], study: Study) -> list[str]:

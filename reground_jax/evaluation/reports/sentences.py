@@ -40,7 +40,7 @@ def finding(row: Row, equal: Row, trade_off: TradeOff, forms: Forms) -> str:
         form = forms.get(axis.metric, PERCENT)
         estimate, low, high = form.scaled(row[axis.metric])
         word, digits = "more" if estimate >= 0 else axis.fewer, form.digits
-        between = f"({low:+.{digits}f} to {high:+.{digits}f})"
+        between = f"({low:+z.{digits}f} to {high:+z.{digits}f})"
         return f"{abs(estimate):.{digits}f} points {word} {axis.noun} {between}"
 
     x, y = trade_off.x, trade_off.y
@@ -125,7 +125,7 @@ def _heading(titles: Names, cases: str) -> str:
 
 def _percent(numbers: Interval) -> str:
     estimate, low, high = PERCENT.scaled(numbers)
-    return f"{estimate:.1f} % [{low:.1f}, {high:.1f}]"
+    return f"{estimate:z.1f} % [{low:z.1f}, {high:z.1f}]"
 
 
 def thresholds(results: Mapping[str, Any]) -> list[str]:

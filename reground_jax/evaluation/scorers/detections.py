@@ -127,7 +127,12 @@ def with_rules(scorer: Scorer, rules: Rules) -> Scorer:
 
 
 def with_best_threshold(scorer: Scorer, records: Sequence[Record], cases: Sequence[Case]) -> Scorer:
-    """The scorer of a detector with the `best_threshold` of these records."""
+    """The scorer of a detector with the `best_threshold` of these records.
+
+    Unchanged if none has a detection, as of results made elsewhere without the photographs.
+    """
+    if not any(record["detections"] for record in records):
+        return scorer
     rules = Rules(**scorer.facts["rules"])
     made = with_rules(scorer, replace(rules, threshold=best_threshold(records, cases)))
     return replace(made, facts={**made.facts, "threshold_photographs": len(cases)})

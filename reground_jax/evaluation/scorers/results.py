@@ -2,10 +2,9 @@
 
 The images that it detected in are those of `export.export_coco`, whose instances.json lies beside
 the results. It has a checksum of each image's pixels, by which images are recognized, whatever
-condition they are of.
+condition they are of. The study's photographs are among them.
 """
 
-import dataclasses
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -41,13 +40,13 @@ def results_scorer(
     path = expand_home(path)
     instances = path.parent / INSTANCES
     exported = read_json(instances, "COCO")
-    images, names = _images(exported, instances), _names(exported, instances)
+    images, sizes = _images(exported, instances)
+    names = _names(exported, instances)
     if missing := sorted(set(categories) - set(names.values())):
         raise ValueError(
             f"{instances} does not have {', '.join(missing)}, which the data set asks for: export "
             "the images of this data set"
         )
-    sizes = {number: size for number, size in images.values()}
     found = _detections(read_json(path, "COCO results"), path, sizes, names)
 
     def find(images_: UInt8[np.ndarray, "B H W 3"], cases: Sequence[Case]) -> list[list[Detection]]:
@@ -59,11 +58,11 @@ def results_scorer(
                     f"the image of layout {case.layout.id} is not one of those that {instances} "
                     "lists: export the images again and detect in them"
                 )
-            result.append(found[known[0]])
+            result.append(next((found[number] for number in known if number in found), []))
         return result
 
     digest = hashlib.sha256(path.read_bytes() + instances.read_bytes()).hexdigest()
-    made = detection_scorer(
+    return detection_scorer(
         find,
         name=name,
         version=digest,
@@ -71,23 +70,29 @@ def results_scorer(
         facts={"detections": str(path)},
         about=f"## The detector\n\nDetections made elsewhere: {path.name}.",
     )
-    return dataclasses.replace(made, tuned=None)  # photographs are not exported
 
 
-def _images(exported: Any, path: Path) -> dict[str, tuple[str, tuple[float, float]]]:
-    """(id, (width, height)) of each image by the checksum of its pixels."""
+def _images(
+    exported: Any, path: Path
+) -> tuple[dict[str, list[str]], dict[str, tuple[float, float]]]:
+    """The ids of each image by the checksum of its pixels, and (width, height) by id.
+
+    Equal images are common: without boxes, all wirings make the same.
+    """
     entries = exported.get("images") if isinstance(exported, dict) else None
-    images = {}
+    images: dict[str, list[str]] = defaultdict(list)
+    sizes = {}
     for entry in entries if isinstance(entries, list) else ():
         match entry:
             case {"id": number, "sha256": str(digest)} if id_text(number) is not None:
-                images[digest] = (str(id_text(number)), image_size(entry))
+                images[digest].append(str(id_text(number)))
+                sizes[images[digest][-1]] = image_size(entry)
     if not images:
         raise ValueError(
             f"{path} lists no image with its checksum: export the images with `evaluate --export "
-            "coco`, and put the results beside it"
+            "DIR`, and put the results beside it"
         )
-    return images
+    return images, sizes
 
 
 def _names(exported: Any, path: Path) -> dict[str, str]:

@@ -96,8 +96,8 @@ def calibrated(
 def export(study: Study, folder: str) -> int:
     """Writes layouts in COCO's form, for other programs; returns how many.
 
-    With the study's images if it has them all, a layout for each of them; otherwise those of the
-    main set. Raises ValueError if the folder is not empty.
+    With the study's images if it has them all, and its photographs as scorers see them, a layout
+    for each of them; otherwise those of the main set. Raises ValueError if the folder is not empty.
     """
     main, side = study.data.sets[0], next(iter(study.models.values())).side
     if any(unit not in part.finished() for part in study.parts for unit in part.units()):

@@ -136,7 +136,9 @@ def text(lines: Sequence[Line], study: Study, rate: float | None, missing: Seque
     scored = ", ".join(scorer.name for scorer in study.scorers) or "nothing"
     photographs = sum(len(gallery.cases) for gallery in study.all_photographs())
     parts.append(
-        f"scored by {scored}" + (f", and {photographs} photographs, too" if photographs else "")
+        f"scored by {scored}"
+        + (f", and {photographs} photographs, too" if photographs else "")
+        + "; scoring is not counted in these times"
     )
     parts += [f"missing: {what}" for what in missing]
     return "\n".join(parts)
@@ -149,4 +151,6 @@ def _rates(rate: float | None) -> list[tuple[str, float]]:
 
 
 def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

@@ -9,7 +9,7 @@ that score the same unit write the same bytes.
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,12 @@ def is_scored(store: Store, scorer: Scorer, gallery: str, unit: int, digest: str
         content = store.read(path_of(scorer, gallery, unit))
     except FileNotFoundError:
         return False
-    first = content.partition(b"\n")[0]
+    return _is_of(content, scorer, digest)
+
+
+def _is_of(content: bytes, scorer: Scorer, digest: str) -> bool:
     try:
-        return parse_json(first) == _header(scorer, digest)
+        return parse_json(content.partition(b"\n")[0]) == _header(scorer, digest)
     except ValueError:
         return False
 
@@ -80,14 +83,20 @@ def score_unit(
 
 
 def read_records(
-    store: Store, scorer: Scorer, gallery: str, unit: int, rows: range
-) -> Iterator[Record]:
-    """The records of some of a unit's images, as the scorer made them.
+    store: Store, scorer: Scorer, gallery: str, unit: int, digest: str, rows: range
+) -> list[Record] | None:
+    """The records of some of a unit's images, as the scorer made them; None if there are none.
 
-    Raises FileNotFoundError, or ValueError if the file is damaged.
+    digest: the checksum of the unit's images. Raises ValueError if the file is damaged.
     """
     path = path_of(scorer, gallery, unit)
-    lines = store.read(path).splitlines()[1:]
+    try:
+        content = store.read(path)
+    except FileNotFoundError:
+        return None
+    if not _is_of(content, scorer, digest):
+        return None
+    lines = content.splitlines()[1:]
     arrays: Any = None
     if store.size(npz := path.replace(".jsonl", ".npz")) is not None:
         with np.load(io.BytesIO(store.read(npz))) as found:
@@ -97,9 +106,8 @@ def read_records(
         raise ValueError(
             f"{store.url}/{path} is damaged: remove it, and run the same command again"
         )
-    for row in rows:
-        record = json.loads(lines[row])
-        yield record if arrays is None else record | {FEATURES: arrays[row]}
+    more = [{} if arrays is None else {FEATURES: arrays[row]} for row in rows]
+    return [json.loads(lines[row]) | found for row, found in zip(rows, more, strict=True)]
 
 
 def _header(scorer: Scorer, digest: str) -> dict[str, Any]:

@@ -242,8 +242,9 @@ class Study:
         }
 
     def all_photographs(self) -> list[Photographs]:
-        """Those, and those on which scorers choose their rules."""
-        return [*self.photographs.values(), *self._told]
+        """Those, and those on which scorers choose their rules, if any does."""
+        told = self._told if any(s.tuned is not None for s in self.scorers) else ()
+        return [*self.photographs.values(), *told]
 
     def _photographs(self, name: str, cases: Sequence[Case], paths: Sequence[Path]) -> Photographs:
         side = next(iter(self.models.values())).side
@@ -251,8 +252,8 @@ class Study:
 
     @functools.cached_property
     def _told(self) -> tuple[Photographs, ...]:
-        """The photographs of `Data.told`, if there are any and a scorer has rules to choose."""
-        if not self.data.told or all(scorer.tuned is None for scorer in self.scorers):
+        """The photographs of `Data.told`, if there are any."""
+        if not self.data.told:
             return ()
         cases, paths = zip(*self.data.told, strict=True)
         return (self._photographs("told", cases, paths),)
@@ -329,12 +330,13 @@ class Study:
                     f"{self.out}/{folder} lacks images: run the same command with --only generate, "
                     "on each host if there are several"
                 )
-            if not is_scored(store, scorer, folder, unit, digests[unit]):
+            records = read_records(store, scorer, folder, unit, digests[unit], rows)
+            if records is None:
                 raise ValueError(
                     f"{scorer.name} has not scored all images of {folder}: run the same command "
                     "with --only score"
                 )
-            yield from read_records(store, scorer, folder, unit, rows)
+            yield from records
 
     @functools.cached_property
     def distances(self) -> dict[str, list[tuple[Scorer, Distance]]]:
@@ -362,14 +364,17 @@ class Study:
         return part.pictures(condition.gamma, lines)
 
     def everything(self) -> Iterator[Group]:
-        """All images that were asked for, and others of their runs. Raises ValueError if some are
-        missing."""
+        """All images that were asked for, others of their runs, and photographs, whether or not a
+        scorer reads them. Raises ValueError if images are missing."""
         for part in self.parts:
             gallery = part.gallery()
             for unit in part.units():
                 if unit not in gallery.entries:
                     raise ValueError(f"{self.out}/{part.folder} lacks images: make them first")
                 yield from gallery.groups(unit, GROUP)
+        for photographs in (*self.photographs.values(), *self._told):
+            for unit in photographs.units():
+                yield from photographs.groups(unit, GROUP)
 
     def save(self, name: str, content: bytes) -> None:
         """Writes a file of the report."""
