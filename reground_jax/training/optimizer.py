@@ -67,12 +67,15 @@ def stacked(inner: optax.GradientTransformation) -> optax.GradientTransformation
     same numbers, in a much smaller program.
     """
 
-    def update(updates: Leaves, state: Any, params: Leaves | None = None) -> tuple[Leaves, Any]:
+    def init(params: Any) -> Any:
+        return inner.init(stack(params))  # type: ignore[arg-type]
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         before = None if params is None else stack(params)
-        after, state = inner.update(stack(updates), state, before)
+        after, state = inner.update(stack(updates), state, before)  # type: ignore[arg-type]
         return unstack(after, updates), state  # type: ignore[arg-type]
 
-    return optax.GradientTransformation(lambda params: inner.init(stack(params)), update)
+    return optax.GradientTransformation(init, update)
 
 
 def stack(leaves: Leaves) -> Leaves:
