@@ -200,8 +200,8 @@ def _add_stage_options(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--export", metavar="DIR",
-        help="only write the layouts in COCO's form, with the study's images and photographs if all "
-        "images are made, for detectors of your own (--scorers detections=FILE)",
+        help="only write the layouts in COCO's form, with the study's images and photographs if "
+        "all images are made, for detectors of your own (--scorers detections=FILE)",
     )  # fmt: skip
     group.add_argument(
         "--pairs", type=read_number, metavar="N",
