@@ -20,8 +20,8 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 TIMEOUT = 600  # seconds, for a cell on a busy machine
-WIDEST = 1000  # pixels of a picture in an output
-COLORS = 160  # of a picture in an output
+WIDEST = 900  # pixels of a picture in an output
+COLORS = 128  # of a picture in an output
 PNG = "image/png"
 
 
@@ -52,7 +52,8 @@ def environment(folder: str) -> dict[str, str]:
     """Commands in cells are those of this Python, and what they cache stays in the folder."""
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     cache = {"XDG_CACHE_HOME": f"{folder}/.cache", "HF_HOME": f"{folder}/.cache/huggingface"}
-    return {**os.environ, **cache, "PATH": programs}
+    quiet = {"PYTHONWARNINGS": "ignore:IProgress not found"}  # tqdm asks for widgets
+    return {**os.environ, **cache, **quiet, "PATH": programs}
 
 
 def smaller(output: Any) -> Any:
@@ -75,11 +76,12 @@ def compressed(content: bytes) -> bytes:
     if picture.width > WIDEST:
         height = round(picture.height * WIDEST / picture.width)
         picture = picture.resize((WIDEST, height), Image.Resampling.LANCZOS)
-    few = picture.quantize(
-        COLORS, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE
-    )
+    if picture.getcolors(COLORS) is None:  # it has more
+        picture = picture.quantize(
+            COLORS, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE
+        )
     buffer = io.BytesIO()
-    few.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
