@@ -1,10 +1,10 @@
 """`make demo`: one layout, drawn by the built-in model with every method.
 
 The layout and the seeds were picked by eye, out of 18 layouts with 8 or 24 seeds each, because they
-show what the wirings differ in. In this layout's first 24 seeds, the package's own detector finds a
-traffic light 11 times under GLIGEN's wiring and 16 times under ReGround's, the dog in its box 24 and
-22 times, and the car always. Under seeds 4 and 7 only ReGround's wiring draws the light, under seed
-21 both do.
+show what the wirings differ in: under seeds 4 and 7 only ReGround's wiring draws the traffic light,
+under seed 21 both do. In this layout's first 24 seeds, the package's own detector finds the light
+11 times under GLIGEN's wiring and 16 times under ReGround's, the dog in its box 24 and 22 times,
+and the car always.
 """
 
 import argparse
