@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet
 
-.PHONY: demo test lint slow aot train docs clean
+.PHONY: demo test lint slow aot train docs notebooks clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m reground_jax.demo --out out/demo
@@ -14,6 +14,10 @@ test: $(VENV)/.test
 train: $(VENV)/.run
 	$(PIP) --editable ".[train]"
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh reground_jax/training/configs/emoji64/train.sh out/emoji64
+
+# Runs the notebooks again, in place.
+notebooks: $(VENV)/.test
+	$(VENV)/bin/python examples/execute.py
 
 slow: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m slow -s

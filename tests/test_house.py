@@ -161,7 +161,7 @@ def test_every_package_is_in_the_wheel_with_its_types():
 
 def test_files_and_functions_are_short():
     wrong = []
-    for path, tree in sources("reground_jax", "convert", "benchmarks", "tests"):
+    for path, tree in sources("reground_jax", "convert", "benchmarks", "tests", "examples"):
         lines = len((ROOT / path).read_text("utf-8").splitlines())
         if lines > LONGEST_FILE and path not in LONGER:
             wrong.append(f"{path} has {lines} lines")
@@ -175,7 +175,7 @@ def test_files_and_functions_are_short():
 
 def test_every_file_and_public_name_has_a_docstring():
     wrong = []
-    for path, tree in sources("reground_jax", "convert", "benchmarks", "tests"):
+    for path, tree in sources("reground_jax", "convert", "benchmarks", "tests", "examples"):
         if tree.body and not ast.get_docstring(tree):
             wrong.append(path)
         room = path.removesuffix(".py").removeprefix("reground_jax/").split("/")[0]
@@ -191,7 +191,7 @@ def test_every_file_and_public_name_has_a_docstring():
 
 def test_no_file_uses_private_names_of_another():
     wrong = []
-    for path, tree in sources("reground_jax", "convert", "benchmarks"):
+    for path, tree in sources("reground_jax", "convert", "benchmarks", "examples"):
         used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
         own = {node.attr for node in used if ast.unparse(node.value) in ("self", "cls", "argparse")}
         own |= {"_replace", "_asdict", "_fields"}  # methods of NamedTuple
