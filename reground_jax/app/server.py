@@ -1,0 +1,85 @@
+"""Serves the page until it is interrupted. Needs the extra [app]."""
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reground_jax.app.models import Models
+
+INSTALL = "pip install 'reground-jax[app]'"
+QUIET = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",  # models were found before
+}
+PORTS = 100  # that are tried if none is given
+
+
+def import_gradio() -> None:
+    """Imports what the page needs, so that it keeps its temporary files in `GRADIO_TEMP_DIR`.
+
+    Raises ValueError that says how to install it.
+    """
+    try:
+        import gradio  # noqa: F401
+        import gradio_image_annotation  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing, which the page needs: {INSTALL}") from error
+
+
+def serve(
+    offer_models: Callable[[], Models],
+    *,
+    host: str,
+    port: int | None,
+    out: Path | None,
+    say: Callable[[str], None],
+) -> None:
+    """Serves until Ctrl-C or SIGTERM. Raises ValueError or OSError if that cannot begin.
+
+    offer_models: opens the models, which is done after what is quick to fail. say: prints a line.
+    """
+    with tempfile.TemporaryDirectory(prefix="reground-jax-app-") as temporary:
+        os.environ.update(QUIET | {"GRADIO_TEMP_DIR": temporary})
+        import_gradio()
+        models = offer_models()
+        from reground_jax.app.page import UPLOADS, build, look, opening
+        from reground_jax.app.saving import Folder
+
+        page = build(models, Folder(out))
+        page.queue()
+        arguments: dict[str, Any] = {"server_name": host, "server_port": port}
+        try:
+            _, address, _ = page.launch(
+                prevent_thread_lock=True, quiet=True, share=False, inbrowser=False, ssr_mode=False,
+                show_error=True, footer_links=[], max_file_size=UPLOADS, enable_monitoring=False,
+                **arguments, **look(),
+            )  # fmt: skip
+        except OSError as error:
+            way_out = "give another --port" if port else "give a --port that is free"
+            raise ValueError(f"no page can be served at {host}, port {port}: {way_out}") from error
+        say(f"open {address} in a browser; Ctrl-C ends the page")
+        threading.Thread(target=_warm_up, args=(models, opening(models)), daemon=True).start()
+        try:
+            _wait()
+        finally:
+            page.close(verbose=False)
+
+
+def _warm_up(models: Models, order: Any) -> None:
+    from reground_jax.app.runs import warm_up
+
+    warm_up(models, order)
+
+
+def _wait() -> None:
+    """Returns after Ctrl-C or SIGTERM."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.wait(1):  # Windows hands on no signal while a wait without end lasts
+        pass
