@@ -6,7 +6,7 @@ The component's boxes are pixels of a blank canvas, as dictionaries, and the new
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageColor
 
 from reground_jax.draw import PANEL, phrase_colors
 from reground_jax.layout import Layout
@@ -41,7 +41,8 @@ def drawn_boxes(layout: Layout, size: tuple[int, int]) -> list[dict[str, Any]]:
     drawn = []
     for phrase, box in zip(layout.phrases, layout.boxes, strict=True):
         sides = zip(("xmin", "ymin", "xmax", "ymax"), _pixels(box, size), strict=True)
-        drawn.append({"label": phrase, "color": colors[phrase], **dict(sides)})
+        color = ImageColor.getrgb(colors[phrase])
+        drawn.append({"label": phrase, "color": color, **dict(sides)})
     return drawn[::-1]
 
 

@@ -10,3 +10,9 @@ addEventListener("drop", (event) => {
   input.files = files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
 });
+// On a narrow screen the pictures are below the button.
+addEventListener("click", (event) => {
+  if (!event.target.closest("#rg-run")) return;
+  const results = document.querySelector("#rg-results");
+  results?.scrollIntoView({ behavior: "smooth", block: "nearest" });
+});

@@ -11,22 +11,31 @@ from reground_jax.app.actions import Actions, described
 from reground_jax.app.examples import EXAMPLES
 from reground_jax.app.form import NAMES, layout_values, sides
 from reground_jax.app.models import Models
-from reground_jax.app.order import COLUMNS, UNDER, Choice, Order, checked_order
+from reground_jax.app.order import (
+    COLUMNS,
+    COUPLED,
+    GUIDED,
+    UNDER,
+    Choice,
+    Order,
+    checked_order,
+)
 from reground_jax.app.saving import Folder
 from reground_jax.attention_guidance import METHODS
 from reground_jax.draw import draw_layout
 from reground_jax.settings import MAX_SEED, MAX_STEPS, SOLVER_NAMES
 
 HERE = Path(__file__).parent
-TITLE = "Boxes to pictures"
+TITLE = "reground-jax"
 INTRODUCTION = (
     "Draw boxes, say what is in each, and compare what Stable Diffusion, GLIGEN and ReGround make "
     "of them."
 )
 HINT = (
-    "Drag on the paper to draw a box and name what is in it. Drag a box to move it or its corners; "
-    "double-click to rename it, press Delete to remove it."
+    "<b>Create box</b> (C), then drag on the paper and name what is in it. <b>Drag boxes</b> (D) "
+    "moves and resizes them; a double-click renames one, Del removes it."
 )
+THUMBNAIL = 140  # pixels of a side of an example
 UPLOADS = "20mb"  # largest dropped file
 KEPT = 3600  # seconds for which Gradio keeps its temporary files
 RANDOM_SEED = f"() => Math.floor(Math.random() * {MAX_SEED + 1})"
@@ -49,12 +58,12 @@ def build(models: Models, folder: Folder) -> gr.Blocks:
                 add_layout(parts, models, first)
             with gr.Column(scale=7, min_width=320):
                 add_results(parts, models, first)
-        add_examples(parts)
+                add_examples(parts)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 add_settings(parts, models, first)
             with gr.Column(scale=7, min_width=320):
-                add_commands(parts)
+                add_files(parts)
         connect(page, parts, Actions(models, folder))
     return page
 
@@ -84,8 +93,10 @@ def add_layout(parts: Parts, models: Models, first: Order) -> None:
         lines=1, max_lines=2, elem_id="rg-negative",
     )  # fmt: skip
     with gr.Row():
-        parts["run"] = gr.Button("Run", variant="primary", elem_id="rg-run")
-        parts["cancel"] = gr.Button("Cancel", interactive=False, elem_id="rg-cancel")
+        parts["run"] = gr.Button("Run", variant="primary", min_width=100, elem_id="rg-run")
+        parts["cancel"] = gr.Button(
+            "Cancel", interactive=False, min_width=100, elem_id="rg-cancel"
+        )
 
 
 def add_results(parts: Parts, models: Models, first: Order) -> None:
@@ -93,7 +104,7 @@ def add_results(parts: Parts, models: Models, first: Order) -> None:
     parts["columns"] = gr.CheckboxGroup(
         list(COLUMNS), value=list(choice.columns), label="Columns", elem_id="rg-columns"
     )
-    with gr.Row():
+    with gr.Row(visible=False) as parts["extras"]:
         parts["coupling"] = gr.Slider(
             0, 1, choice.coupling, step=0.01, label="Coupling", visible=False, min_width=200,
             info="0 is ReGround, 1 is GLIGEN", elem_id="rg-coupling",
@@ -115,7 +126,7 @@ def add_results(parts: Parts, models: Models, first: Order) -> None:
 
 
 def add_examples(parts: Parts) -> None:
-    thumbnails = [(draw_layout(e, width=240, height=240), e.prompt) for e in EXAMPLES]
+    thumbnails = [(draw_layout(e, width=THUMBNAIL, height=THUMBNAIL), e.prompt) for e in EXAMPLES]
     parts["examples"] = gr.Gallery(
         thumbnails, label="Examples", columns=6, allow_preview=False, height="auto",
         object_fit="contain", buttons=[], interactive=False, format="png", elem_id="rg-examples",
@@ -126,9 +137,14 @@ def add_settings(parts: Parts, models: Models, first: Order) -> None:
     recommended = models[first.model].recommended
     parts["base"] = gr.State(recommended)
     with gr.Group():
-        parts["model"] = gr.Dropdown(
-            models.names, value=first.model, label="Model", elem_id="rg-model"
-        )
+        with gr.Row():
+            parts["model"] = gr.Dropdown(
+                models.names, value=first.model, label="Model", min_width=140, elem_id="rg-model"
+            )
+            parts["solver"] = gr.Dropdown(
+                list(SOLVER_NAMES), value=recommended.solver, label="Solver", min_width=140,
+                elem_id="rg-solver",
+            )  # fmt: skip
         parts["gamma"] = gr.Slider(
             0, 1, recommended.gamma, step=0.001, label="Gamma", elem_id="rg-gamma",
             info="the part of the steps, from the first, in which the boxes are used",
@@ -142,37 +158,29 @@ def add_settings(parts: Parts, models: Models, first: Order) -> None:
                 recommended.guidance_scale, label="Guidance", minimum=0, step=0.5, min_width=100,
                 elem_id="rg-guidance",
             )  # fmt: skip
-            parts["solver"] = gr.Dropdown(
-                list(SOLVER_NAMES), value=recommended.solver, label="Solver", min_width=140,
-                elem_id="rg-solver",
-            )  # fmt: skip
-        with gr.Row():
             parts["seed"] = gr.Number(
-                first.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120,
+                first.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100,
                 elem_id="rg-seed",
             )  # fmt: skip
-            with gr.Column(min_width=150):
-                parts["random"] = gr.Button("Another seed", size="sm")
-                parts["recommend"] = gr.Button("Model's settings", size="sm")
+    with gr.Row():
+        parts["random"] = gr.Button("Another seed", size="sm", min_width=120)
+        parts["recommend"] = gr.Button("Model's settings", size="sm", min_width=120)
     parts["note"] = gr.Markdown(visible=False, elem_id="rg-note")
 
 
-def add_commands(parts: Parts) -> None:
+def add_files(parts: Parts) -> None:
     parts["file"] = gr.File(
-        label="Drop a PNG made here, or a layout (JSON), to go on with it", file_count="single",
-        file_types=[".png", ".json"], type="filepath", height=120, elem_id="rg-restore",
+        label="Go on with a PNG made here, or with a layout (JSON)", file_count="single",
+        file_types=[".png", ".json"], type="filepath", height=130, elem_id="rg-restore",
     )  # fmt: skip
     with gr.Tabs():
-        with gr.Tab("Command line"):
-            parts["command"] = gr.Code(
-                "", language="shell", show_label=False, interactive=False, wrap_lines=True,
-                elem_id="rg-command",
-            )  # fmt: skip
-        with gr.Tab("Python"):
-            parts["python"] = gr.Code(
-                "", language="python", show_label=False, interactive=False, wrap_lines=True,
-                elem_id="rg-python",
-            )  # fmt: skip
+        for name, label in (("command", "Command line"), ("python", "Python")):
+            with gr.Tab(label):
+                parts[name] = gr.Textbox(
+                    "", show_label=False, container=False, interactive=False, lines=9,
+                    max_lines=14, buttons=["copy"], elem_id=f"rg-{name}", elem_classes="rg-code",
+                    placeholder="Run shows here what makes the same pictures.",
+                )  # fmt: skip
 
 
 def connect(page: gr.Blocks, parts: Parts, actions: Actions) -> None:
@@ -202,9 +210,10 @@ def connect(page: gr.Blocks, parts: Parts, actions: Actions) -> None:
         event(actions.recommend, form, [*form, parts["note"]], **quick)
     parts["random"].click(None, None, parts["seed"], js=RANDOM_SEED, **private)
     parts["boxes"].change(None, parts["boxes"], None, js=TOGGLE_BOXES, **private)
+    names = ("extras", "coupling", "method", "under")
     parts["columns"].change(
         lambda columns: [gr.update(visible=on) for on in extras(columns)], parts["columns"],
-        [parts["coupling"], parts["method"], parts["under"]], **quick,
+        [parts[name] for name in names], **quick,
     )  # fmt: skip
 
 
@@ -213,10 +222,11 @@ def switched(running: bool) -> list[Any]:
     return [gr.update(interactive=not running), gr.update(interactive=running)]
 
 
-def extras(columns: list[str]) -> tuple[bool, bool, bool]:
-    """Whether coupling, method and under matter to these columns."""
-    coupled, guided = "Coupled" in columns, "Attention guidance" in columns
-    return coupled or guided, guided, guided
+def extras(columns: list[str]) -> tuple[bool, bool, bool, bool]:
+    """Whether the row below the columns, coupling, method and under matter."""
+    guided = GUIDED in columns
+    coupled = guided or COUPLED in columns
+    return coupled, coupled, guided, guided
 
 
 def look() -> dict[str, Any]:

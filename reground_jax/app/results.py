@@ -15,7 +15,6 @@ from reground_jax.draw import phrase_colors
 from reground_jax.layout import Layout
 
 QUALITY = 90  # of previews, which are JPEG; finished pictures are PNG
-SMALL = 128  # pixels of a side up to which a picture is shown with its pixels as they are
 EXPLAINED = {
     "Stable Diffusion": "without the boxes",
     "GLIGEN": "sequential wiring",
@@ -70,13 +69,11 @@ def png_address(content: bytes) -> str:
 def _image(name: str, picture: "str | UInt8[np.ndarray, 'H W 3'] | None") -> str:
     if picture is None:
         return '<div class="rg-empty"></div>'
-    small = ""
     if not isinstance(picture, str):
-        small = " rg-small" if max(picture.shape) <= SMALL else ""
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "JPEG", quality=QUALITY, subsampling=0)
         picture = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return f'<img class="rg-picture{small}" alt="{html.escape(name)}" src="{picture}">'
+    return f'<img class="rg-picture" alt="{html.escape(name)}" src="{picture}">'
 
 
 def _boxes(layout: Layout) -> str:

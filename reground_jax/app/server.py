@@ -1,5 +1,6 @@
 """Serves the page until it is interrupted. Needs the extra [app]."""
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -65,7 +66,8 @@ def serve(
         say(f"open {address} in a browser; Ctrl-C ends the page")
         threading.Thread(target=_warm_up, args=(models, opening(models)), daemon=True).start()
         try:
-            _wait()
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                _wait()  # Gradio prints a line for each of a component's files that it serves
         finally:
             page.close(verbose=False)
 
