@@ -70,8 +70,10 @@ class Actions:
         assert last is not None
         yield self._finished(run, last, time.perf_counter() - started)
 
-    def cancel(self, request: gr.Request) -> None:
+    def cancel(self, request: gr.Request) -> Any:
+        """The button, until the step under way, or the compiler, has ended."""
         self.runs.cancel(str(request.session_hash))
+        return gr.update(value="Canceling …", interactive=False)
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""

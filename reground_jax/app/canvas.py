@@ -60,8 +60,7 @@ def layout_boxes(
         phrase = str(box.get("label") or "").strip()
         if not phrase:
             raise ValueError(
-                f"box {number} has no label: select it and press the pencil, or double-click it, "
-                "to say what is in it, or delete it"
+                f"box {number} has no label: double-click it to say what is in it, or delete it"
             )
         pixels = _inside(box, size)
         phrases.append(phrase)

@@ -39,7 +39,7 @@ THUMBNAIL = 140  # pixels of a side of an example
 UPLOADS = "20mb"  # largest dropped file
 KEPT = 3600  # seconds for which Gradio keeps its temporary files
 RANDOM_SEED = f"() => Math.floor(Math.random() * {MAX_SEED + 1})"
-TOGGLE_BOXES = "(on) => { document.body.classList.toggle('rg-boxes', on); }"
+TOGGLE_BOXES = "(on) => { document.getElementById('rg-right').classList.toggle('rg-boxes', on); }"
 # Without Gradio's own fonts; those of the system need no request.
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "monospace"]
@@ -56,7 +56,7 @@ def build(models: Models, folder: Folder) -> gr.Blocks:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 add_layout(parts, models, first)
-            with gr.Column(scale=7, min_width=320):
+            with gr.Column(scale=7, min_width=320, elem_id="rg-right"):
                 add_results(parts, models, first)
                 add_examples(parts)
         with gr.Row(equal_height=False):
@@ -186,7 +186,7 @@ def add_files(parts: Parts) -> None:
 def connect(page: gr.Blocks, parts: Parts, actions: Actions) -> None:
     form = [parts[name] for name in NAMES]
     private: dict[str, Any] = {"api_visibility": "private"}
-    quick = private | {"queue": False, "show_progress": "hidden"}
+    quick = private | {"concurrency_limit": None, "show_progress": "hidden"}
     order = gr.State(None)
     buttons = [parts["run"], parts["cancel"]]
 
@@ -198,7 +198,7 @@ def connect(page: gr.Blocks, parts: Parts, actions: Actions) -> None:
         actions.show, order, parts["results"], concurrency_limit=1, show_progress="full", **private
     )
     shown.then(lambda: switched(False), None, buttons, **quick)
-    parts["cancel"].click(actions.cancel, **quick)
+    parts["cancel"].click(actions.cancel, None, parts["cancel"], **quick)
     page.unload(actions.leave)
 
     parts["file"].upload(
@@ -219,7 +219,10 @@ def connect(page: gr.Blocks, parts: Parts, actions: Actions) -> None:
 
 def switched(running: bool) -> list[Any]:
     """The buttons Run and Cancel."""
-    return [gr.update(interactive=not running), gr.update(interactive=running)]
+    return [
+        gr.update(interactive=not running),
+        gr.update(interactive=running, value="Cancel"),
+    ]
 
 
 def extras(columns: list[str]) -> tuple[bool, bool, bool, bool]:
