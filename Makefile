@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet
 
-.PHONY: demo test lint slow aot train clean
+.PHONY: demo test lint slow aot browser train clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m reground_jax.demo --out out/demo
@@ -21,6 +21,11 @@ slow: $(VENV)/.test
 # The TPU compiler, for the tests marked aot. JAX then looks for a TPU unless JAX_PLATFORMS says cpu.
 aot: $(VENV)/.test
 	$(PIP) --editable ".[aot]"
+
+# The page of `reground-jax app`, in Chromium, which must be installed (Debian: apt-get install chromium).
+browser: $(VENV)/.test
+	$(PIP) --editable ".[app,browser]"
+	$(VENV)/bin/python -m pytest -m browser tests/test_app_browser.py
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from PIL import Image
 
 from reground_jax.images import read_recipe, save_png
 from reground_jax.layout import Layout
+from tests.app_pages import SECONDS, clear, draw, finish, save, select, status, wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = [
@@ -35,7 +35,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-SECONDS = 180_000  # milliseconds to wait for the model at most
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +68,6 @@ def served(tmp_path_factory):
     # Nothing is left but what was asked for, and compiled programs.
     assert not list((folder / "tmp").iterdir()) and not list((folder / "work").iterdir())
     assert {path.name for path in folder.iterdir()} == {"out", "tmp", "work", "c", "log"}
-
-
-def wait_for(address: str, process: subprocess.Popen) -> None:
-    for _ in range(600):
-        try:
-            urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            assert process.poll() is None
-            time.sleep(0.2)
-    raise TimeoutError(address)
 
 
 @pytest.fixture(scope="module")
@@ -120,61 +108,6 @@ def open_page(served, browser):
     own = (f"{address}/", "data:", "blob:")
     assert requests and [url for url in requests if not url.startswith(own)] == []
     assert wrong == []
-
-
-def draw(page, label: str, box: tuple[float, float, float, float]) -> None:
-    """Drags a box on the paper, and names it in the dialog."""
-    page.click('#rg-canvas [aria-label="Create box"]')
-    paper = page.locator("#rg-canvas canvas").bounding_box()
-    x0, y0, x1, y1 = (
-        paper["x" if i % 2 == 0 else "y"] + side * paper["width" if i % 2 == 0 else "height"]
-        for i, side in enumerate(box)
-    )
-    page.mouse.move(x0, y0)
-    page.mouse.down()
-    page.mouse.move(x1, y1, steps=8)
-    page.mouse.up()
-    page.fill('#model-box-edit input[aria-label="Label"]', label)
-    page.click("#model-box-edit button:text-is('OK')")
-    page.wait_for_selector("#model-box-edit", state="detached")
-
-
-def select(page, point: tuple[float, float]) -> None:
-    """Clicks on the paper with the tool that moves boxes."""
-    page.click('#rg-canvas [aria-label="Drag boxes"]')
-    paper = page.locator("#rg-canvas canvas").bounding_box()
-    page.mouse.click(
-        paper["x"] + point[0] * paper["width"], paper["y"] + point[1] * paper["height"]
-    )
-
-
-def clear(page) -> None:
-    """Removes the two boxes of the first example."""
-    for point in ((0.3, 0.45), (0.75, 0.8)):
-        select(page, point)
-        page.click('#rg-canvas [aria-label="Remove box"]')
-
-
-def status(page) -> str:
-    return page.inner_text("#rg-results .rg-status")
-
-
-def finish(page) -> None:
-    """Presses Run, and waits for the pictures."""
-    page.click("#rg-run")
-    page.wait_for_selector("#rg-results .rg-save", state="detached")
-    page.wait_for_selector("#rg-results figure .rg-save", timeout=SECONDS)
-    page.wait_for_selector("#rg-run:not([disabled])")
-
-
-def save(page, column: str, folder: Path) -> Path:
-    """The picture of a column, as its link saves it."""
-    figure = page.locator("#rg-results figure", has_text=column)
-    with page.expect_download() as download:
-        figure.locator(".rg-save").click()
-    path = folder / download.value.suggested_filename
-    download.value.save_as(path)
-    return path
 
 
 def test_two_boxes_are_drawn_and_become_pictures(open_page, served, tmp_path, screenshots):
@@ -303,7 +236,11 @@ def test_a_picture_restores_everything_bit_for_bit(open_page, tmp_path, screensh
     new = save(other, "Coupled", tmp_path / "again")
     recipe = read_recipe(old)
     assert read_recipe(new) == recipe
-    assert (recipe.settings.coupling, recipe.settings.gamma, recipe.seed) == (0.25, 0.333, 2**32 - 1)
+    assert (recipe.settings.coupling, recipe.settings.gamma, recipe.seed) == (
+        0.25,
+        0.333,
+        2**32 - 1,
+    )
     with Image.open(old) as first, Image.open(new) as second:
         np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
     other.screenshot(path=screenshots / "restored-1280.png", full_page=True)

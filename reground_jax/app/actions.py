@@ -1,7 +1,6 @@
 """What happens when the page's parts are used. Needs the extra [app]."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path

@@ -68,7 +68,7 @@ def layout_boxes(
     return phrases, boxes
 
 
-def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _pixels(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
     width, height = size
     x0, y0, x1, y1 = box
     return round(x0 * width), round(y0 * height), round(x1 * width), round(y1 * height)

@@ -31,6 +31,6 @@ EXAMPLES = (
     _example("a black and white photo of a cat and a vase", cat=(0, 3, 4, 8), vase=(5, 1, 8, 5)),
     _example("a blue truck and a green car on a city street at night",
              blue_truck=(0, 3, 5, 7), green_car=(5, 5, 8, 8)),
-    _example("a purple donut, a clock and a broccoli on a pink background", purple_donut=(0, 1, 4, 5),
-             clock=(5, 0, 8, 3), broccoli=(4, 4, 8, 8)),
+    _example("a purple donut, a clock and a broccoli on a pink background",
+             purple_donut=(0, 1, 4, 5), clock=(5, 0, 8, 3), broccoli=(4, 4, 8, 8)),
 )  # fmt: skip

@@ -48,7 +48,9 @@ class Form:
         size = sides(models, self.model, self.base)
         drawn = (self.canvas or {}).get("boxes") or []
         phrases, boxes = canvas.layout_boxes(drawn, size, self.exact)
-        return Layout((self.prompt or "").strip(), phrases, boxes, (self.negative_prompt or "").strip())
+        return Layout(
+            (self.prompt or "").strip(), phrases, boxes, (self.negative_prompt or "").strip()
+        )
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(Form))
@@ -72,7 +74,10 @@ def layout_values(models: Models, model: str, settings: Settings, layout: Layout
 
 def settings_values(settings: Settings) -> dict[str, Any]:
     """The fields that show settings, and the state that keeps the others."""
-    return {name: getattr(settings, name) for name in SHOWN} | {"base": settings}
+    values = {name: getattr(settings, name) for name in SHOWN} | {"base": settings}
+    if isinstance(settings.gamma, tuple):  # three parts, which no slider shows
+        values["gamma"] = 1.0
+    return values
 
 
 def choice_values(choice: Choice) -> dict[str, Any]:

@@ -57,9 +57,7 @@ class Order:
         return next(iter(self.columns.values()))
 
 
-def checked_order(
-    model: str, layout: Layout, base: Settings, choice: Choice, seed: Any
-) -> Order:
+def checked_order(model: str, layout: Layout, base: Settings, choice: Choice, seed: Any) -> Order:
     """Raises ValueError, in words for the page, for what is missing or does not fit."""
     if not choice.columns:
         raise ValueError("no column is chosen: tick at least one under “Columns”")
@@ -99,7 +97,5 @@ def hidden_settings(settings: Settings, recommended: Settings) -> Sequence[str]:
     """What differs from the recommended settings and has no field on the page, in words."""
     changed = settings.diff(recommended)
     return [
-        f"{name} {value}"
-        for name, (value, _) in changed.items()
-        if name not in (*SHOWN, *DECIDED)
+        f"{name} {value}" for name, (value, _) in changed.items() if name not in (*SHOWN, *DECIDED)
     ]

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Default
 from gradio_image_annotation import image_annotator
 
 from reground_jax.app import canvas, results
 from reground_jax.app.actions import Actions, described
 from reground_jax.app.examples import EXAMPLES
-from reground_jax.app.form import NAMES, layout_values, sides
+from reground_jax.app.form import NAMES, layout_values, settings_values, sides
 from reground_jax.app.models import Models
 from reground_jax.app.order import (
     COLUMNS,
@@ -94,9 +95,7 @@ def add_layout(parts: Parts, models: Models, first: Order) -> None:
     )  # fmt: skip
     with gr.Row():
         parts["run"] = gr.Button("Run", variant="primary", min_width=100, elem_id="rg-run")
-        parts["cancel"] = gr.Button(
-            "Cancel", interactive=False, min_width=100, elem_id="rg-cancel"
-        )
+        parts["cancel"] = gr.Button("Cancel", interactive=False, min_width=100, elem_id="rg-cancel")
 
 
 def add_results(parts: Parts, models: Models, first: Order) -> None:
@@ -146,7 +145,7 @@ def add_settings(parts: Parts, models: Models, first: Order) -> None:
                 elem_id="rg-solver",
             )  # fmt: skip
         parts["gamma"] = gr.Slider(
-            0, 1, recommended.gamma, step=0.001, label="Gamma", elem_id="rg-gamma",
+            0, 1, settings_values(recommended)["gamma"], step=0.001, label="Gamma", elem_id="rg-gamma",
             info="the part of the steps, from the first, in which the boxes are used",
         )  # fmt: skip
         with gr.Row():
@@ -234,6 +233,6 @@ def extras(columns: list[str]) -> tuple[bool, bool, bool, bool]:
 
 def look() -> dict[str, Any]:
     """The arguments of `launch` that say how the page looks."""
-    theme = gr.themes.Default(primary_hue="blue", neutral_hue="stone", font=FONT, font_mono=MONO)
+    theme = Default(primary_hue="blue", neutral_hue="stone", font=FONT, font_mono=MONO)
     script = (HERE / "page.js").read_text("utf-8")
     return {"theme": theme, "css_paths": HERE / "style.css", "head": f"<script>{script}</script>"}

@@ -52,7 +52,9 @@ def figures(
 
 def status(text: str, links: Sequence[str] = ()) -> str:
     """The line above the figures. It is read out by screen readers when it changes."""
-    return f'<p class="rg-status" role="status"><span>{html.escape(text)}</span>{"".join(links)}</p>'
+    return (
+        f'<p class="rg-status" role="status"><span>{html.escape(text)}</span>{"".join(links)}</p>'
+    )
 
 
 def layout_link(layout: Layout, name: str) -> str:

@@ -1,6 +1,7 @@
 """`reground-jax app`: a page in the browser to draw boxes and compare what becomes of them."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,12 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
     from reground_jax.app.server import serve
 
     out: Path | None = None if arguments.out is None else expand_home(arguments.out).absolute()
-    names = arguments.models or list(MODELS)
+    names = arguments.models or MODELS
     serve(lambda: offered(names, setup), host=arguments.host, port=port, out=out, say=say)
     return 0
 
 
-def offered(names: list[str], setup: Setup) -> "Models":
+def offered(names: Sequence[str], setup: Setup) -> "Models":
     """The models of the page. Raises ValueError or OSError if one is missing or does not fit."""
     import jax
 
