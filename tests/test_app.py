@@ -229,15 +229,14 @@ def test_examples_are_of_things_that_the_model_draws():
 
 
 def test_a_model_of_another_kind_and_a_wrong_port_are_refused(capsys, monkeypatch):
-    monkeypatch.setattr("reground_jax.app.server.import_gradio", lambda: None)
+    monkeypatch.setattr("reground_jax.app.server.check_installed", lambda: None)
     assert "sem grounding" in one_error(capsys, ["app", "--model", "emoji-sem"])
     assert "--port is 0" in one_error(capsys, ["app", "--port", "0"])
     assert "--port is x" in one_error(capsys, ["app", "--port", "x"])
 
 
 def test_without_the_extra_one_sentence_says_how_to_install_it(capsys, monkeypatch):
-    for name in ("gradio", "gradio_image_annotation"):
-        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("reground_jax.app.server.PACKAGES", ("no_such_package",))
     message = one_error(capsys, ["app"])
     assert "pip install 'reground-jax[app]'" in message
 

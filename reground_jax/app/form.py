@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reground_jax.app import canvas
+from reground_jax.app.examples import EXAMPLES
 from reground_jax.app.models import Models
 from reground_jax.app.order import SHOWN, Choice, Order, checked_order
 from reground_jax.layout import Layout
@@ -83,3 +84,9 @@ def settings_values(settings: Settings) -> dict[str, Any]:
 def choice_values(choice: Choice) -> dict[str, Any]:
     """The fields that show the columns."""
     return dataclasses.asdict(choice) | {"columns": list(choice.columns)}
+
+
+def opening(models: Models) -> Order:
+    """What the page shows first: an example, as its first model recommends."""
+    model = models[models.names[0]]
+    return checked_order(model.name, EXAMPLES[0], model.recommended, Choice(), 0)

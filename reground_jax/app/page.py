@@ -10,7 +10,7 @@ from gradio_image_annotation import image_annotator
 from reground_jax.app import canvas, results
 from reground_jax.app.actions import Actions, described
 from reground_jax.app.examples import EXAMPLES
-from reground_jax.app.form import NAMES, layout_values, settings_values, sides
+from reground_jax.app.form import NAMES, layout_values, opening, settings_values, sides
 from reground_jax.app.models import Models
 from reground_jax.app.order import (
     COLUMNS,
@@ -19,7 +19,6 @@ from reground_jax.app.order import (
     UNDER,
     Choice,
     Order,
-    checked_order,
 )
 from reground_jax.app.saving import Folder
 from reground_jax.attention_guidance import METHODS
@@ -67,12 +66,6 @@ def build(models: Models, folder: Folder) -> gr.Blocks:
                 add_files(parts)
         connect(page, parts, Actions(models, folder))
     return page
-
-
-def opening(models: Models) -> Order:
-    """What the page shows first: an example, as its first model recommends."""
-    model = models[models.names[0]]
-    return checked_order(model.name, EXAMPLES[0], model.recommended, Choice(), 0)
 
 
 def add_layout(parts: Parts, models: Models, first: Order) -> None:
@@ -145,8 +138,9 @@ def add_settings(parts: Parts, models: Models, first: Order) -> None:
                 elem_id="rg-solver",
             )  # fmt: skip
         parts["gamma"] = gr.Slider(
-            0, 1, settings_values(recommended)["gamma"], step=0.001, label="Gamma", elem_id="rg-gamma",
+            0, 1, settings_values(recommended)["gamma"], step=0.001, label="Gamma",
             info="the part of the steps, from the first, in which the boxes are used",
+            elem_id="rg-gamma",
         )  # fmt: skip
         with gr.Row():
             parts["num_steps"] = gr.Number(
@@ -210,10 +204,11 @@ def connect(page: gr.Blocks, parts: Parts, actions: Actions) -> None:
     parts["random"].click(None, None, parts["seed"], js=RANDOM_SEED, **private)
     parts["boxes"].change(None, parts["boxes"], None, js=TOGGLE_BOXES, **private)
     names = ("extras", "coupling", "method", "under")
-    parts["columns"].change(
-        lambda columns: [gr.update(visible=on) for on in extras(columns)], parts["columns"],
-        [parts[name] for name in names], **quick,
-    )  # fmt: skip
+    for event in (parts["columns"].change, parts["under"].change):
+        event(
+            lambda columns, under: [gr.update(visible=on) for on in extras(columns, under)],
+            [parts["columns"], parts["under"]], [parts[name] for name in names], **quick,
+        )  # fmt: skip
 
 
 def switched(running: bool) -> list[Any]:
@@ -224,11 +219,11 @@ def switched(running: bool) -> list[Any]:
     ]
 
 
-def extras(columns: list[str]) -> tuple[bool, bool, bool, bool]:
+def extras(columns: list[str], under: str) -> tuple[bool, bool, bool, bool]:
     """Whether the row below the columns, coupling, method and under matter."""
     guided = GUIDED in columns
-    coupled = guided or COUPLED in columns
-    return coupled, coupled, guided, guided
+    coupled = COUPLED in columns or guided and under == COUPLED
+    return guided or coupled, coupled, guided, guided
 
 
 def look() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 
 from reground_jax.app.models import Models
 from reground_jax.app.order import Order
+from reground_jax.devices import compile_clock
 from reground_jax.images import Recipe, to_uint8
 from reground_jax.session import Canceled, Session
 
@@ -78,12 +79,12 @@ class Run:
 
     def _advance(self, session: Session, stop: int) -> UInt8[np.ndarray, "H W 3"]:
         """Runs to a step, and returns what there is to see then."""
-        first = session.step == 0
         started, before = time.perf_counter(), session.step
-        session.run(stop, progress=self._check)
-        if not first:  # the first stretch compiles
+        with compile_clock() as compiling:
+            session.run(stop, progress=self._check)
+        if before:  # the first stretch begins with what is the same at all steps
             self._steps += stop - before
-            self._seconds += time.perf_counter() - started
+            self._seconds += time.perf_counter() - started - compiling()
         if stop < session.num_steps:
             decoded = session.preview()
         else:

@@ -1,6 +1,7 @@
 """Serves the page until it is interrupted. Needs the extra [app]."""
 
 import contextlib
+import importlib.util
 import os
 import signal
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reground_jax.app.models import Models
+from reground_jax.app.saving import Folder
 
 INSTALL = "pip install 'reground-jax[app]'"
 QUIET = {
@@ -17,19 +19,14 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",  # models were found before
 }
-PORTS = 100  # that are tried if none is given
+PACKAGES = ("gradio", "gradio_image_annotation")
 
 
-def import_gradio() -> None:
-    """Imports what the page needs, so that it keeps its temporary files in `GRADIO_TEMP_DIR`.
-
-    Raises ValueError that says how to install it.
-    """
-    try:
-        import gradio  # noqa: F401
-        import gradio_image_annotation  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"{error.name} is missing, which the page needs: {INSTALL}") from error
+def check_installed() -> None:
+    """Raises ValueError, which says how to install it, if a package of the page is missing."""
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"{name} is missing, which the page needs: {INSTALL}")
 
 
 def serve(
@@ -46,12 +43,12 @@ def serve(
     """
     with tempfile.TemporaryDirectory(prefix="reground-jax-app-") as temporary:
         os.environ.update(QUIET | {"GRADIO_TEMP_DIR": temporary})
-        import_gradio()
-        models = offer_models()
-        from reground_jax.app.page import UPLOADS, build, look, opening
-        from reground_jax.app.saving import Folder
+        check_installed()
+        folder, models = Folder(out), offer_models()
+        threading.Thread(target=_warm_up, args=(models,), daemon=True).start()
+        from reground_jax.app.page import UPLOADS, build, look  # takes seconds, as Gradio does
 
-        page = build(models, Folder(out))
+        page = build(models, folder)
         page.queue()
         arguments: dict[str, Any] = {"server_name": host, "server_port": port}
         try:
@@ -64,7 +61,6 @@ def serve(
             way_out = "give another --port" if port else "give a --port that is free"
             raise ValueError(f"no page can be served at {host}, port {port}: {way_out}") from error
         say(f"open {address} in a browser; Ctrl-C ends the page")
-        threading.Thread(target=_warm_up, args=(models, opening(models)), daemon=True).start()
         try:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 _wait()  # Gradio prints a line for each of a component's files that it serves
@@ -72,10 +68,12 @@ def serve(
             page.close(verbose=False)
 
 
-def _warm_up(models: Models, order: Any) -> None:
+def _warm_up(models: Models) -> None:
+    from reground_jax.app.form import opening
     from reground_jax.app.runs import warm_up
 
-    warm_up(models, order)
+    with contextlib.suppress(ValueError, OSError, RuntimeError):  # the first run will tell
+        warm_up(models, opening(models))
 
 
 def _wait() -> None:
