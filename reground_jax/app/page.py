@@ -72,7 +72,8 @@ def add_layout(parts: Parts, models: Models, first: Order) -> None:
     recommended = models[first.model].recommended
     values = layout_values(models, first.model, recommended, first.layout)
     parts["canvas"] = image_annotator(
-        values["canvas"], label="Layout", image_type="pil", sources=[],
+        values["canvas"], label="Layout", show_label=False,
+        image_type="pil", sources=[],
         show_download_button=False, show_share_button=False, show_clear_button=False,
         show_remove_button=True, box_min_size=canvas.SMALLEST, boxes_alpha=0.15, handle_size=10,
         elem_id="rg-canvas",
