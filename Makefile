@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet
 
-.PHONY: demo test lint slow aot train docs notebooks clean
+.PHONY: demo test lint slow aot train docs notebooks browser clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m reground_jax.demo --out out/demo
@@ -29,6 +29,11 @@ aot: $(VENV)/.test
 # The documentation, into out/docs. A broken link or name is an error.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+# The page of `reground-jax app`, in Chromium, which must be installed (Debian: apt-get install chromium).
+browser: $(VENV)/.test
+	$(PIP) --editable ".[app,browser]"
+	$(VENV)/bin/python -m pytest -m browser tests/test_app_browser.py
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -28,7 +28,7 @@ FLOORS = (
     # from layouts to images
     "hardware programs session request generate pipeline __init__",
     # what is done with that
-    "batch bench evaluation maps",
+    "app batch bench evaluation maps",
     # the built-in world
     "emoji",
     "training",
@@ -51,6 +51,7 @@ AT_THE_TOP = {
     "jax": JAX,  # so that a request is checked before JAX is imported
     "flax": JAX,
     "optax": "training",  # the extra [train]
+    **dict.fromkeys(("gradio", "gradio_image_annotation"), "app"),  # the extra [app]
     "tokenizers": "conditioning storage convert emoji",
     "huggingface_hub": "",  # imported only by those who use the Hub
     "reground_jax.convert": "convert evaluation",  # of scorers' networks
@@ -61,7 +62,7 @@ AT_THE_TOP = {
     **dict.fromkeys(("fcntl", "resource", "pwd", "termios"), ""),  # Windows has none of them
 }
 # Packages that only one room may import at all.
-ALONE = {"orbax": "storage", "huggingface_hub": "convert", "optax": "training"}
+ALONE = {"orbax": "storage", "huggingface_hub": "convert", "optax": "training", "gradio": "app"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
 # Files and functions that are longer, with the reason.

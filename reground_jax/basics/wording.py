@@ -1,5 +1,6 @@
 """Counts and values in messages."""
 
+import re
 import reprlib
 from typing import Any
 
@@ -25,3 +26,8 @@ def shown(value: Any) -> str:
 def named(name: str) -> str:
     """The name itself if it is short and printable, or else `shown(name)`."""
     return name if len(name) <= LONGEST and name.isprintable() else shown(name)
+
+
+def slug(prompt: str) -> str:
+    """The first words of a text as part of a file name."""
+    return "-".join(re.findall(r"\w+", prompt.lower())[:8])[:60] or "image"

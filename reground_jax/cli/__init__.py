@@ -20,6 +20,7 @@ from typing import Any
 # Renamed, because a file of this package is called `options`.
 from reground_jax.basics.options import options as options_of
 from reground_jax.cli import (
+    app,
     batch,
     batch_verify,
     bench,
@@ -64,7 +65,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"reground-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in (
-        generate, compare, batch, batch_verify, map, convert, export, info, evaluate, compile,
+        generate, compare, app, batch, batch_verify, map, convert, export, info, evaluate, compile,
         bench, train,
     ):  # fmt: skip
         added = command.add(commands)

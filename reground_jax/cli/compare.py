@@ -4,6 +4,7 @@ import argparse
 import itertools
 
 from reground_jax.basics.options import NAMES, Option, read_items
+from reground_jax.basics.wording import slug
 from reground_jax.cli import request
 from reground_jax.cli.options import add_option, add_options, made
 from reground_jax.cli.parser import Parser
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     layouts = request.read_layouts(arguments)
     seeds = checked_seeds(getattr(arguments, "seeds", SEEDS))
     rows = [(layout, seed) for layout in layouts for seed in seeds]
-    out = request.output_path(arguments.out, f"compare-{request.slug(layouts[0].prompt)}.png")
+    out = request.output_path(arguments.out, f"compare-{slug(layouts[0].prompt)}.png")
 
     model = find_model(setup.model, setup.cache)
     settings = model.settings(fields)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reground_jax.basics.small_files import local_path
-from reground_jax.basics.wording import plural, shown
+from reground_jax.basics.wording import plural, shown, slug
 from reground_jax.cli import request
 from reground_jax.cli.options import add_options, given, made
 from reground_jax.cli.parser import Parser
@@ -62,7 +62,7 @@ def add(commands) -> Parser:
 def run(arguments: argparse.Namespace) -> int:
     setup = made(Setup, arguments)
     recipe = read_request(arguments)
-    name = f"{request.slug(recipe.layout.prompt)}-{recipe.seed}.png"
+    name = f"{slug(recipe.layout.prompt)}-{recipe.seed}.png"
     if arguments.source is not None:
         name = f"{Path(arguments.source).stem}-again.png"
     out = request.output_path(arguments.out, name)

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,8 +272,3 @@ def output_path(out: str | None, name: str, keeps: str = "the recipe") -> Path:
             f"--out is {out}: only PNG files keep {keeps} exactly; choose a name that ends in .png"
         )
     return path
-
-
-def slug(prompt: str) -> str:
-    """The first words of a prompt as part of a file name."""
-    return "-".join(re.findall(r"\w+", prompt.lower())[:8])[:60] or "image"
