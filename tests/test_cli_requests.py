@@ -66,7 +66,8 @@ def test_every_field_of_the_settings_has_an_option():
 
 
 def test_the_output_is_named_after_the_prompt_and_stays_a_png(tmp_path):
-    from reground_jax.cli.request import output_path, slug
+    from reground_jax.basics.wording import slug
+    from reground_jax.cli.request import output_path
 
     assert slug("A teddy bear, sitting (next) to a Bär!") == "a-teddy-bear-sitting-next-to-a-bär"
     assert slug("...") == "image"

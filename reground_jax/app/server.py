@@ -17,7 +17,6 @@ INSTALL = "pip install 'reground-jax[app]'"
 QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",  # models were found before
 }
 PACKAGES = ("gradio", "gradio_image_annotation")
 
