@@ -171,11 +171,11 @@ def test_a_run_shows_previews_and_is_canceled(open_page, screenshots):
     )
     assert page.locator("#rg-results figure img").count() == 3
     page.screenshot(path=screenshots / "under-way-1280.png")
-    started = time.perf_counter()
     page.click("#rg-cancel")
-    page.wait_for_selector("#rg-results .rg-status:has-text('Canceled after step')")
-    assert time.perf_counter() - started < 5
-    assert re.search(r"Canceled after step \d+ of 400", status(page))
+    canceled = "#rg-results .rg-status:has-text('Canceled after step')"
+    page.wait_for_selector(canceled, timeout=SECONDS)
+    (step,) = re.findall(r"Canceled after step (\d+) of 400", status(page))
+    assert int(step) < 400
     page.wait_for_selector("#rg-run:not([disabled])")
     page.fill("#rg-steps input", "4")
     finish(page)
