@@ -86,7 +86,7 @@ def compressed(content: bytes) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser = argparse.ArgumentParser(description="Runs notebooks and keeps their outputs small.")
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
     parser.add_argument("--into", type=Path, metavar="DIR")
     arguments = parser.parse_args()
