@@ -94,6 +94,7 @@ def open_page(served, browser):
 
     def opened(viewport=WIDE):
         page = browser.new_page(viewport=viewport)
+        page.set_default_timeout(SECONDS)
         pages.append(page)
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
