@@ -52,7 +52,7 @@ def test_notebooks_are_committed_with_outputs(path):
     ]
     first, last = cells(path)[0]["source"], cells(path)[-1]["source"]
     assert "".join(first).startswith("# ") and "This notebook" in "".join(first)
-    assert "".join(last).startswith("## With a real checkpoint")
+    assert "## With a real checkpoint" in "".join(last)
     assert all(word in "".join(last) for word in ("GPU", "TPU VM"))
 
 
