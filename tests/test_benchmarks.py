@@ -266,6 +266,7 @@ def test_diffusers_and_we_agree_and_the_last_line_has_the_ratios(tmp_path, capfd
     assert record["command"] == f"python -m benchmarks {' '.join(argv)}"
 
 
+@pytest.mark.slow
 def test_throughput_of_both_sides_is_shown_by_batch_size(tmp_path, capfd):
     out = tmp_path / "throughput.json"
     argv = ["throughput", "--preset", "tiny", "--dtype", "float32", "--steps", "4"]
