@@ -125,7 +125,7 @@ def diffusers_configs(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "layers_per_block": vae.layers_per_block,
             "norm_num_groups": vae.norm_groups,
             "scaling_factor": vae.scaling_factor,
-            "sample_size": unet.sample_size * vae.downsampling,
+            "sample_size": config.side,
             "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
         },

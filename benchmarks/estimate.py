@@ -80,7 +80,7 @@ def estimate(preset: str, settings: Settings) -> dict[str, Any]:
     check_same(compiled["settings"], settings.to_json(), folder.name)
     return {
         "image_tflop": run.flop / 1e12,
-        "image_pixels": config.unet.sample_size * config.vae.downsampling,
+        "image_pixels": config.side,
         "evaluations": run.evaluations,
         "grounded_evaluations": run.grounded,
         "settings": settings.to_json(),

@@ -7,21 +7,18 @@ from text to image. Both results must agree, or the numbers would be meaningless
 """
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.processes import Process, say
 from reground_jax.bench.harness import GIB, table
 from reground_jax.bench.presets import preset_config
 from reground_jax.counter import step_macs
 
-ROOT = Path(__file__).parent.parent
 GAMMA = 0.3
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}  # of the largest value, after all steps
 
@@ -40,50 +37,16 @@ class Options:
         return ("sequential", "parallel") if self.parallel else ("sequential",)
 
 
-class Process:
-    """The process of one side: `ask` sends a request and waits for its reply."""
-
-    def __init__(self, name: str, folder: Path, options: Options):
-        self.name, self.log = name, (folder / f"{name}.log").open("w")
-        # Both sides share a GPU, so neither may preallocate its memory.
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        facts = asdict(options) | {"wirings": options.wirings}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.sides", name, str(folder), json.dumps(facts)],
-            cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.log,
-        )  # fmt: skip
-
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait()
-        self.log.close()
-
-    def reply(self) -> dict[str, Any]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            self.log.flush()
-            error = Path(self.log.name).read_text()[-3000:]
-            raise RuntimeError(f"the process {self.name!r} failed:\n{error}")
-        return json.loads(line)
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return self.reply()
+def side(name: str, folder: Path, options: Options) -> Process:
+    facts = json.dumps(asdict(options) | {"wirings": options.wirings})
+    return Process(name, folder / f"{name}.log", "benchmarks.sides", name, str(folder), facts)
 
 
 def prepare(folder: Path, options: Options) -> dict[str, Any]:
     """Writes random weights in diffusers' format and converts them, each in its own process."""
     facts = {}
     for stage in ("write", "convert"):
-        with Process(stage, folder, options) as process:
+        with side(stage, folder, options) as process:
             facts[stage] = process.reply()
         say(stage, facts[stage])
     return facts
@@ -98,9 +61,9 @@ def compare(folder: Path, options: Options) -> dict[str, Any]:
     repetitions: list[dict[str, Any]] = []
     needed = 2 * step_macs(preset_config(options.preset).unet)  # of either side, as we count
     loaded, errors = {}, {}
-    with Process("ours", folder, options) as ours:
+    with side("ours", folder, options) as ours:
         loaded["ours"] = ours.reply()  # before the other one starts, so that loading is undisturbed
-        with Process("theirs", folder, options) as theirs:
+        with side("theirs", folder, options) as theirs:
             loaded["theirs"] = theirs.reply()
             say("loaded and warm", loaded)
             sides = {"ours": ours, "theirs": theirs}
@@ -128,11 +91,11 @@ def label(name: str, wiring: str) -> str:
     return name if wiring == "sequential" else f"{name}, {wiring}"
 
 
-def measure(side: Process, folder: Path, wiring: str) -> dict[str, Any]:
+def measure(process: Process, folder: Path, wiring: str) -> dict[str, Any]:
     """One repetition of one side; leaves its arrays in `folder`."""
-    files = [str(folder / f"{side.name}-{wiring}-{kind}.npy") for kind in ("latents", "image")]
-    steps = side.ask(gamma=1.0, wiring=wiring, image=False, file=files[0])
-    whole = side.ask(gamma=GAMMA, wiring=wiring, image=True, file=files[1])
+    files = [str(folder / f"{process.name}-{wiring}-{kind}.npy") for kind in ("latents", "image")]
+    steps = process.ask(gamma=1.0, wiring=wiring, image=False, file=files[0])
+    whole = process.ask(gamma=GAMMA, wiring=wiring, image=True, file=files[1])
     return {
         "step": statistics.median(steps["steps"]),
         "steps": steps["steps"],
@@ -156,10 +119,6 @@ def differences(folder: Path) -> dict[str, float]:
         )
         errors[kind] = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     return errors
-
-
-def say(what: str, facts: Any) -> None:
-    print(f"{what}: {json.dumps(facts)}", file=sys.stderr, flush=True)
 
 
 def show(record: dict[str, Any]) -> str:

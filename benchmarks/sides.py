@@ -2,13 +2,11 @@
 
     python -m benchmarks.sides ours|theirs FOLDER OPTIONS      OPTIONS: JSON
 
-Requests on stdin and replies on stdout are JSON, one per line. The first reply says that the side
-is loaded and warm. {"peak": true} asks for the FLOP/s of a matrix product, at this moment. Both
+{"peak": true} asks for the FLOP/s of a matrix product, at this moment. Both
 sample with DDIM from the same noise, for the layout of `presets.layouts`.
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -16,9 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.processes import replying, requests
 from reground_jax.bench.harness import GIB, peak_memory
 from reground_jax.bench.presets import layouts, preset_config
 from reground_jax.config import ModelConfig
+from reground_jax.layout import Layout
 
 GUIDANCE_SCALE = 7.5
 
@@ -93,21 +93,16 @@ class Theirs:
         kind: dict[str, Any] = {"torch_dtype": getattr(torch, options["dtype"])}
         text = CLIPTextModel.from_pretrained(source / "text_encoder", **kind)
         scheduler = json.loads((source / "scheduler" / "scheduler_config.json").read_text())
-        self.pipe = diffusers.StableDiffusionGLIGENPipeline(
+        self.pipe = gligen_pipeline(
+            self.device,
             unet=diffusers.UNet2DConditionModel.from_pretrained(source / "unet", **kind),
             vae=diffusers.AutoencoderKL.from_pretrained(source / "vae", **kind),
             text_encoder=text,
             tokenizer=CLIPTokenizer.from_pretrained(source / "tokenizer"),
             scheduler=diffusers.DDIMScheduler.from_config(scheduler),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).to(self.device)
-        self.pipe.set_progress_bar_config(disable=True)
-        if self.device == "cuda":
-            self.pipe.unet.to(memory_format=torch.channels_last)
-            if options["compile"]:
-                self.pipe.unet = torch.compile(self.pipe.unet)
+        )
+        if self.device == "cuda" and options["compile"]:
+            self.pipe.unet = torch.compile(self.pipe.unet)
         self.versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
         # Two steps, with and without fusers, warm up eager mode and both programs of torch.compile.
         self.run(0.5, wiring="sequential", image=True, steps=2)
@@ -119,7 +114,6 @@ class Theirs:
         (layout,) = layouts(1)
         ends: list[float] = []
         noise = start_noise(self.config).transpose(0, 3, 1, 2)
-        side = self.config.unet.sample_size * self.config.vae.downsampling
 
         def note(*_: Any) -> None:
             if self.device == "cuda":
@@ -127,16 +121,8 @@ class Theirs:
             ends.append(time.perf_counter())
 
         made = self.pipe(
-            prompt=layout.prompt,
-            negative_prompt=layout.negative_prompt,
-            gligen_phrases=list(layout.phrases),
-            gligen_boxes=[list(box) for box in layout.boxes],
-            gligen_scheduled_sampling_beta=gamma,
-            num_inference_steps=steps or self.steps,
-            guidance_scale=GUIDANCE_SCALE,
+            **gligen_request(layout, gamma, steps or self.steps, self.config.side),
             latents=self.torch.tensor(noise).to(self.device, self.pipe.unet.dtype),
-            height=side,
-            width=side,
             output_type="np" if image else "latent",
             callback=None if image else note,
         ).images
@@ -148,6 +134,35 @@ class Theirs:
         if self.device == "cuda":
             return self.torch.cuda.max_memory_allocated()
         return peak_memory()
+
+
+def gligen_pipeline(device: str, **parts: Any) -> Any:
+    """diffusers' pipeline of networks, tokenizer and scheduler, on a device and without checks."""
+    import diffusers
+    import torch
+
+    pipe = diffusers.StableDiffusionGLIGENPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    ).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    if device == "cuda":
+        pipe.unet.to(memory_format=torch.channels_last)
+    return pipe
+
+
+def gligen_request(layout: Layout, gamma: float, steps: int, side: int) -> dict[str, Any]:
+    """Our request as diffusers' pipeline takes it."""
+    return {
+        "prompt": layout.prompt,
+        "negative_prompt": layout.negative_prompt,
+        "gligen_phrases": list(layout.phrases),
+        "gligen_boxes": [list(box) for box in layout.boxes],
+        "gligen_scheduled_sampling_beta": gamma,
+        "num_inference_steps": steps,
+        "guidance_scale": GUIDANCE_SCALE,
+        "height": side,
+        "width": side,
+    }
 
 
 def peak(dtype: str) -> float:
@@ -179,21 +194,14 @@ STAGES = {"write": write, "convert": convert}
 
 
 def main(name: str, folder: Path, options: dict[str, Any]) -> None:
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # keeps what libraries print out of the replies
-    begin = time.perf_counter()
-
-    def reply(**facts: Any) -> None:
-        print(json.dumps(facts), file=replies, flush=True)
-
+    reply, begin = replying(), time.perf_counter()
     if name in STAGES:
         facts = STAGES[name](folder, options)
         reply(seconds=time.perf_counter() - begin, peak_memory=peak_memory(), **facts)
         return
     side: Side = SIDES[name](folder, options)
     reply(seconds=time.perf_counter() - begin, versions=side.versions)
-    for line in sys.stdin:
-        request = json.loads(line)
+    for request in requests():
         if "peak" in request:
             reply(flops=peak(options["dtype"]))
             continue

@@ -5,10 +5,9 @@ compute the same is `peer`'s business. Both compile and warm up at the same time
 turn. diffusers takes one layout per call, so its batches repeat one; ours have a layout per image.
 """
 
+import contextlib
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,14 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer import ROOT, say
+from benchmarks.processes import Process, replying, requests, say
+from benchmarks.sides import gligen_pipeline, gligen_request
 from reground_jax.bench.harness import table
 from reground_jax.bench.presets import preset_config
 from reground_jax.counter import run_macs, step_macs, vae_decoder_macs
 
 STEPS = 20  # denoised in one go to time a step
 KINDS = ("sequential", "parallel", "no fusers")
-KERNELS = 25  # the slowest ones that a trace lists
+KERNELS = 25  # the slowest ones, which the table lists
 
 
 @dataclass(frozen=True)
@@ -38,75 +38,50 @@ class Options:
     repeats: int = 3
     compile: bool = False  # torch.compile as a further column, on a GPU
 
-
-class Worker:
-    """The process of one side: `ask` sends a request and waits for its reply."""
-
-    def __init__(self, name: str, options: Options, folder: Path):
-        self.name, self.log = name, (folder / f"{name}.log").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.throughput", name, json.dumps(asdict(options))],
-            cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-            env=shared_environment(),
-        )  # fmt: skip
-
-    def reply(self) -> dict[str, Any]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            self.log.seek(0)
-            raise RuntimeError(f"{self.name} failed:\n{self.log.read()[-3000:]}")
-        return json.loads(line)
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return self.reply()
-
-    def close(self) -> None:
-        self.process.communicate()  # ends its input, and waits
-        self.log.close()
-
-
-def shared_environment() -> dict[str, str]:
-    # Both sides share a GPU, so neither may take all of its memory.
-    return os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Options":
+        return cls(**value | {"batches": tuple(value["batches"])})
 
 
 def measure(options: Options) -> dict[str, Any]:
     """Every time of both sides, in turn, and which kernels a step of ours runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        workers = {name: Worker(name, options, Path(folder)) for name in SIDES}
-        ready = {name: worker.reply() for name, worker in workers.items()}
+    facts = json.dumps(asdict(options))
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as open_sides:
+        sides = {
+            name: open_sides.enter_context(
+                Process(name, Path(folder) / f"{name}.log", "benchmarks.throughput", name, facts)
+            )
+            for name in SIDES
+        }
+        ready = {name: side.reply() for name, side in sides.items()}
         say("loaded and warm", ready)
         record: dict[str, Any] = {"options": asdict(options), "ready": ready}
-        record["peak"] = workers["ours"].ask(what="peak")["flops"]
-        record["times"] = times = {}
+        record["peak"] = sides["ours"].ask(what="peak")["flops"]
+        record["times"] = times = {str(batch): {} for batch in options.batches}
+
+        def time_one(batch: int, name: str, column: str) -> None:
+            found = sides[name].ask(what="times", batch=batch)
+            times[str(batch)].setdefault(column, []).append(found)
+            say(f"batch {batch}, {column}", found)
+
         for batch in options.batches:
             for index in range(options.repeats):
-                for name in list(workers)[:: 1 if index % 2 else -1]:
-                    found = workers[name].ask(what="times", batch=batch)
-                    times.setdefault(str(batch), {}).setdefault(name, []).append(found)
-                    say(f"batch {batch}, {name}", found)
+                for name in list(sides)[:: 1 if index % 2 else -1]:
+                    time_one(batch, name, name)
         record["kernels"] = {
-            str(batch): workers["ours"].ask(what="kernels", batch=batch)
-            for batch in options.batches
+            str(batch): sides["ours"].ask(what="kernels", batch=batch) for batch in options.batches
         }
         if options.compile:
-            record["torch.compile"] = workers["theirs"].ask(what="compile")
+            record["torch.compile"] = sides["theirs"].ask(what="compile")
             for batch in options.batches:
                 for _ in range(options.repeats):
-                    found = workers["theirs"].ask(what="times", batch=batch)
-                    times[str(batch)].setdefault("theirs, compiled", []).append(found)
-                    say(f"batch {batch}, compiled", found)
-        for worker in workers.values():
-            worker.close()
+                    time_one(batch, "theirs", "theirs, compiled")
     return record
 
 
 def show(record: dict[str, Any]) -> str:
     """A table of medians: seconds, images per second, and shares of the measured peak."""
-    options = Options(**record["options"] | {"batches": tuple(record["options"]["batches"])})
+    options = Options.from_json(record["options"])
     rows = [["side", "batch", "what", "seconds", "images/s", "TFLOP/s", "% of peak"]]
     for batch, sides in record["times"].items():
         for side, found in sides.items():
@@ -127,7 +102,9 @@ def show(record: dict[str, Any]) -> str:
             f"batch {batch}, ours, parallel: {found['total']:.2f} ms of kernels in a step",
         ]
         listed = [["kernels", "ms", "calls"]]
-        listed += [[name, f"{ms:.3f}", f"{calls:g}"] for name, ms, calls in found["kernels"]]
+        listed += [
+            [name, f"{ms:.3f}", f"{calls:g}"] for name, ms, calls in found["kernels"][:KERNELS]
+        ]
         lines.append(table(listed))
     return "\n".join(lines)
 
@@ -236,7 +213,7 @@ class Ours:
                     entry[1] += 1 / steps
         ranked = sorted(((n, ms, calls) for n, (ms, calls) in spent.items()), key=lambda k: -k[1])
         total = sum(ms for _, ms, _ in ranked)
-        return {"total": total, "kernels": ranked[:KERNELS], "all": ranked}
+        return {"total": total, "kernels": ranked}
 
 
 class Theirs:
@@ -254,23 +231,24 @@ class Theirs:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         config = preset_config(options.preset)
         fields = diffusers_configs(config)
-        self.side = config.unet.sample_size * config.vae.downsampling
+        self.side = config.side
         with tempfile.TemporaryDirectory() as folder:
             write_tokenizer(Path(folder) / "tokenizer", config)
             tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
         with torch.device(self.device):
-            unet = diffusers.UNet2DConditionModel.from_config(fields["unet"])
-            vae = diffusers.AutoencoderKL.from_config(fields["vae"])
-            text = CLIPTextModel(CLIPTextConfig(**fields["text_encoder"]))
-        pipe = diffusers.StableDiffusionGLIGENPipeline(
-            unet=unet, vae=vae, text_encoder=text, tokenizer=tokenizer,
-            scheduler=diffusers.DDIMScheduler.from_config(SCHEDULER), safety_checker=None,
-            feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
-        self.pipe = pipe.to(self.device, getattr(torch, options.dtype))
-        self.pipe.set_progress_bar_config(disable=True)
+            networks = {
+                "unet": diffusers.UNet2DConditionModel.from_config(fields["unet"]),
+                "vae": diffusers.AutoencoderKL.from_config(fields["vae"]),
+                "text_encoder": CLIPTextModel(CLIPTextConfig(**fields["text_encoder"])),
+            }
+        dtype = getattr(torch, options.dtype)
+        self.pipe = gligen_pipeline(
+            self.device,
+            **{name: network.to(dtype) for name, network in networks.items()},
+            tokenizer=tokenizer,
+            scheduler=diffusers.DDIMScheduler.from_config(SCHEDULER),
+        )
         if self.device == "cuda":
-            self.pipe.unet.to(memory_format=torch.channels_last)
             self.pipe.vae.to(memory_format=torch.channels_last)
         self._warm()
 
@@ -319,10 +297,7 @@ class Theirs:
             ends.append(time.perf_counter())
 
         self.pipe(
-            prompt=layout.prompt, negative_prompt=layout.negative_prompt,
-            gligen_phrases=list(layout.phrases), gligen_boxes=[list(b) for b in layout.boxes],
-            gligen_scheduled_sampling_beta=gamma, num_inference_steps=steps, guidance_scale=7.5,
-            num_images_per_prompt=batch, height=self.side, width=self.side,
+            **gligen_request(layout, gamma, steps, self.side), num_images_per_prompt=batch,
             output_type="latent" if latent else "np", callback=note,
         )  # fmt: skip
         return ends
@@ -333,18 +308,12 @@ SIDES = {"ours": Ours, "theirs": Theirs}
 
 def work(name: str, options: Options) -> None:
     """Answers requests on stdin, one JSON value per line."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # keeps what libraries print out of the replies
-    begin = time.perf_counter()
+    reply, begin = replying(), time.perf_counter()
     side = SIDES[name](options)
-    first = {"seconds": time.perf_counter() - begin, "versions": side.versions()}
-    print(json.dumps(first), file=replies, flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        found = getattr(side, request.pop("what"))(**request)
-        print(json.dumps(found), file=replies, flush=True)
+    reply(seconds=time.perf_counter() - begin, versions=side.versions())
+    for request in requests():
+        reply(**getattr(side, request.pop("what"))(**request))
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[2])
-    work(sys.argv[1], Options(**given | {"batches": tuple(given["batches"])}))
+    work(sys.argv[1], Options.from_json(json.loads(sys.argv[2])))

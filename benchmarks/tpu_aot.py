@@ -134,11 +134,6 @@ class Work:
     def other_images(self) -> int:
         return 1 if self.images > 1 else 2
 
-    @property
-    def side(self) -> int:
-        """Pixels."""
-        return self.config.unet.sample_size * self.config.vae.downsampling
-
     def training_call(self, device: Any) -> Call:
         """A step of GLIGEN's recipe, with as many images."""
         from reground_jax.training.config import StageConfig
@@ -147,13 +142,13 @@ class Work:
         shipped = StageConfig.load(RECIPE)
         recipe = replace(shipped.recipe, batch_size=self.images)
         config = replace(shipped, recipe=recipe, wiring=self.settings.wiring)
-        return step_call("grounding", config, self.config, (device,), self.side)[0]
+        return step_call("grounding", config, self.config, (device,), self.config.side)[0]
 
     def training_flop(self) -> int:
         """Of one image in one step."""
         from reground_jax.training.costs import step_flops
 
-        return step_flops("grounding", self.config, self.side, remat=True)
+        return step_flops("grounding", self.config, self.config.side, remat=True)
 
 
 def _forms(chip: str, call: AttentionCall) -> dict[str, dict[str, Any]]:

@@ -152,6 +152,11 @@ class ModelConfig:
             "schedule": self.schedule, "tokenizer": text.tokenizer, **image,
         }  # fmt: skip
 
+    @property
+    def side(self) -> int:
+        """Height and width of the images that the model was made for, in pixels."""
+        return self.unet.sample_size * self.vae.downsampling
+
     def to_json(self) -> dict[str, Any]:
         """Parts that the model does not have are absent."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
@@ -234,8 +239,8 @@ def check_together(config: ModelConfig) -> None:
             f"reads text embeddings of width {unet.text_width}: they must be equal, as in the CLIP "
             "that both are from"
         )
-    side = unet.sample_size * vae.downsampling
-    check_range("the side of an image, unet.sample_size times the VAE's factor,", side, 1, MAX_SIDE)
+    what = "the side of an image, unet.sample_size times the VAE's factor,"
+    check_range(what, config.side, 1, MAX_SIDE)
 
 
 def from_json(kind: type[T], value: Any) -> T:

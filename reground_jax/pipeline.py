@@ -115,7 +115,7 @@ class Pipeline:
         return self.programs.hardware.dtype
 
     def __repr__(self) -> str:
-        side = self.config.unet.sample_size * self.config.vae.downsampling
+        side = self.config.side
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params)) / 1e6
         what = f"{self.name}, {side}x{side}, {count:.2f} M parameters, {self.dtype}"
         return f"Pipeline({what}, {len(self.devices)} x {self.devices[0].platform})"

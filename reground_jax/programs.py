@@ -77,8 +77,7 @@ class Programs:
 
     def latent_shape(self, settings: Settings = Settings()) -> tuple[int, int, int]:  # noqa: B008
         """(h, w, C) for the settings' size, or for the checkpoint's own. Raises ValueError."""
-        factor = self.config.vae.downsampling
-        own = self.config.unet.sample_size * factor
+        factor, own = self.config.vae.downsampling, self.config.side
         height, width = settings.height or own, settings.width or own
         for name, size in (("height", height), ("width", width)):
             if size % factor:

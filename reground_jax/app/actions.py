@@ -46,7 +46,7 @@ class Actions:
             command = command_lines(order, recommended)
         except ValueError as error:
             command = f"# {error}"
-        html = results.status(WAITING) + self._figures(order, {})
+        html = results.status(WAITING) + self.figures(order, {})
         return order, html, command, python_code(order, recommended)
 
     def show(self, request: gr.Request, order: Order) -> Iterator[str]:
@@ -60,11 +60,11 @@ class Actions:
                 for last in run:
                     self._warn(run)
                     if not last.done:
-                        yield results.status(_under_way(last)) + self._figures(order, last.images)
+                        yield results.status(_under_way(last)) + self.figures(order, last.images)
         except Canceled:
             step = 0 if last is None else last.step
             text = f"Canceled after step {step} of {order.settings.num_steps}"
-            yield results.status(text) + self._figures(order, last.images if last else {})
+            yield results.status(text) + self.figures(order, last.images if last else {})
             return
         assert last is not None
         yield self._finished(run, last, time.perf_counter() - started)
@@ -116,7 +116,8 @@ class Actions:
     def updates(self, values: dict[str, Any]) -> list[Any]:
         return [values.get(name, gr.skip()) for name in NAMES]
 
-    def _figures(self, order: Order, images: Any, names: dict[str, str] | None = None) -> str:
+    def figures(self, order: Order, images: Any, names: dict[str, str] | None = None) -> str:
+        """What there is of the columns, as HTML."""
         height, width = self.models[order.model].size(order.settings)
         about = {name: described(name, settings) for name, settings in order.columns.items()}
         return results.figures(about, order.layout, width / height, images, names)
@@ -134,7 +135,7 @@ class Actions:
         text = f"{plural(len(files), 'picture')} in {seconds:.1f} s{_speed(last)}"
         link = results.layout_link(order.layout, f"{slug(order.layout.prompt)}.json")
         addresses = {name: results.png_address(content) for name, content in files.items()}
-        return results.status(text, [link]) + self._figures(order, addresses, names)
+        return results.status(text, [link]) + self.figures(order, addresses, names)
 
     def _warn(self, run: Run) -> None:
         """Shows each of the model's warnings once."""

@@ -31,8 +31,7 @@ class Offered:
 
     def size(self, settings: Settings) -> tuple[int, int]:
         """(height, width) of the image in pixels."""
-        config = self.description.config
-        own = config.unet.sample_size * config.vae.downsampling
+        own = self.description.config.side
         return settings.height or own, settings.width or own
 
     def check(self, order: Order) -> None:

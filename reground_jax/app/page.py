@@ -8,9 +8,9 @@ from gradio.themes import Default
 from gradio_image_annotation import image_annotator
 
 from reground_jax.app import canvas, results
-from reground_jax.app.actions import Actions, described
+from reground_jax.app.actions import Actions
 from reground_jax.app.examples import EXAMPLES
-from reground_jax.app.form import NAMES, layout_values, opening, settings_values, sides
+from reground_jax.app.form import NAMES, layout_values, opening, settings_values
 from reground_jax.app.models import Models
 from reground_jax.app.order import (
     COLUMNS,
@@ -50,21 +50,21 @@ Parts = dict[str, Any]  # components by name; those of `NAMES` are the form
 def build(models: Models, folder: Folder) -> gr.Blocks:
     """The whole page."""
     parts: Parts = {}
-    first = opening(models)
+    first, actions = opening(models), Actions(models, folder)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.HTML(f"<h1>{TITLE}</h1><p>{INTRODUCTION}</p>", elem_id="rg-title")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 add_layout(parts, models, first)
             with gr.Column(scale=7, min_width=320, elem_id="rg-right"):
-                add_results(parts, models, first)
+                add_results(parts, actions, first)
                 add_examples(parts)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 add_settings(parts, models, first)
             with gr.Column(scale=7, min_width=320):
                 add_files(parts)
-        connect(page, parts, Actions(models, folder))
+        connect(page, parts, actions)
     return page
 
 
@@ -92,7 +92,7 @@ def add_layout(parts: Parts, models: Models, first: Order) -> None:
         parts["cancel"] = gr.Button("Cancel", interactive=False, min_width=100, elem_id="rg-cancel")
 
 
-def add_results(parts: Parts, models: Models, first: Order) -> None:
+def add_results(parts: Parts, actions: Actions, first: Order) -> None:
     choice = Choice()
     parts["columns"] = gr.CheckboxGroup(
         list(COLUMNS), value=list(choice.columns), label="Columns", elem_id="rg-columns"
@@ -111,10 +111,8 @@ def add_results(parts: Parts, models: Models, first: Order) -> None:
             list(UNDER), value=choice.under, label="added to", visible=False, min_width=160,
             info="whose wiring it guides", elem_id="rg-under",
         )  # fmt: skip
-    width, height = sides(models, first.model, first.settings)
-    about = {name: described(name, settings) for name, settings in first.columns.items()}
-    empty = results.figures(about, first.layout, width / height, {})
-    parts["results"] = gr.HTML(results.status("Press Run.") + empty, elem_id="rg-results")
+    empty = results.status("Press Run.") + actions.figures(first, {})
+    parts["results"] = gr.HTML(empty, elem_id="rg-results")
     parts["boxes"] = gr.Checkbox(False, label="Show the boxes over the pictures", container=False)
 
 

@@ -262,7 +262,6 @@ def _model(
     named = setup.model if name == "gligen" else arguments.parallel_model or "emoji-parallel"
     config = found.config
     assert config is not None
-    side = config.unet.sample_size * config.vae.downsampling
 
     @functools.cache
     def loaded() -> Any:
@@ -271,7 +270,7 @@ def _model(
     def sampler(run: "Run") -> "Sampler":
         return sampler_on(loaded(), run)
 
-    return Model(str(named), found.checksum, sampler, side, found.kind())
+    return Model(str(named), found.checksum, sampler, config.side, found.kind())
 
 
 def load_pipeline(found: Found, setup: Setup, dtype: str | None, gate_scale: float) -> "Pipeline":

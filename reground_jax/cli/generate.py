@@ -186,8 +186,7 @@ def another_model(source: str | None, recipe: Recipe, name: str, checksum: str) 
 def summary(directory: Path, recipe: Recipe) -> str:
     """Size, steps, boxes and model, which show what running a recipe will cost."""
     config = describe(directory).config
-    own = config.unet.sample_size * config.vae.downsampling
-    height, width = recipe.settings.height or own, recipe.settings.width or own
+    height, width = recipe.settings.height or config.side, recipe.settings.width or config.side
     steps, count = recipe.settings.num_steps, len(recipe.layout.boxes)
     model = shown(directory.name)
     boxes = "1 box" if count == 1 else f"{count} boxes"

@@ -118,13 +118,12 @@ def describe(directory: Path) -> str:
     for name in ("adapter", "clip", "projection", "first_conv"):
         if name in info:
             origin += f" with {name.replace('_', ' ')} {info[name]}"
-    side = config.unet.sample_size * config.vae.downsampling
     lines = [
         str(directory),
         f"  source        {origin}",
         *(f"  lora          {lora_line(record)}" for record in info.get("loras", [])),
         *([f"  base          {base} (has the other arrays)"] if base else []),
-        f"  kind          {kind_of(config)}, images of {side}x{side}",
+        f"  kind          {kind_of(config)}, images of {config.side}x{config.side}",
         *inputs_of(config),
         *(f"  {name:<13} {count}" for name, count in count_parts(counts).items()),
         f"  size          {size_of(info['bytes'])}, {total:,} parameters",

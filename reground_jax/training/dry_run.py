@@ -81,9 +81,8 @@ def dry_run(
 
 def image_side(kind: str, config: StageConfig, model: ModelConfig) -> int:
     """Pixels: the source's, if it says so, and otherwise the model's."""
-    own = model.unet.sample_size * model.vae.downsampling
-    given = config.source.get("image_size", own)
-    return given if isinstance(given, int) and given > 0 else own
+    given = config.source.get("image_size", model.side)
+    return given if isinstance(given, int) and given > 0 else model.side
 
 
 def step_call(

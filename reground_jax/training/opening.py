@@ -208,7 +208,7 @@ def check_size(kind: str, model: ModelConfig, terms: Terms, side: int) -> None:
         )
     if not is_diffusion(kind):
         return
-    own = model.unet.sample_size * model.vae.downsampling
+    own = model.side
     if side != own:
         raise ValueError(
             f"images are {side} pixels wide, but the model's are {own}: set the source's size to "

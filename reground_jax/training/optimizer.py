@@ -91,7 +91,8 @@ def unstack(leaves: Leaves, like: Leaves) -> Leaves:
     """The inverse of `stack`, for leaves of the names and shapes of `like`."""
     found = dict(leaves)
     for key, (_, names) in _groups(like).items():
-        found |= {n: part.reshape(like[n].shape) for n, part in zip(names, found.pop(key))}  # noqa: B905
+        parts = zip(names, found.pop(key), strict=True)
+        found |= {name: part.reshape(like[name].shape) for name, part in parts}
     return {name: found[name] for name in like}
 
 
