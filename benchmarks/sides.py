@@ -2,8 +2,8 @@
 
     python -m benchmarks.sides ours|theirs FOLDER OPTIONS      OPTIONS: JSON
 
-{"peak": true} asks for the FLOP/s of a matrix product, at this moment. Both
-sample with DDIM from the same noise, for the layout of `presets.layouts`.
+{"peak": true} asks for the FLOP/s of a matrix product, at this moment. Both sample with DDIM from
+the same noise, for the layout of `presets.layouts`.
 """
 
 import json
