@@ -7,10 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
-# The tests compile much and run little: LLVM's passes would take longer than they save.
+# The tests compile much and run little: LLVM's passes would take longer than they save, and XLA's
+# older way to compile fusions takes less time (but see `fusions_of_users`).
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false",
 )
 
 # An installed libtpu makes JAX look for a TPU, here and in every process that a test starts. To run
@@ -50,6 +52,19 @@ def memory_goes_back():
     yield
     gc.collect()
     return_freed_memory()
+
+
+@pytest.fixture
+def fusions_of_users(monkeypatch):
+    """Compiles this package's programs with XLA's default fusion emitters.
+
+    Programs that compute the same as parts of different wholes then give the same bits.
+    """
+    from reground_jax import devices
+
+    options = devices.compiler_options
+    emitters = {"xla_cpu_use_fusion_emitters": "True"}
+    monkeypatch.setattr(devices, "compiler_options", lambda chosen: options(chosen) | emitters)
 
 
 @pytest.fixture(scope="session")

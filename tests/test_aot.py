@@ -80,7 +80,7 @@ def test_without_libtpu_the_way_out_is_named(monkeypatch):
 
 @needs_libtpu
 @pytest.mark.aot
-@pytest.mark.parametrize("mapper", ["shard_map", "pmap"])
+@pytest.mark.parametrize("mapper", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_sampling_over_sixteen_chips_has_no_collective(mapper):
     hardware = Hardware(chips.tpu_devices("v5e:4x4"), "bfloat16", None, mapper)
     settings = Settings(solver="ddim", eta=0.5)

@@ -25,6 +25,8 @@ from reground_jax.sampling.solvers import SOLVERS
 from reground_jax.settings import SOLVER_NAMES
 from tests.models import tiny_model
 
+pytestmark = pytest.mark.usefixtures("fusions_of_users")
+
 LAYOUTS = [
     Layout("a cat and a dog", ["a cat", "a dog"], [(0, 0, 0.5, 1), (0.5, 0.25, 1, 1)]),
     Layout("a dog", ["a dog"], [(0.1, 0.1, 0.6, 0.7)]),

@@ -49,7 +49,9 @@ def made(layouts, out, sampler, facts) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.unit)
 
 
-@pytest.mark.parametrize("shards", ["imagefolder", "webdataset"])
+@pytest.mark.parametrize(
+    "shards", ["imagefolder", pytest.param("webdataset", marks=pytest.mark.slow)]
+)
 def test_gammas_made_together_are_the_bytes_of_gammas_made_alone(
     ten, tmp_path, tiny_model_dir, steps, shards
 ):

@@ -20,7 +20,7 @@ from reground_jax.pipeline import Pipeline
 from reground_jax.settings import Wiring
 from tests.renders import renders
 
-COUNT = 24  # images in a batch
+COUNT = 24  # layouts
 
 
 @functools.cache
@@ -78,12 +78,11 @@ def test_things_appear_where_a_painted_map_has_their_labels():
 
 
 @functools.cache
-def drawn(batch: int, wiring: Wiring) -> UInt8[np.ndarray, "B S S 3"]:
-    """A batch of the held-out layouts: the first, the second, ..."""
-    rows = slice(batch * COUNT, (batch + 1) * COUNT)
+def drawn(wiring: Wiring) -> UInt8[np.ndarray, "B S S 3"]:
+    """The first held-out layouts."""
     images = pipe()(
-        [case.layout for case in heldout_cases(rows.stop)[rows]], wiring=wiring, num_steps=20,
-        solver="dpmpp_2m", guidance_scale=4.0, output="numpy", seeds=range(rows.start, rows.stop),
+        [case.layout for case in heldout_cases(COUNT)], wiring=wiring, num_steps=20,
+        solver="dpmpp_2m", guidance_scale=4.0, output="numpy", seeds=range(COUNT),
     )  # fmt: skip
     return to_uint8(images, value_range="0..1")
 
@@ -92,7 +91,7 @@ def drawn(batch: int, wiring: Wiring) -> UInt8[np.ndarray, "B S S 3"]:
 def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring):
     """Closer than to the renders of other layouts, by mean absolute pixel difference."""
     truth = renders()[0][:COUNT]
-    made = drawn(0, wiring).astype(np.float32)
+    made = drawn(wiring).astype(np.float32)
     # distances[i, j]: between image i and render j
     distances = np.abs(made[:, None] - truth[None].astype(np.float32)).mean((2, 3, 4))
     own = np.diag(distances)
@@ -104,11 +103,11 @@ def test_images_are_closer_to_the_renders_of_their_own_layouts(wiring):
 
 def test_the_probe_finds_the_requested_objects_in_their_boxes():
     """Over 90 % on 1,000 layouts (benchmarks/records); the limit is looser for these few."""
-    cases, score = heldout_cases(2 * COUNT), probe_score(Probes.load())
+    cases, score = heldout_cases(COUNT), probe_score(Probes.load())
     shares = {}
     wirings: tuple[Wiring, ...] = ("sequential", "no_grounding")
     for wiring in wirings:
-        records = score(np.concatenate([drawn(batch, wiring) for batch in (0, 1)]), cases)
+        records = score(drawn(wiring), cases)
         right, asked = np.sum([record["box"] for record in records], axis=0)
         shares[wiring] = right / asked
     assert shares["sequential"] > 0.8 and shares["no_grounding"] < 0.3, shares

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from tests.processes import ROOT, finish
@@ -23,16 +24,29 @@ def outputs(path: Path) -> list[dict]:
     return [output for cell in cells(path) for output in cell.get("outputs", ())]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # Training and evaluation have tests of their own commands.
+        pytest.param(path, marks=pytest.mark.slow)
+        if path.stem in ("04_train_fusers", "05_evaluate")
+        else path
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_notebooks_run(path, start, tmp_path):
     for package in ("nbclient", "ipykernel"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install '.[test]'")
-    # As `make notebooks` runs them: compiled as for users, not as for tests.
+    # As `make notebooks` runs them, compiled as for users, not as for tests; but what one notebook
+    # compiles, the others find.
     code, errors = finish(
         start(
             [sys.executable, "examples/execute.py", str(path), "--into", str(tmp_path)],
             XLA_FLAGS="",
+            JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
         )
     )
     assert code == 0, errors

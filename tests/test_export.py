@@ -81,7 +81,14 @@ def test_a_text_image_folder_comes_back(folder):
     assert vision is not None and size[2:] == (vision.image_size,) * 2
 
 
-@pytest.mark.parametrize("kind", kinds.ALL)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("text_box", "text_image_inpaint", "keypoint", "sem")
+        else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in kinds.ALL
+    ],
+)  # fmt: skip
 def test_an_original_checkpoint_comes_back(folder, kind):
     """Names, dtypes and numbers as `torch.load` reads them; and converted again, the same model."""
     ours, back = kinds.converted(kind), folder / f"gligen-{kind}"

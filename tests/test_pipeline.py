@@ -113,6 +113,7 @@ def test_the_pipeline_equals_diffusers_at_partial_gamma_and_v_prediction():
     assert relative_error(ours, other) > 1e-3  # one more grounded step would be noticed
 
 
+@pytest.mark.slow
 def test_images_of_520_pixels_decode_as_in_diffusers():
     model, reference, _ = converted("small")
     x = start_noise(1, 65, 65)
@@ -184,7 +185,9 @@ def test_segments_are_bit_equal_to_the_whole_and_report_progress(pipe):
     assert steps == [(0, 1, done) for done in range(1, 11)]
 
 
-def test_gamma_0_equals_no_grounding_and_gamma_counts_whole_steps(pipe):
+def test_gamma_0_equals_no_grounding_and_gamma_counts_whole_steps(fusions_of_users):
+    pipe = Pipeline.from_model(tiny_model(**ONE_LEVEL))
+
     def run(**settings):
         return pipe([CAT], num_steps=10, output="latents", **settings)
 

@@ -60,7 +60,9 @@ def test_an_original_checkpoint_passes(tmp_path, tokenizer):
     check_passes(originals.INPAINT, tmp_path / "ours")
 
 
-@pytest.mark.parametrize("write", [originals.write_single_file, originals.write_diffusers_base])
+@pytest.mark.parametrize(
+    "write", [slow(originals.write_single_file), originals.write_diffusers_base]
+)
 def test_a_base_under_an_adapter_passes(tmp_path, write, tokenizer):
     base = write(tmp_path / "sd.safetensors")
     adapter = originals.write_adapter(tmp_path / "gligen.safetensors")
