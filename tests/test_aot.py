@@ -15,6 +15,7 @@ from reground_jax.bench.presets import preset_config
 from reground_jax.hardware import Hardware
 from reground_jax.networks.attention import attention_for
 from reground_jax.settings import Settings
+from tests.marks import slow
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the extra aot, is not installed"
@@ -80,7 +81,7 @@ def test_without_libtpu_the_way_out_is_named(monkeypatch):
 
 @needs_libtpu
 @pytest.mark.aot
-@pytest.mark.parametrize("mapper", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mapper", ["shard_map", slow("pmap")])
 def test_sampling_over_sixteen_chips_has_no_collective(mapper):
     hardware = Hardware(chips.tpu_devices("v5e:4x4"), "bfloat16", None, mapper)
     settings = Settings(solver="ddim", eta=0.5)

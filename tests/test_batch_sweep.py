@@ -14,6 +14,7 @@ from reground_jax.programs import Programs
 from reground_jax.settings import Settings
 from tests.batch_cases import files
 from tests.batch_stub import Stub
+from tests.marks import slow
 from tests.test_batch_overlap import generator
 
 GAMMAS = (0.0, 0.3, 1.0)
@@ -49,9 +50,7 @@ def made(layouts, out, sampler, facts) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.unit)
 
 
-@pytest.mark.parametrize(
-    "shards", ["imagefolder", pytest.param("webdataset", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("shards", ["imagefolder", slow("webdataset")])
 def test_gammas_made_together_are_the_bytes_of_gammas_made_alone(
     ten, tmp_path, tiny_model_dir, steps, shards
 ):

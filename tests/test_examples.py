@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.marks import slow
 from tests.processes import ROOT, finish
 
 EXAMPLES = ROOT / "examples"
@@ -26,13 +27,8 @@ def outputs(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        # Training and evaluation have tests of their own commands.
-        pytest.param(path, marks=pytest.mark.slow)
-        if path.stem in ("04_train_fusers", "05_evaluate")
-        else path
-        for path in NOTEBOOKS
-    ],
+    # Training and evaluation have tests of their own commands.
+    [slow(p) if p.stem in ("04_train_fusers", "05_evaluate") else p for p in NOTEBOOKS],
     ids=lambda path: path.stem,
 )
 def test_notebooks_run(path, start, tmp_path):

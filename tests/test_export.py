@@ -20,6 +20,7 @@ from reground_jax.pipeline import Pipeline
 from reground_jax.sampling.schedule import alphas_cumprod
 from reground_jax.storage.checkpoint import flatten
 from tests import kinds, originals, reference
+from tests.marks import some
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +83,8 @@ def test_a_text_image_folder_comes_back(folder):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [
-        kind if kind in ("text_box", "text_image_inpaint", "keypoint", "sem")
-        else pytest.param(kind, marks=pytest.mark.slow)
-        for kind in kinds.ALL
-    ],
-)  # fmt: skip
+    "kind", some(kinds.ALL, ("text_box", "text_image_inpaint", "keypoint", "sem"))
+)
 def test_an_original_checkpoint_comes_back(folder, kind):
     """Names, dtypes and numbers as `torch.load` reads them; and converted again, the same model."""
     ours, back = kinds.converted(kind), folder / f"gligen-{kind}"

@@ -27,6 +27,7 @@ from reground_jax.settings import Settings
 from tests import kinds
 from tests.fixtures import fixtures
 from tests.kinds import MAP_KINDS, layout, pictures
+from tests.marks import slow, some
 from tests.reference import relative_error
 from tests.test_original import (
     NAMES,
@@ -38,7 +39,6 @@ from tests.test_original import (
 )
 
 FAST = Settings(num_steps=3, gamma=0.7, guidance_scale=3.0)
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @functools.cache
@@ -47,11 +47,6 @@ def pipe(name: str, **options) -> Pipeline:
 
 
 # Against the original.
-
-
-def some(names, common) -> list:
-    """The names, of which those that are not common are slow."""
-    return [name if name in common else slow(name) for name in names]
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,10 @@ from reground_jax.convert.verification import TOLERANCE, verify
 from reground_jax.model import read_model, write_model
 from reground_jax.storage.checkpoint import flatten
 from tests import kinds, loras, originals, reference
+from tests.marks import slow, some
 
 NETWORKS = {"text_encoder", "unet", "vae"}
 IMAGES = {"image_encoder", "image_project"}  # of models grounded by reference images
-
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +96,7 @@ def test_a_result_of_lower_precision_passes(tmp_path, tiny):
 # "text_box" and "inpaint" are the text kind, tested above.
 @pytest.mark.parametrize(
     "kind",
-    [k if k in ("text_image", "canny") else slow(k) for k in kinds.ALL if k != "inpaint"],
+    some([k for k in kinds.ALL if k != "inpaint"], ("text_image", "canny")),
 )
 def test_every_kind_passes(kind):
     networks = NETWORKS | (IMAGES if kind.startswith("text_image") else set())
